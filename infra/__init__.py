@@ -1,0 +1,1 @@
+"""Where the house stands: clusters, stores, container images. Host and bucket names live only here."""

@@ -1,0 +1,1 @@
+"""Small real corpora that need no network: one embedded, one made from scikit-learn."""

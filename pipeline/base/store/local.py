@@ -1,0 +1,200 @@
+"""A folder as a store: temp file + fsync + rename, link(2) for create-only, a lock file for if-match."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.base.digests import sha256_hex
+from pipeline.base.errors import FailedError, StoreAccessError
+from pipeline.base.store.protocol import ObjectInfo, checked_key, checked_prefix
+
+_TEMPORARY = ".tmp-"  # prefix of files on their way in; never listed
+_FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO)
+
+
+class LocalStore:
+    """A store below the folder *root*, which is made when something is put."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def uri(self) -> str:
+        """``file:///absolute/path``."""
+        return self.root.as_uri()
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See :class:`~pipeline.base.store.protocol.Store`. Holds one folder's names at a time, not all."""
+        folder = checked_prefix(prefix).rpartition("/")[0]
+        with file_errors(self.uri):
+            for key in _walk(self.root, folder, prefix):
+                info = self.head(key)
+                if info is not None:
+                    yield info
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """See Store. The etag is made of inode, size and mtime: every put makes a new inode and mtime."""
+        try:
+            status = self._path(key).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _ours(error, self.uri) from error
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return ObjectInfo(key, status.st_size, f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}")
+
+    def read(self, key: str) -> bytes:
+        """See Store."""
+        with file_errors(self.uri, absent=key):
+            return self._path(key).read_bytes()
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """See Store."""
+        with file_errors(self.uri, absent=key), self._path(key).open("rb") as file:
+            file.seek(start)
+            return file.read(max(length, 0))
+
+    def put(self, key: str, data: bytes) -> None:
+        """See Store."""
+        with file_errors(self.uri), self._incoming(key) as temporary:
+            _write_synced(temporary, data)
+            os.replace(temporary, self._path(key))
+
+    def put_file(self, key: str, path: Path) -> None:
+        """See Store."""
+        with file_errors(self.uri), self._incoming(key) as temporary:
+            with path.open("rb") as source, temporary.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+                target.flush()
+                os.fsync(target.fileno())
+            _stamp(temporary)
+            os.replace(temporary, self._path(key))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """See Store. link(2) fails when the name is taken, so one of many racers wins."""
+        with file_errors(self.uri), self._incoming(key) as temporary:
+            _write_synced(temporary, data)
+            try:
+                os.link(temporary, self._path(key))
+            except FileExistsError:
+                return False
+            return True
+
+    def put_if_match(self, key: str, data: bytes, etag: str) -> bool:
+        """See Store."""
+        if self.head(key) is None:
+            return False
+        lock = self._path(key).with_name(f"{_TEMPORARY}lock-{sha256_hex(key.encode())[:16]}")
+        with file_errors(self.uri), lock.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            info = self.head(key)
+            if info is None or info.etag != etag:
+                return False
+            self.put(key, data)
+            return True
+
+    def fetch(self, key: str, path: Path) -> None:
+        """See Store."""
+        if self.head(key) is None:
+            raise FileNotFoundError(f"{self.uri}/{key}")
+        LocalStore(path.parent.absolute()).put_file(path.name, self._path(key))
+
+    def delete(self, key: str) -> None:
+        """See Store."""
+        if self.head(key) is not None:
+            with file_errors(self.uri):
+                self._path(key).unlink(missing_ok=True)
+
+    def local_path(self, key: str) -> Path | None:
+        """See Store: always the file itself."""
+        return self._path(key)
+
+    def check_writable(self) -> None:
+        """See Store. A folder that was made only for the probe is left in place, empty."""
+        name = f"{_TEMPORARY}probe-{uuid.uuid4().hex}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / name).write_bytes(b"")
+            (self.root / name).unlink()
+        except OSError as error:
+            raise StoreAccessError(
+                f"workspace {self.uri} cannot be written: {error.strerror}", "choose another --workspace"
+            ) from None
+
+    def _path(self, key: str) -> Path:
+        return self.root / checked_key(key)
+
+    @contextmanager
+    def _incoming(self, key: str) -> Iterator[Path]:
+        target = self._path(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(_TEMPORARY + uuid.uuid4().hex)
+        try:
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _walk(root: Path, folder: str, prefix: str) -> Iterator[str]:
+    """Keys below *folder* that start with *prefix*, in the order of the keys: "a.b" stands before "a/b"."""
+    try:
+        with os.scandir(root / folder) as entries:
+            names = sorted(f"{item.name}/" if item.is_dir(follow_symlinks=False) else item.name for item in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in names:
+        key = f"{folder}/{name}" if folder else name
+        if name.endswith("/"):
+            if key.startswith(prefix) or prefix.startswith(key):
+                yield from _walk(root, key[:-1], prefix)
+        elif key.startswith(prefix) and not name.startswith(_TEMPORARY):
+            yield key
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    _stamp(path)
+
+
+def _stamp(path: Path) -> None:
+    """Set the mtime from the fine clock: the kernel's own steps by milliseconds, and a freed inode is used again."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
+
+
+@contextmanager
+def file_errors(uri: str, absent: str = "") -> Iterator[None]:
+    """Turn the errors of a file system into ours, with the store's name.
+
+    With a key in *absent*, what is no regular file counts as missing, as it would in a bucket.
+    """
+    try:
+        yield
+    except (NotADirectoryError, IsADirectoryError) as error:
+        if absent:
+            raise FileNotFoundError(f"{uri}/{absent}") from None
+        raise _ours(error, uri) from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _ours(error, uri) from error
+
+
+def _ours(error: OSError, uri: str) -> Exception:
+    what = f"{uri}: {error.strerror or error}"
+    if error.errno in _FULL_OR_BROKEN:
+        return FailedError(what, "make room, then give the same command again")
+    return StoreAccessError(what, "check the path and its permissions")

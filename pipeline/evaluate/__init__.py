@@ -1,0 +1,17 @@
+"""Evaluation of every checkpoint: what is due is a pure function, Ray does the work, the ledger remembers.
+
+::
+
+    suite.py      what to judge on: tasks, and a list of evaluators with settings
+    due.py        checkpoints x suite -> evaluations, and which of them are not recorded yet (pure)
+    ledger.py     claims that expire, results that are create-only
+    subject.py    what is judged: the weights of a checkpoint, or raw pixels
+    features.py   features once per (weights, dataset), stored part by part, shared by every probe
+    probe/        linear, knn, fewshot: solvers over stored features
+    transfer/     fine-tuning, through the one training loop
+    inspect/      pictures of a network: filters, positions, predictions
+    metrics.py    top-1 and its interval
+    evaluators.py the table: name -> function
+    spread.py     a pool of Ray actors (the only module here that imports ray)
+    stage.py      the controller
+"""

@@ -1,0 +1,1 @@
+"""Pictures of a network, stored as arrays for the report to draw."""

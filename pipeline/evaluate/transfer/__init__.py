@@ -1,0 +1,1 @@
+"""Transfer: fine-tuning of the whole network on a task."""

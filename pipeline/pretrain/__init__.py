@@ -1,0 +1,10 @@
+"""The assembly of a pretraining from its recipe.
+
+::
+
+    recipe.py       PretrainRecipe, and which of its fields may change between attempts
+    objectives.py   losses
+    run.py          run.json: create-only, refused when the fingerprint differs
+    worker.py       what each rank does
+    stage.py        the stage: checks, launch, progress
+"""

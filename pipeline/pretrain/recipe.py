@@ -1,0 +1,81 @@
+"""A pretraining, whole. The defaults are those of ViT-S/16 on ImageNet-1k (arXiv 2205.01580) where it names them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.base.config import Config
+from pipeline.images.transform import EvaluationTransform
+from pipeline.models.config import ViTConfig, named
+from pipeline.stream.recipe import StreamRecipe
+from pipeline.train.recipe import EngineRecipe, OptimizerRecipe, ScheduleRecipe
+
+# What may change between attempts of one run (DESIGN.md, Run): how the work is spread, logged and saved.
+_FREE = {
+    "workers": True,
+    "resources": True,
+    "max_restarts": True,
+    "log_every": True,
+    "checkpoint_every": True,
+    "stream": {"workers", "check", "max_damaged"},
+    "engine": {"micro_batch_size"},
+}
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+
+class WorkerResources(Config):
+    """What one rank reserves on the cluster, and the threads it computes with."""
+
+    cpus: float = Field(1, gt=0)
+    gpus: float = Field(0, ge=0)
+    threads: int = Field(1, gt=0, description="OpenMP threads of a rank; more than its cores only costs time")
+
+
+class PretrainRecipe(Config):
+    """One run: named by its user, resumed when the same recipe is given again."""
+
+    run: str = Field(pattern=NAME_PATTERN, description="name of the run")
+    dataset: str = Field(pattern=NAME_PATTERN, description="name of the dataset in the workspace")
+    seed: int = Field(0, ge=0)
+    steps: int = Field(gt=0, description="updates")
+    model: ViTConfig = Field(description="num_classes comes from the dataset; 'name: S/16' fills in a named size")
+    objective: Literal["softmax"] = "softmax"
+    stream: StreamRecipe = StreamRecipe()
+    transform: EvaluationTransform = EvaluationTransform()
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    schedule: ScheduleRecipe = ScheduleRecipe()
+    engine: EngineRecipe = EngineRecipe()
+    workers: int = Field(2, gt=0, description="ranks")
+    resources: WorkerResources = WorkerResources()
+    max_restarts: int = Field(3, ge=0, description="of all ranks, when one of them dies")
+    checkpoint_every: int = Field(1000, gt=0, description="steps; the last step is always saved")
+    log_every: int = Field(10, gt=0, description="steps")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _expand_name(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "name" in value:
+            changes = {key: item for key, item in value.items() if key != "name"}
+            return named(str(value["name"]), **changes)
+        return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        sizes = {
+            "model.image_size": self.model.image_size,
+            "stream.augment.size": self.stream.augment.size,
+            "transform.size": self.transform.size,
+        }
+        if len(set(sizes.values())) > 1:
+            raise ValueError("these must be equal: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
+        if self.schedule.warmup_steps > self.steps:
+            raise ValueError(f"schedule.warmup_steps {self.schedule.warmup_steps} is more than steps {self.steps}")
+        return self
+
+    def fingerprinted(self, dataset_digest: str) -> dict[str, Any]:
+        """What an attempt must share with the first one."""
+        fixed = self.model_dump(mode="json", exclude=_FREE)  # type: ignore[arg-type]
+        return fixed | {"dataset_digest": dataset_digest}

@@ -1,0 +1,108 @@
+"""Dataset card, shard entries and the per-shard index; and where they stand in a workspace.
+
+A dataset exists if and only if its card, ``datasets/<name>/dataset.json``, is there. The card is written last.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from pipeline.base.digests import fingerprint
+from pipeline.base.errors import InputError
+from pipeline.base.store.protocol import Store
+from pipeline.records.record import Record, read_record
+
+CARD = "dataset.json"
+SHARDS_TABLE = "shards.parquet"
+REJECTS_TABLE = "rejects.parquet"
+
+# One row per sample of a shard, in the order of the tar. Offsets are of the members' data, in bytes from the start.
+INDEX_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("labels", pa.list_(pa.int32())),
+        ("image_offset", pa.int64()),
+        ("image_bytes", pa.int64()),
+        ("label_offset", pa.int64()),
+        ("label_bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("format", pa.string()),
+        ("origin", pa.string()),
+    ]
+)
+
+
+class ShardEntry(Record):
+    """One shard as the card's table names it. ``sha256`` is of the tar, ``index_sha256`` of its index file."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+    num_samples: int
+    index_sha256: str
+
+
+SHARDS_SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("num_bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("num_samples", pa.int64()),
+        ("index_sha256", pa.string()),
+    ]
+)
+
+
+class DatasetStatistics(Record):
+    """Counts over the written samples. ``label_counts`` has one entry per class."""
+
+    label_counts: tuple[int, ...]
+    formats: dict[str, int]
+    width_min: int
+    width_max: int
+    height_min: int
+    height_max: int
+
+
+class DatasetCard(Record):
+    """What a dataset is. Holds no time, host, absolute URI or attempt: same input and recipe, same bytes."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    class_names: tuple[str, ...]
+    num_input: int
+    num_samples: int
+    num_rejected: int
+    num_duplicates: int
+    num_bytes: int
+    num_shards: int
+    statistics: DatasetStatistics
+    recipe: dict[str, Any]
+    listing_digest: str
+    fingerprint: str
+    tables: dict[str, str]
+    digest: str
+
+
+def dataset_digest(shard_digests: list[str]) -> str:
+    """The digest of a dataset: over the digests of its shards, in their order."""
+    return fingerprint(shard_digests)
+
+
+def dataset_prefix(name: str) -> str:
+    """Where dataset *name* stands in a workspace."""
+    return f"datasets/{name}"
+
+
+def read_dataset_card(workspace: Store, name: str) -> DatasetCard:
+    """The card of dataset *name*. Raises InputError when there is no such dataset."""
+    try:
+        return read_record(DatasetCard, workspace, f"{dataset_prefix(name)}/{CARD}")
+    except FileNotFoundError:
+        raise InputError(
+            f"no dataset {name!r} in {workspace.uri}", "shard one with: vitpipe shard SOURCE --workspace ... --name ..."
+        ) from None

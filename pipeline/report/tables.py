@@ -1,0 +1,172 @@
+"""Scores as tables: the mean over seeds, one table per task, and how a cell stands against its baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, Literal
+
+from pipeline.base.digests import canonical_json, differing_fields
+from pipeline.records.score import EvaluationKey, Metric
+from pipeline.report.artefacts import INSPECT
+from pipeline.report.scores import Joined
+from pipeline.report.words import EVALUATOR_NAMES, interval, is_share, number
+
+Standing = Literal["clear", "above", "below", "alone"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value of a table: the mean over *seeds* of value, low and high."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    num_samples: int
+    values: tuple[float, ...]
+
+    @property
+    def text(self) -> str:
+        """``84.2 % [82.5, 85.8]``."""
+        return f"{number(self.metric, self.value)} {interval(self.metric, self.low, self.high)}"
+
+    def overlaps(self, other: Cell) -> bool:
+        """True when the two intervals have a point in common."""
+        return self.low <= other.high and other.low <= self.high
+
+
+@dataclass(frozen=True)
+class Row:
+    """One evaluator with one metric and one choice of settings on one task."""
+
+    task: str
+    evaluator: str
+    metric: str
+    label: str
+    pixels: Cell | None = None
+    untrained: Cell | None = None
+    steps: dict[int, Cell] = field(default_factory=dict)
+
+    @property
+    def baselines(self) -> tuple[Cell, ...]:
+        """The baselines that are there."""
+        return tuple(cell for cell in (self.pixels, self.untrained) if cell is not None)
+
+    def standing(self, cell: Cell) -> Standing:
+        """How a checkpoint's *cell* stands against every baseline of this row."""
+        if not self.baselines or not is_share(self.metric):
+            return "alone"
+        if any(cell.value <= rival.value for rival in self.baselines):
+            return "below"
+        return "above" if any(cell.overlaps(rival) for rival in self.baselines) else "clear"
+
+
+@dataclass(frozen=True)
+class TaskTable:
+    """All rows of one task."""
+
+    task: str
+    rows: tuple[Row, ...]
+
+
+Variant = tuple[str, str, str]  # task, evaluator, all else but the seed and the weights: one row, unless by metric
+
+
+def task_tables(joined: Iterable[Joined]) -> tuple[TaskTable, ...]:
+    """One table per task, its rows in a fixed order. Seeds are averaged only where all else is equal."""
+    scored = [item for item in joined if item.result.key.evaluator != INSPECT]
+    groups: dict[Variant, list[Joined]] = {}
+    for item in scored:
+        if item.baseline != "pixels":
+            groups.setdefault(_variant(item.result.key), []).append(item)
+    pixels = [item for item in scored if item.baseline == "pixels"]
+    rows = [row for variant in sorted(groups) for row in _rows(groups[variant], pixels, _label(variant, groups))]
+    order = {name: place for place, name in enumerate(EVALUATOR_NAMES)}
+    rows.sort(key=lambda row: (row.task, order.get(row.evaluator, len(order)), row.evaluator, row.label, row.metric))
+    tasks = sorted({row.task for row in rows})
+    return tuple(TaskTable(task, tuple(row for row in rows if row.task == task)) for task in tasks)
+
+
+def _rows(own: list[Joined], pixels: list[Joined], label: str) -> Iterable[Row]:
+    key = own[0].result.key
+    rivals = _pixels_of(key, pixels)
+    steps = sorted({item.step for item in own if item.step})
+    for metric in sorted({metric.name for item in own for metric in item.result.metrics}):
+        cells = {step: _cell(metric, [item for item in own if item.step == step]) for step in steps}
+        yield Row(
+            task=key.task,
+            evaluator=key.evaluator,
+            metric=metric,
+            label=label if metric == "top1" else f"{label} · {metric}",
+            pixels=_cell(metric, rivals),
+            untrained=_cell(metric, [item for item in own if item.step == 0]),
+            steps={step: cell for step, cell in cells.items() if cell is not None},
+        )
+
+
+def _pixels_of(key: EvaluationKey, pixels: list[Joined]) -> list[Joined]:
+    """The pixels results to hold against *key*: same data; same settings where there are such, else the strongest."""
+    groups: dict[Variant, list[Joined]] = {}
+    for item in pixels:
+        theirs = item.result.key
+        if (theirs.evaluator, theirs.task, theirs.dataset_digests) == (key.evaluator, key.task, key.dataset_digests):
+            groups.setdefault(_variant(theirs), []).append(item)
+    same = {
+        variant: items
+        for variant, items in groups.items()
+        if items[0].result.key.settings == key.settings and items[0].result.key.protocol_version == key.protocol_version
+    }
+    candidates = sorted((same or groups).items())
+    return max((items for _, items in candidates), key=_strength, default=[])
+
+
+def _strength(items: list[Joined]) -> float:
+    return fmean(item.result.metrics[0].value if item.result.metrics else 0.0 for item in items)
+
+
+def _cell(metric: str, items: list[Joined]) -> Cell | None:
+    found: list[tuple[Metric, Joined]] = [
+        (measured, item) for item in items for measured in item.result.metrics if measured.name == metric
+    ]
+    if not found:
+        return None
+    found.sort(key=lambda pair: (pair[1].result.key.seed, pair[1].result.id))
+    measured = [pair[0] for pair in found]
+    return Cell(
+        metric=metric,
+        value=fmean(one.value for one in measured),
+        low=fmean(one.low for one in measured),
+        high=fmean(one.high for one in measured),
+        num_samples=found[0][1].result.num_samples,
+        values=tuple(one.value for one in measured),
+    )
+
+
+def _variant(key: EvaluationKey) -> Variant:
+    return key.task, key.evaluator, canonical_json(_rest(key))
+
+
+def _rest(key: EvaluationKey) -> dict[str, Any]:
+    return key.model_dump(mode="json", exclude={"weights_digest", "seed", "task", "evaluator"})
+
+
+def _label(variant: Variant, groups: dict[Variant, list[Joined]]) -> str:
+    """The evaluator's name; where the task has it with several settings, also in what this one differs."""
+    key = groups[variant][0].result.key
+    shots = key.settings.get("shots") if key.evaluator == "fewshot" else None
+    name = f"{shots}-shot" if shots is not None else EVALUATOR_NAMES.get(key.evaluator, key.evaluator)
+    siblings = [_rest(items[0].result.key) for other, items in sorted(groups.items()) if other[:2] == variant[:2]]
+    mine = _rest(key)
+    fields = sorted({line.partition(":")[0] for other in siblings for line in differing_fields(mine, other)})
+    shown = [f"{path.rpartition('.')[2]}={_value_at(mine, path)}" for path in fields if path != "settings.shots"]
+    return f"{name} · {', '.join(shown)}" if shown else name
+
+
+def _value_at(tree: Any, path: str) -> str:
+    for part in path.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    if isinstance(tree, list):
+        return "/".join(str(item)[:8] for item in tree)
+    return str(tree)
