@@ -32,7 +32,7 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep=deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         names = [key.value for key, _ in node.value]
         twice = sorted({name for name in names if names.count(name) > 1}, key=str)
         if twice:
@@ -55,7 +55,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     if len(text) > MAX_RECIPE_BYTES:
         raise RecipeError([f"larger than {MAX_RECIPE_BYTES} bytes; this is not a recipe"], source)
     try:
-        value = _read_value(text)
+        value: Any = _read_value(text)
     except yaml.YAMLError as error:
         raise RecipeError([f"not valid YAML: {' '.join(str(error).split())}"], source) from None
     if not isinstance(value, dict):

@@ -30,7 +30,7 @@ def subjects_of(entry: SuiteEntry, checkpoints: list[Subject], baselines: bool) 
     """What an entry judges: checkpoints by step (step 0 is the untrained network), and the baselines."""
     trained = [subject for subject in checkpoints if subject.step]
     untrained = [subject for subject in checkpoints if subject.step == 0]
-    chosen = trained[-1:] if entry.on == "last" else trained
+    chosen = trained[-1:] if entry.checkpoints == "last" else trained
     if not baselines or entry.evaluator == "inspect":
         return chosen or untrained
     pixels = []

@@ -76,7 +76,7 @@ class SuiteEntry(Config):
 
     evaluator: EvaluatorName
     tasks: tuple[str, ...] = Field(min_length=1)
-    on: Literal["every", "last"] = "every"
+    checkpoints: Literal["every", "last"] = "every"
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     settings: dict[str, Any] = {}
 

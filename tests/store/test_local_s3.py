@@ -103,6 +103,8 @@ def servers_on(port: int) -> list[int]:
 def test_a_killed_parent_leaves_no_server(tmp_path: Path) -> None:
     process, variables = foreground(tmp_path)
     [server] = servers_on(int(variables["AWS_ENDPOINT_URL"].rpartition(":")[2]))
+    words = Path(f"/proc/{server}/cmdline").read_text().split("\0")
+    ports = dict(word[1:].split(".port.grpc=") for word in words if ".port.grpc=" in word)
     watch = os.pidfd_open(server)
     process.kill()
     process.communicate()
@@ -110,6 +112,8 @@ def test_a_killed_parent_leaves_no_server(tmp_path: Path) -> None:
         assert select.select([watch], [], [], 10)[0], "the server outlived its parent"
     finally:
         os.close(watch)
+        for service, port in ports.items():  # a killed weed leaves them
+            Path(f"/tmp/seaweedfs-{service}-grpc-{port}.sock").unlink(missing_ok=True)
 
 
 def test_a_server_that_does_not_come_up_is_stopped_and_told(tmp_path: Path) -> None:
@@ -133,7 +137,7 @@ def test_a_missing_wheel_says_what_to_install(monkeypatch: pytest.MonkeyPatch, t
     def missing(name: str) -> None:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(local_s3.metadata, "files", missing)
+    monkeypatch.setattr(metadata, "files", missing)
     with pytest.raises(LocalS3Unavailable, match=r"pip install 'vitpipe\[test\]'"):
         LocalS3(tmp_path).start()
 

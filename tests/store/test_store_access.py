@@ -167,5 +167,5 @@ def test_a_folder_that_cannot_be_read_is_an_error_not_an_empty_listing(
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return scan(path)
 
-    monkeypatch.setattr(local_module.os, "scandir", denied)
+    monkeypatch.setattr(os, "scandir", denied)
     assert "Permission denied" in str(told(lambda: list(store.list())))

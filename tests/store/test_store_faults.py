@@ -141,7 +141,7 @@ def broken_bodies() -> list[Exception]:
     return [
         aws.ResponseStreamingError(error="connection reset"),
         aws.IncompleteReadError(actual_bytes=1, expected_bytes=7),
-        aws.ReadTimeoutError(endpoint_url=None),
+        aws.ReadTimeoutError(endpoint_url="http://127.0.0.1"),
     ]
 
 

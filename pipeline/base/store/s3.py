@@ -182,6 +182,15 @@ class S3Store:
         """See Store: there is none."""
         return None
 
+    def create_bucket(self) -> None:
+        """Create the bucket; nothing happens when it is there and ours."""
+        try:
+            with self._told():
+                self._client.create_bucket(Bucket=self.bucket)
+        except FailedError:
+            if not self._has_bucket():
+                raise
+
     def check_writable(self) -> None:
         """See Store."""
         key = f".vitpipe-probe-{uuid.uuid4().hex}"

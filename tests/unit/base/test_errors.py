@@ -27,7 +27,7 @@ def tree(kind: type[VitpipeError] = VitpipeError) -> Iterator[type[VitpipeError]
 
 def made(kind: type[VitpipeError]) -> VitpipeError:
     """An error of *kind*."""
-    return kind(["first", "second"], "r.yaml") if kind is RecipeError else kind("what", "way out")  # type: ignore
+    return kind(["first", "second"], "r.yaml") if kind is RecipeError else kind("what", "way out")
 
 
 @pytest.mark.parametrize("kind", list(tree()), ids=lambda kind: kind.__name__)

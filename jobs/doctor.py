@@ -1,0 +1,75 @@
+"""``vitpipe doctor``: is this machine, or this workspace, fit for the work?"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+
+from pipeline.base.errors import VitpipeError
+from pipeline.base.quantities import format_bytes
+from pipeline.base.store import Stores, open_store
+
+# Floors for safety: torch.load and Pillow bugs fixed there, token authentication in Ray.
+_FLOORS = {"torch": (2, 10), "pillow": (12, 3), "ray": (2, 60), "deepspeed": (0, 19), "webdataset": (1, 0)}
+_MIN_DISK_BYTES = 2_000_000_000
+
+Check = tuple[str, bool, str]  # what, fine, detail
+
+
+def doctor(workspace: str | None, stores: Stores) -> list[Check]:
+    """Every check with its result; none of them starts anything."""
+    checks = [_python(), *(_package(name, floor) for name, floor in _FLOORS.items())]
+    checks += [_compiler(), _memory(), _disk(), _threads()]
+    if workspace:
+        checks.append(_told("workspace", lambda: _workspace(workspace, stores)))
+    return checks
+
+
+def _python() -> Check:
+    return "python", sys.version_info >= (3, 11), sys.version.split()[0]
+
+
+def _package(name: str, floor: tuple[int, int]) -> Check:
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return name, False, "not installed"
+    digits = version.split("+")[0].split(".")
+    fine = tuple(int(part) for part in digits[:2]) >= floor
+    return name, fine, version + ("" if fine else f", needs {floor[0]}.{floor[1]}")
+
+
+def _compiler() -> Check:
+    found = shutil.which("g++")
+    return "g++", found is not None, found or "not found: DeepSpeed compiles a small operator at first use"
+
+
+def _memory() -> Check:
+    num_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return "free memory", num_bytes > _MIN_DISK_BYTES, format_bytes(num_bytes)
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    return "free disk for temporary files", free > _MIN_DISK_BYTES, f"{format_bytes(free)} in {tempfile.gettempdir()}"
+
+
+def _threads() -> Check:
+    return "cores", True, str(os.cpu_count())
+
+
+def _workspace(uri: str, stores: Stores) -> str:
+    store = open_store(uri, stores)
+    store.check_writable()
+    return f"{store.uri} can be written"
+
+
+def _told(what: str, check: Callable[[], str]) -> Check:
+    try:
+        return what, True, check()
+    except VitpipeError as error:
+        return what, False, str(error)

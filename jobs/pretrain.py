@@ -1,0 +1,39 @@
+"""``vitpipe pretrain``: train the run of a recipe, or go on with it."""
+
+from __future__ import annotations
+
+from jobs.cluster import connected, require_cpus
+from jobs.code_version import code_version
+from jobs.recipe import ChainRecipe
+from pipeline.base.progress import Progress
+from pipeline.base.store import open_store
+from pipeline.pretrain.recipe import PretrainRecipe
+from pipeline.pretrain.run import check_recipe, open_run
+from pipeline.records.dataset import read_dataset_card
+
+
+def pretrain(chain: ChainRecipe, recipe: PretrainRecipe, progress: Progress, address: str | None, debug: bool) -> list[int]:
+    """Check, connect, train; the steps that have a checkpoint."""
+    workspace = open_store(chain.workspace, chain.stores)
+    card = read_dataset_card(workspace, recipe.dataset)
+    check_recipe(recipe, card)
+    workspace.check_writable()
+    open_run(workspace, recipe, card, code_version())
+    with connected(address, debug):
+        return pretrain_connected(chain, recipe, progress)
+
+
+def pretrain_connected(chain: ChainRecipe, recipe: PretrainRecipe, progress: Progress) -> list[int]:
+    """Train on the cluster that ray is connected to."""
+    # Imported here: it brings ray and DeepSpeed along, which a refused recipe does without.
+    from pipeline.pretrain.stage import pretrain as pretrain_stage  # noqa: PLC0415
+
+    require_cpus("pretrain", recipe.workers * recipe.resources.cpus)
+    workspace = open_store(chain.workspace, chain.stores)
+    return pretrain_stage(workspace, chain.stores, recipe, code_version=code_version(), progress=progress)
+
+
+if __name__ == "__main__":
+    from jobs.cli import main
+
+    main(["pretrain"])

@@ -1,0 +1,69 @@
+"""The recipe of the chain: one YAML file with a section per stage. A stage's command reads its own section."""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.base.config import Config, apply_overrides, build, read_yaml
+from pipeline.base.errors import RecipeError
+from pipeline.base.store import Stores, normalise_uri
+from pipeline.evaluate.suite import EvaluateRecipe
+from pipeline.pretrain.recipe import NAME_PATTERN, PretrainRecipe
+from pipeline.shard.recipe import ShardRecipe
+
+
+class ShardStage(ShardRecipe):
+    """One dataset to make: its source, its name, and how it is sharded."""
+
+    source: str = Field(description="folder, parquet file or folder, s3:// prefix, or embedded://NAME/SPLIT")
+    name: str = Field(pattern=NAME_PATTERN)
+
+
+class ChainRecipe(Config):
+    """Everything from images to the page. Sections that a command does not need may be left out."""
+
+    workspace: str = Field(description="URI of the workspace: a folder or s3://bucket/prefix")
+    stores: Stores = Field({}, description="settings per bucket: endpoint, region, profile, anonymous, requester_pays")
+    shard: tuple[ShardStage, ...] = ()
+    pretrain: PretrainRecipe | None = None
+    evaluate: EvaluateRecipe | None = None
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [stage.name for stage in self.shard]
+        if len(set(names)) != len(names):
+            raise ValueError("two datasets of shard have the same name")
+        return self
+
+
+def load_chain(path: str, overrides: list[str], changes: dict[str, Any] | None = None) -> ChainRecipe:
+    """Read a recipe file, or one that ships with vitpipe by its name, with overrides applied.
+
+    *changes* are top-level values given as options; they win over the file. The workspace becomes absolute.
+    """
+    tree = read_yaml(resolve_recipe(path)) | (changes or {})
+    recipe = build(ChainRecipe, apply_overrides(tree, overrides), path)
+    return recipe.model_copy(update={"workspace": normalise_uri(recipe.workspace)})
+
+
+def resolve_recipe(name: str) -> Path:
+    """The file called *name*: a path, or a recipe that ships with vitpipe. Raises RecipeError."""
+    path = Path(name)
+    if path.exists():
+        return path
+    shipped = Path(str(importlib.resources.files("jobs") / "recipes"))
+    known = sorted(item.stem for item in shipped.glob("*.yaml"))
+    if name in known:
+        return shipped / f"{name}.yaml"
+    raise RecipeError([f"there is no such file; recipes that ship with vitpipe: {', '.join(known)}"], name)
+
+
+def require(section: Any, name: str, source: str) -> Any:
+    """*section*, or RecipeError when the recipe has none."""
+    if not section:
+        raise RecipeError([f"section '{name}' is missing, and this command needs it"], source)
+    return section

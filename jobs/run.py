@@ -1,0 +1,83 @@
+"""``vitpipe run``: the whole chain of a recipe. Also ``python -m jobs.run recipe.yaml``, under ``ray job submit``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs.cluster import connected
+from jobs.evaluate import evaluate_connected
+from jobs.pretrain import pretrain_connected
+from jobs.recipe import ChainRecipe, require
+from jobs.report import report
+from jobs.shard import list_sources, shard_connected
+from pipeline.base.errors import MismatchError
+from pipeline.base.progress import Progress
+from pipeline.base.store import open_store
+from pipeline.records.dataset import read_dataset_card
+from pipeline.records.run import run_prefix
+
+
+class Stopwatch:
+    """Wall time of each stage, kept beside the run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Time what happens inside as *stage*."""
+        started = time.monotonic()
+        yield
+        self.seconds[stage] = round(time.monotonic() - started, 3)
+
+
+def run(
+    chain: ChainRecipe, source: str, progress: Progress, address: str | None, debug: bool, out: Path | None
+) -> dict[str, Any]:
+    """shard, pretrain, evaluate, report; the report's summary. *source* is the recipe's name, for errors."""
+    recipe = require(chain.pretrain, "pretrain", source)
+    suite = require(chain.evaluate, "evaluate", source)
+    workspace = open_store(chain.workspace, chain.stores)
+    watch = Stopwatch()
+    with watch.measure("list"):
+        corpora = list_sources(chain)
+    _check_before_start(chain)
+    with ExitStack() as stack:
+        with watch.measure("ray"):
+            stack.enter_context(connected(address, debug))
+        with watch.measure("shard"):
+            shard_connected(chain, corpora, progress)
+        with watch.measure("pretrain"):
+            pretrain_connected(chain, recipe, progress)
+        with watch.measure("evaluate"):
+            evaluate_connected(chain, recipe.run, suite, progress)
+    workspace.put(f"{run_prefix(recipe.run)}/seconds.json", (json.dumps(watch.seconds, indent=2) + "\n").encode())
+    return report(chain, recipe.run, progress, out)
+
+
+def _check_before_start(chain: ChainRecipe) -> None:
+    """What a second run of the same name can already know: whether the stored run was made from this recipe."""
+    workspace = open_store(chain.workspace, chain.stores)
+    recipe = chain.pretrain
+    if recipe is None or workspace.head(f"{run_prefix(recipe.run)}/run.json") is None:
+        return
+    # Imported here: it brings torch along, which a first run's checks do without.
+    from jobs.code_version import code_version  # noqa: PLC0415
+    from pipeline.pretrain.run import open_run  # noqa: PLC0415
+
+    try:
+        card = read_dataset_card(workspace, recipe.dataset)
+    except FileNotFoundError as error:
+        raise MismatchError(f"run {recipe.run!r} exists, but its dataset is gone") from error
+    open_run(workspace, recipe, card, code_version())
+
+
+if __name__ == "__main__":
+    from jobs.cli import main
+
+    main(["run"])

@@ -1,0 +1,90 @@
+"""``vitpipe status``: what a workspace holds, and how far each thing is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from jobs.verify import dataset_names
+from pipeline.base.quantities import format_bytes
+from pipeline.base.store import Store
+from pipeline.records.dataset import read_dataset_card
+from pipeline.records.run import list_checkpoint_cards, read_run_card
+
+
+def status(workspace: Store) -> dict[str, Any]:
+    """Datasets, runs, evaluations and reports, as plain values."""
+    keys = [info.key for info in workspace.list()]
+    return {
+        "workspace": workspace.uri,
+        "datasets": [_dataset(workspace, name) for name in dataset_names(workspace)],
+        "runs": [_run(workspace, name) for name in _names(keys, "runs/", "/run.json")],
+        "evaluations": _evaluations(workspace, keys),
+        "reports": [f"{workspace.uri}/reports/{name}/report.html" for name in _names(keys, "reports/", "/summary.json")],
+    }
+
+
+def _names(keys: list[str], prefix: str, suffix: str) -> list[str]:
+    return sorted(key[len(prefix) : -len(suffix)] for key in keys if key.startswith(prefix) and key.endswith(suffix))
+
+
+def _dataset(workspace: Store, name: str) -> dict[str, Any]:
+    card = read_dataset_card(workspace, name)
+    return {
+        "name": name,
+        "samples": card.num_samples,
+        "rejected": card.num_rejected,
+        "classes": len(card.class_names),
+        "shards": card.num_shards,
+        "bytes": card.num_bytes,
+        "digest": card.digest,
+    }
+
+
+def _run(workspace: Store, name: str) -> dict[str, Any]:
+    run = read_run_card(workspace, name)
+    steps = [card.step for card in list_checkpoint_cards(workspace, name)]
+    total = int(run.recipe["steps"])
+    state = "complete" if total in steps else f"at step {steps[-1]}" if steps else "no checkpoint yet"
+    return {"name": name, "dataset": run.dataset_name, "steps": total, "checkpoints": steps, "state": state}
+
+
+def _evaluations(workspace: Store, keys: list[str]) -> dict[str, Any]:
+    """Counts, and the reason of each evaluation that failed and has no result since."""
+    ids = {key.split("/")[1] for key in keys if key.startswith("evaluations/")}
+    done = {key.split("/")[1] for key in keys if key.startswith("evaluations/") and key.endswith("/result.json")}
+    failed = {}
+    for key in sorted(keys):
+        parts = key.split("/")
+        if parts[0] == "evaluations" and parts[-1].startswith("failure-") and parts[1] not in done:
+            failed[parts[1]] = json.loads(workspace.read(key))["reason"]
+    return {"recorded": len(done), "claimed": len(ids - done - set(failed)), "failed": failed}
+
+
+def describe(found: dict[str, Any]) -> list[tuple[str, list[str], list[tuple[str, ...]]]]:
+    """The status as tables: (title, columns, rows)."""
+    datasets = [
+        (d["name"], f"{d['samples']:,}", str(d["rejected"]), str(d["classes"]), str(d["shards"]), format_bytes(d["bytes"]))
+        for d in found["datasets"]
+    ]
+    runs = [
+        (r["name"], r["dataset"], str(r["steps"]), ", ".join(map(str, r["checkpoints"])) or "-", r["state"])
+        for r in found["runs"]
+    ]
+    evaluations = found["evaluations"]
+    counts = [(str(evaluations["recorded"]), str(evaluations["claimed"]), str(len(evaluations["failed"])))]
+    tables: list[tuple[str, list[str], list[tuple[str, ...]]]] = [
+        ("Datasets", ["name", "samples", "rejected", "classes", "shards", "size"], datasets),
+        ("Runs", ["name", "dataset", "steps", "checkpoints", "state"], runs),
+        ("Evaluations", ["recorded", "claimed", "failed"], counts),
+    ]
+    if evaluations["failed"]:
+        failed = [(identifier[:12], reason) for identifier, reason in evaluations["failed"].items()]
+        tables.append(("Failed evaluations", ["id", "reason"], failed))
+    return tables
+
+
+if __name__ == "__main__":
+    from jobs.cli import main
+
+    main(["status"])
