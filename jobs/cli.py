@@ -37,7 +37,8 @@ The chain: **shard** a corpus into WebDataset tars, **pretrain** on them, **eval
 Everything lives in a *workspace*, a folder or an s3://bucket/prefix; give a command again and it goes on where it
 stopped.
 
-Exit codes: 0 done · 1 failed during the work · 2 refused before it (usage, recipe, input) · 3 interrupted, resumable.""",
+Exit codes: 0 done · 1 failed during the work · 2 refused before it (usage, recipe, input) · 3 interrupted,
+resumable.""",
 )
 
 Recipe = Annotated[str, typer.Argument(help="recipe file, or the name of one that ships with vitpipe (tiny)")]
@@ -52,9 +53,7 @@ Address = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout; logs and progress go to stderr")]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks and the logs of Ray")]
-Endpoint = Annotated[
-    str | None, typer.Option(help="S3 endpoint of the workspace's bucket; default: AWS_ENDPOINT_URL")
-]
+Endpoint = Annotated[str | None, typer.Option(help="S3 endpoint of the workspace's bucket; default: AWS_ENDPOINT_URL")]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -135,7 +134,7 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """The whole chain on embedded images: 10,000 of Fashion-MNIST, judged on them and on handwritten digits."""
-    from jobs.demo import demo as run_demo  # noqa: PLC0415 - `--help` does without the imports
+    from jobs.demo import demo as run_demo
 
     if store not in ("local", "s3"):
         raise InputError(f"--store {store}: there are local and s3")
@@ -161,7 +160,7 @@ def shard(
 
     `vitpipe shard photos/ --workspace ws --name photos seed=1 max_samples=5000`
     """
-    from jobs.shard import as_result  # noqa: PLC0415 - `--help` does without the imports
+    from jobs.shard import as_result
     from jobs.shard import shard as run_shard
 
     if source.endswith((".yaml", ".yml")):
@@ -187,13 +186,15 @@ def verify(
     names: Annotated[list[str] | None, typer.Argument(help="datasets; default: all of the workspace")] = None,
     workspace: Workspace = None,
     fast: Annotated[bool, typer.Option("--fast", help="cards, tables and sizes only")] = False,
-    full: Annotated[bool, typer.Option("--full", help="also decode every sample, and read with stock webdataset")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="also decode every sample, and read with stock webdataset")
+    ] = False,
     endpoint: Endpoint = None,
     as_json: Json = False,
-    debug: Debug = False,  # noqa: ARG001 - read by main()
+    debug: Debug = False,
 ) -> None:
     """Compare datasets with their cards: every byte by default. Names what is damaged, and exits 1."""
-    from jobs.verify import verify as run_verify  # noqa: PLC0415 - `--help` does without the imports
+    from jobs.verify import verify as run_verify
 
     depth: Literal["fast", "bytes", "full"] = "full" if full else "fast" if fast else "bytes"
     uri, stores = _needed(workspace), _stores(workspace, endpoint)
@@ -218,7 +219,7 @@ def pretrain(
     debug: Debug = False,
 ) -> None:
     """Pretrain the run of a recipe, or go on with it from its newest checkpoint."""
-    from jobs.pretrain import pretrain as run_pretrain  # noqa: PLC0415 - `--help` does without the imports
+    from jobs.pretrain import pretrain as run_pretrain
 
     named = [f"pretrain.run={run_name}"] if run_name else []
     named += [f"pretrain.dataset={dataset}"] if dataset else []
@@ -226,7 +227,9 @@ def pretrain(
     section = require(chain.pretrain, "pretrain", recipe)
     steps = run_pretrain(chain, section, make_progress(), address, debug)
     result = {"workspace": chain.workspace, "run": section.run, "checkpoints": steps}
-    _finish(as_json, result, lambda: print_text(f"run {section.run}: checkpoints of steps {', '.join(map(str, steps))}"))
+    _finish(
+        as_json, result, lambda: print_text(f"run {section.run}: checkpoints of steps {', '.join(map(str, steps))}")
+    )
 
 
 @app.command()
@@ -245,7 +248,7 @@ def evaluate(
 
     `vitpipe evaluate recipe.yaml`, or `vitpipe evaluate RUN -w ws --train birds-train --test birds-test`
     """
-    from jobs.evaluate import default_suite  # noqa: PLC0415 - `--help` does without the imports
+    from jobs.evaluate import default_suite
     from jobs.evaluate import evaluate as run_evaluate
 
     if train or test:
@@ -272,10 +275,10 @@ def report(
     out: Annotated[Path | None, typer.Option(help="folder to copy page, scores and summary to")] = None,
     endpoint: Endpoint = None,
     as_json: Json = False,
-    debug: Debug = False,  # noqa: ARG001 - read by main()
+    debug: Debug = False,
 ) -> None:
     """Render the page of a run: report.html, scores.parquet and summary.json."""
-    from jobs.report import report as run_report  # noqa: PLC0415 - `--help` does without the imports
+    from jobs.report import report as run_report
 
     if run_or_recipe.endswith((".yaml", ".yml")):
         chain = load_chain(run_or_recipe, [], _changes(workspace, endpoint))
@@ -298,7 +301,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """The whole chain of a recipe: shard, pretrain, evaluate, report."""
-    from jobs.run import run as run_chain  # noqa: PLC0415 - `--help` does without the imports
+    from jobs.run import run as run_chain
 
     chain = load_chain(recipe, overrides or [], _changes(workspace, endpoint))
     _show_summary(run_chain(chain, recipe, make_progress(), address, debug, out), as_json)
@@ -316,13 +319,13 @@ def submit(
     wait: Annotated[bool, typer.Option(help="follow the job's log to its end")] = True,
     endpoint: Endpoint = None,
     as_json: Json = False,
-    debug: Debug = False,  # noqa: ARG001 - read by main()
+    debug: Debug = False,
 ) -> None:
     """Send a stage, or the whole chain (`run`), to a cluster as a Ray job.
 
     `vitpipe submit run recipe.yaml --address http://127.0.0.1:8265`
     """
-    from jobs.submit import STAGES  # noqa: PLC0415 - `--help` does without the imports
+    from jobs.submit import STAGES
     from jobs.submit import submit as run_submit
 
     if stage not in STAGES:
@@ -335,10 +338,13 @@ def submit(
 
 @app.command()
 def status(
-    workspace: Workspace = None, endpoint: Endpoint = None, as_json: Json = False, debug: Debug = False  # noqa: ARG001
+    workspace: Workspace = None,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """What a workspace holds: datasets, runs and their checkpoints, evaluations, reports."""
-    from jobs.status import describe  # noqa: PLC0415 - `--help` does without the imports
+    from jobs.status import describe
     from jobs.status import status as find_status
 
     found = find_status(open_store(_needed(workspace), _stores(workspace, endpoint)))
@@ -351,9 +357,9 @@ def status(
 
 
 @app.command()
-def doctor(workspace: Workspace = None, endpoint: Endpoint = None, as_json: Json = False, debug: Debug = False) -> None:  # noqa: ARG001
+def doctor(workspace: Workspace = None, endpoint: Endpoint = None, as_json: Json = False, debug: Debug = False) -> None:
     """Check this machine, and with --workspace whether it can be written."""
-    from jobs.doctor import doctor as run_checks  # noqa: PLC0415 - `--help` does without the imports
+    from jobs.doctor import doctor as run_checks
 
     checks = run_checks(workspace, _stores(workspace, endpoint))
     result = {"checks": [{"what": what, "fine": fine, "detail": detail} for what, fine, detail in checks]}
@@ -365,7 +371,7 @@ def doctor(workspace: Workspace = None, endpoint: Endpoint = None, as_json: Json
 
 
 def _show_summary(summary: dict[str, Any], as_json: bool) -> None:
-    from jobs.report import print_scores  # noqa: PLC0415 - `--help` does without the imports
+    from jobs.report import print_scores
 
     def show() -> None:
         print_scores(summary)

@@ -29,9 +29,7 @@ def connected(address: str | None, debug: bool = False) -> Iterator[None]:
         else:
             cpus = max(_MIN_CPUS, os.cpu_count() or 1)
             # "local": without it ray would join, or stumble over, any cluster it finds on this machine
-            ray.init(
-                address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=debug, logging_level=level
-            )
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=debug, logging_level=level)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"no Ray cluster answers at {address}" if address else "no local Ray cluster could be started"
         raise RefusedError(f"{where} ({type(error).__name__})", "check --address, or leave it out") from error

@@ -12,7 +12,9 @@ from pipeline.pretrain.run import check_recipe, open_run
 from pipeline.records.dataset import read_dataset_card
 
 
-def pretrain(chain: ChainRecipe, recipe: PretrainRecipe, progress: Progress, address: str | None, debug: bool) -> list[int]:
+def pretrain(
+    chain: ChainRecipe, recipe: PretrainRecipe, progress: Progress, address: str | None, debug: bool
+) -> list[int]:
     """Check, connect, train; the steps that have a checkpoint."""
     workspace = open_store(chain.workspace, chain.stores)
     card = read_dataset_card(workspace, recipe.dataset)

@@ -26,9 +26,7 @@ def list_sources(recipe: ChainRecipe) -> list[tuple[ShardStage, Corpus]]:
     """Each stage of the recipe with its corpus. Raises InputError, and StoreAccessError for the workspace."""
     workspace = open_store(recipe.workspace, recipe.stores)
     workspace.check_writable()
-    return [
-        (stage, open_corpus(resolve_source(stage.source, workspace), recipe.stores)) for stage in recipe.shard
-    ]
+    return [(stage, open_corpus(resolve_source(stage.source, workspace), recipe.stores)) for stage in recipe.shard]
 
 
 def shard_connected(

@@ -20,7 +20,9 @@ def status(workspace: Store) -> dict[str, Any]:
         "datasets": [_dataset(workspace, name) for name in dataset_names(workspace)],
         "runs": [_run(workspace, name) for name in _names(keys, "runs/", "/run.json")],
         "evaluations": _evaluations(workspace, keys),
-        "reports": [f"{workspace.uri}/reports/{name}/report.html" for name in _names(keys, "reports/", "/summary.json")],
+        "reports": [
+            f"{workspace.uri}/reports/{name}/report.html" for name in _names(keys, "reports/", "/summary.json")
+        ],
     }
 
 
@@ -61,25 +63,35 @@ def _evaluations(workspace: Store, keys: list[str]) -> dict[str, Any]:
     return {"recorded": len(done), "claimed": len(ids - done - set(failed)), "failed": failed}
 
 
-def describe(found: dict[str, Any]) -> list[tuple[str, list[str], list[tuple[str, ...]]]]:
+Rows = list[tuple[str, ...]]
+
+
+def describe(found: dict[str, Any]) -> list[tuple[str, list[str], Rows]]:
     """The status as tables: (title, columns, rows)."""
-    datasets = [
-        (d["name"], f"{d['samples']:,}", str(d["rejected"]), str(d["classes"]), str(d["shards"]), format_bytes(d["bytes"]))
+    datasets: Rows = [
+        (
+            d["name"],
+            f"{d['samples']:,}",
+            str(d["rejected"]),
+            str(d["classes"]),
+            str(d["shards"]),
+            format_bytes(d["bytes"]),
+        )
         for d in found["datasets"]
     ]
-    runs = [
+    runs: Rows = [
         (r["name"], r["dataset"], str(r["steps"]), ", ".join(map(str, r["checkpoints"])) or "-", r["state"])
         for r in found["runs"]
     ]
     evaluations = found["evaluations"]
-    counts = [(str(evaluations["recorded"]), str(evaluations["claimed"]), str(len(evaluations["failed"])))]
-    tables: list[tuple[str, list[str], list[tuple[str, ...]]]] = [
+    counts: Rows = [(str(evaluations["recorded"]), str(evaluations["claimed"]), str(len(evaluations["failed"])))]
+    tables: list[tuple[str, list[str], Rows]] = [
         ("Datasets", ["name", "samples", "rejected", "classes", "shards", "size"], datasets),
         ("Runs", ["name", "dataset", "steps", "checkpoints", "state"], runs),
         ("Evaluations", ["recorded", "claimed", "failed"], counts),
     ]
     if evaluations["failed"]:
-        failed = [(identifier[:12], reason) for identifier, reason in evaluations["failed"].items()]
+        failed: Rows = [(identifier[:12], reason) for identifier, reason in evaluations["failed"].items()]
         tables.append(("Failed evaluations", ["id", "reason"], failed))
     return tables
 

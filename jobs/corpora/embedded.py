@@ -1,4 +1,4 @@
-"""``embedded://NAME/SPLIT``: corpora that need no network, copied into the workspace so that every node can read them."""
+"""``embedded://NAME/SPLIT``: corpora without a network, copied into the workspace for every node to read."""
 
 from __future__ import annotations
 

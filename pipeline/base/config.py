@@ -75,7 +75,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """A copy of *tree* with every ``key.sub=value`` applied; values are read as YAML. List items by number."""
-    result = _copy(tree)
+    result: dict[str, Any] = _copy(tree)
     problems = [problem for override in overrides if (problem := _apply(result, override))]
     if problems:
         raise RecipeError(problems, "override")

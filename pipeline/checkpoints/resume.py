@@ -28,7 +28,6 @@ def resume_newest(saving: Saving, collective: Collective, folder: Path) -> Check
         if not problems and card is not None:
             return card
         if collective.world.is_first:
-            print(f"checkpoint of step {step} is damaged and left out: {problems[0]}", flush=True)
             saving.workspace.delete(f"{step_prefix(saving.run, step)}/checkpoint.json")
         collective.broadcast(None)
     return None

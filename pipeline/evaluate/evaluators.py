@@ -129,7 +129,9 @@ def classify(workspace: Store, planned: Planned) -> Finding:
     model = _vit(workspace, planned)
     classes = _num_classes(workspace, planned)
     if model.config.num_classes != classes:
-        raise InputError(f"classify on {planned.key.task}: the network has {model.config.num_classes} classes, not {classes}")
+        raise InputError(
+            f"classify on {planned.key.task}: the network has {model.config.num_classes} classes, not {classes}"
+        )
     test = load_images(workspace, planned.subject, planned.task.test)
     return Finding(_outcomes(test.keys, test.labels.numpy(), predict(model, test.images)))
 

@@ -6,7 +6,7 @@ One controller with a pool, not one Ray job per evaluation: a job supervisor tak
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -16,7 +16,6 @@ from pipeline.base.errors import VitpipeError
 Item = TypeVar("Item")
 
 
-@ray.remote
 class _Worker:
     """Calls functions it is sent; keeps its process, and so its imports, warm."""
 
@@ -28,11 +27,11 @@ class _Worker:
             return error
 
 
-class Pool(Generic[Item]):
+class Pool:
     """Runs a function over items, at most *size* at a time, and survives the death of its actors."""
 
     def __init__(self, size: int, num_cpus: float, num_gpus: float) -> None:
-        self._make = _Worker.options(num_cpus=num_cpus, num_gpus=num_gpus).remote
+        self._make = ray.remote(_Worker).options(num_cpus=num_cpus, num_gpus=num_gpus).remote
         self._idle = [self._make() for _ in range(size)]
 
     def run(self, items: list[Item], function: Callable[..., Any], *arguments: Any) -> Iterator[tuple[Item, Any]]:

@@ -44,7 +44,7 @@ def evaluate(workspace: Store, run: str, recipe: EvaluateRecipe, progress: Progr
     if not todo:
         progress.say(f"evaluations of {run}: all {len(planned)} are recorded already")
         return Evaluated(len(planned), 0, ())
-    pool: Pool[tuple[Subject, str] | Planned] = Pool(min(recipe.max_parallel, len(todo)), recipe.cpus, recipe.gpus)
+    pool = Pool(min(recipe.max_parallel, len(todo)), recipe.cpus, recipe.gpus)
     try:
         _extract(pool, workspace, todo, progress)
         failures = _perform(pool, workspace, todo, recipe.max_tries, progress)
@@ -76,9 +76,7 @@ def _transform(workspace: Store, run: str) -> dict[str, object]:
     return transform
 
 
-def _extract(
-    pool: Pool[tuple[Subject, str] | Planned], workspace: Store, todo: list[Planned], progress: Progress
-) -> None:
+def _extract(pool: Pool, workspace: Store, todo: list[Planned], progress: Progress) -> None:
     """Features first, each once, so that probes of one checkpoint do not compute them twice side by side."""
     wanted: dict[tuple[str, str], tuple[Subject, str]] = {}
     for item in todo:
@@ -87,7 +85,7 @@ def _extract(
                 wanted[item.subject.weights_digest, dataset] = (item.subject, dataset)
     if wanted:
         progress.start("features", len(wanted))
-        for (subject, dataset), _ in pool.run(list(wanted.values()), _extract_one, workspace):  # type: ignore[misc]
+        for (subject, dataset), _ in pool.run(list(wanted.values()), _extract_one, workspace):
             progress.advance(note=f"{dataset} of {subject.name}")
         progress.finish()
 
@@ -102,9 +100,7 @@ def _perform_one(workspace: Store, owner: Owner, planned: Planned) -> bool:
     return perform(workspace, planned, owner)
 
 
-def _perform(
-    pool: Pool[tuple[Subject, str] | Planned], workspace: Store, todo: list[Planned], max_tries: int, progress: Progress
-) -> list[str]:
+def _perform(pool: Pool, workspace: Store, todo: list[Planned], max_tries: int, progress: Progress) -> list[str]:
     """Do *todo*, retrying what failed; the reasons of what failed for good."""
     owner = Owner.current()
     tries: Counter[str] = Counter()
@@ -114,7 +110,6 @@ def _perform(
     while waiting:
         again = []
         for item, outcome in pool.run(list(waiting), _perform_one, workspace, owner):
-            assert isinstance(item, Planned)
             if outcome is True:
                 progress.advance(note=item.name)
             elif outcome is False:

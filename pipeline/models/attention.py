@@ -15,7 +15,8 @@ def attend(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor) -> Tensor:
     """softmax(q k' / sqrt(E)) v, (B, H, N, E) -> (B, H, N, E)."""
     if q_BHNE.device.type == "cpu" and q_BHNE.shape[-2] < _EXPLICIT_ON_CPU_BELOW:
         scores = (q_BHNE * q_BHNE.shape[-1] ** -0.5) @ k_BHNE.transpose(-1, -2)
-        return scores.softmax(dim=-1) @ v_BHNE
+        mixed: Tensor = scores.softmax(dim=-1) @ v_BHNE
+        return mixed
     return F.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE)
 
 

@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from pipeline.base.config import Config
 
-# name -> (width, depth, mlp_width, heads). Ti, S: arXiv 2106.10270 Table 2; B, L, H: ViT Table 1; g, G: arXiv 2106.04560.
+# name -> (width, depth, mlp_width, heads). Ti, S: arXiv 2106.10270, Table 2; B, L, H: ViT, Table 1;
+# g, G: arXiv 2106.04560.
 SIZES: dict[str, tuple[int, int, int, int]] = {
     "Ti": (192, 12, 768, 3),
     "S": (384, 12, 1536, 6),

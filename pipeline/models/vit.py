@@ -52,6 +52,11 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, eps=_EPSILON)
         self.mlp = Mlp(config)
 
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw the kernels anew."""
+        self.attention.initialise(generator)
+        self.mlp.initialise(generator)
+
     def forward(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         x_BND = x_BND + self.dropout(self.attention(self.norm1(x_BND)))
@@ -94,8 +99,8 @@ class ViT(nn.Module):
             if isinstance(self.positions, nn.Parameter):
                 self.positions.normal_(0, self.config.position_std, generator=generator)
             for block in self.blocks:
-                block.attention.initialise(generator)
-                block.mlp.initialise(generator)
+                assert isinstance(block, Block)  # noqa: S101 - torch types the items of a ModuleList as Module
+                block.initialise(generator)
             if self.pre_logits is not None:
                 nn.init.xavier_uniform_(self.pre_logits.weight, generator=generator)
                 self.pre_logits.bias.zero_()

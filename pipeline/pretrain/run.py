@@ -54,6 +54,7 @@ def open_run(workspace: Store, recipe: PretrainRecipe, card: DatasetCard, code_v
     if theirs.fingerprint != run.fingerprint:
         fields = differing_fields(made_of, theirs.fingerprinted)
         raise MismatchError(
-            f"run {recipe.run!r} exists with another recipe: {'; '.join(fields)}", "name another run, or undo the change"
+            f"run {recipe.run!r} exists with another recipe: {'; '.join(fields)}",
+            "name another run, or undo the change",
         )
     return theirs

@@ -33,7 +33,9 @@ def parse_record(kind: type[RecordType], data: bytes, where: str) -> RecordType:
     expected = kind.model_fields["schema_version"].default if "schema_version" in kind.model_fields else None
     found = tree.get("schema_version") if isinstance(tree, dict) else None
     if expected is not None and found != expected:
-        raise DamageError(f"{where} has schema version {found}, this vitpipe reads {expected}", "use a matching release")
+        raise DamageError(
+            f"{where} has schema version {found}, this vitpipe reads {expected}", "use a matching release"
+        )
     try:
         return kind.model_validate(tree)
     except ValidationError as error:

@@ -104,7 +104,9 @@ def read_run_card(workspace: Store, name: str) -> RunCard:
     try:
         return read_record(RunCard, workspace, f"{run_prefix(name)}/run.json")
     except FileNotFoundError:
-        raise InputError(f"no run {name!r} in {workspace.uri}", "start one with: vitpipe pretrain recipe.yaml") from None
+        raise InputError(
+            f"no run {name!r} in {workspace.uri}", "start one with: vitpipe pretrain recipe.yaml"
+        ) from None
 
 
 def list_checkpoint_cards(workspace: Store, run: str) -> list[CheckpointCard]:

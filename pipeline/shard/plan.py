@@ -36,7 +36,9 @@ def num_shards(num_entries: int, num_bytes: int, recipe: ShardRecipe) -> int:
 def shuffled(listing: pa.Table, seed: int) -> pa.Table:
     """The listing in its global order: by a keyed hash of the origin, so no entry's place depends on the listing's."""
     key = seed.to_bytes(16, "big")
-    digests = (hashlib.blake2b(origin.as_py().encode(), digest_size=8, key=key).digest() for origin in listing["origin"])
+    digests = (
+        hashlib.blake2b(origin.as_py().encode(), digest_size=8, key=key).digest() for origin in listing["origin"]
+    )
     places = np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
     return listing.take(pa.array(np.argsort(places, kind="stable")))
 

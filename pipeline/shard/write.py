@@ -92,9 +92,7 @@ def _written(number: int, facts: dict[str, Any], rejects: tuple[Reject, ...], in
     return WrittenShard(number, entry, rejects)
 
 
-def _read(
-    shard: PlannedShard, reader: CorpusReader, rejects: list[Reject]
-) -> Iterator[tuple[dict[str, Any], bytes]]:
+def _read(shard: PlannedShard, reader: CorpusReader, rejects: list[Reject]) -> Iterator[tuple[dict[str, Any], bytes]]:
     images = reader.read(shard.entries)
     for entry in shard.entries.to_pylist():
         try:

@@ -27,7 +27,7 @@ _TAG = "state"  # the one tag inside a checkpoint's scratch folder
 class DeepSpeedEngine:
     """Updates partitioned over the ranks of the default process group."""
 
-    def __init__(  # noqa: PLR0913 - what an engine is made of
+    def __init__(
         self,
         module: nn.Module,
         optimizer: OptimizerRecipe,

@@ -51,7 +51,7 @@ class LoopPlan:
     micro_batch_size: int = 0
 
 
-def train(  # noqa: PLR0913 - the parts of a training, named
+def train(
     engine: Engine,
     batches: Iterator[TrainBatch],
     objective: Objective,

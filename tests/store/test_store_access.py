@@ -20,7 +20,7 @@ from pipeline.base.store import local as local_module
 from tests.support.s3 import isolate_from_aws
 
 CANARY_KEY = "AKIACANARYCANARY0000"
-CANARY_SECRET = "canary/secret+that/must/never/be/shown00"  # noqa: S105 - opens nothing
+CANARY_SECRET = "canary/secret+that/must/never/be/shown00"
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +152,8 @@ def test_a_full_disk_fails_during_the_work(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(local_module, "_write_synced", full)
     with pytest.raises(FailedError, match="No space left on device - make room") as caught:
         open_store(str(tmp_path)).put("key", b"x")
-    assert caught.value.exit_code == 1 and not isinstance(caught.value, DamageError)
+    assert caught.value.exit_code == 1
+    assert not isinstance(caught.value, DamageError)
 
 
 def test_a_folder_that_cannot_be_read_is_an_error_not_an_empty_listing(

@@ -103,7 +103,8 @@ def test_head_tells_size_and_an_etag_of_the_content(store: Store) -> None:
     first = store.head("key")
     store.put("key", b"two")
     second = store.head("key")
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     assert (first.key, first.num_bytes) == ("key", 3)
     assert first.etag != second.etag
     assert list(store.list()) == [second]
@@ -192,7 +193,8 @@ def test_put_file_above_the_multipart_threshold(store: Store, tmp_path: Path, mo
     (tmp_path / "source").write_bytes(content)
     store.put_file("key", tmp_path / "source")
     info = store.head("key")
-    assert info is not None and info.num_bytes == len(content)
+    assert info is not None
+    assert info.num_bytes == len(content)
     assert store.uri.startswith("file:") or info.etag.strip('"').endswith("-3")
     store.fetch("key", tmp_path / "target")
     assert (tmp_path / "target").read_bytes() == content
@@ -203,7 +205,8 @@ def test_delete_twice(store: Store) -> None:
     store.put("key", b"x")
     store.delete("key")
     store.delete("key")
-    assert store.head("key") is None and keys(store) == []
+    assert store.head("key") is None
+    assert keys(store) == []
 
 
 @pytest.mark.parametrize("key", ["../out", "a/../../out", "/absolute", "", "a/..", "nul\0"])

@@ -35,7 +35,8 @@ def normalise_uri(text: str) -> str:
     Raises InputError for other schemes, credentials inside the URI, and ``..`` in an s3 key.
     """
     scheme, slashes, rest = text.partition("://")
-    if slashes and scheme not in ("file", "s3") or (not slashes and re.match(r"(pipe|exec|file|s3|https?|gs):", text)):
+    other = not slashes and re.match(r"(pipe|exec|file|s3|https?|gs):", text)
+    if other or (slashes and scheme not in ("file", "s3")):
         shown = scheme.partition(":")[0]
         raise InputError(
             f"{shown}: URIs like this are not read", "use s3://bucket/prefix, file:///path or a plain path"

@@ -244,7 +244,7 @@ class S3Store:
             except FileNotFoundError:  # if-match of an object that is gone
                 return False
             except _ConflictError:
-                time.sleep(random.uniform(0, 0.1 * 2**attempt))  # noqa: S311 - spreads racers, guards nothing
+                time.sleep(random.uniform(0, 0.1 * 2**attempt))
         raise FailedError(f"{self.uri}/{key}: other writers kept this put from ending", "give the same command again")
 
     def _writer(self, key: str) -> str | None:
@@ -297,7 +297,7 @@ class S3Store:
         parts = urlsplit(text)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if text else "of AWS"
 
-    def _from_code(self, error: aws.ClientError, where: str) -> Exception:
+    def _from_code(self, error: aws.ClientError, where: str) -> Exception:  # noqa: PLR0911 - a table
         """What an answer of the server means. Only its code is told."""
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in _LOST_RACE:

@@ -57,7 +57,8 @@ def _bytes_of(value: Any) -> bytes | None:
 
 def list_parquet(store: Store, files: list[ObjectInfo]) -> Corpus:
     """The corpus of the parquet *files*. Their schemas must agree in the image and label columns."""
-    tables, rejects, names = [], [], []
+    tables: list[pa.Table] = []
+    names: list[tuple[str, ...]] = []
     image_column, label_column = "", None
     for position, info in enumerate(files):
         parquet = _open(store, info.key)
@@ -69,7 +70,7 @@ def list_parquet(store: Store, files: list[ObjectInfo]) -> Corpus:
         tables.append(_list_file(parquet, info.key, image_column, label_column))
     if any(found != names[0] for found in names):
         raise InputError("the parquet files declare different class names", "shard them as separate corpora")
-    return _label(pa.concat_tables(tables), names[0], ParquetReader(store, image_column), rejects)
+    return _label(pa.concat_tables(tables), names[0], ParquetReader(store, image_column))
 
 
 def _open(store: Store, key: str) -> pq.ParquetFile:
@@ -89,7 +90,7 @@ def _columns(schema: pa.Schema, key: str) -> tuple[str, str | None]:
 
 def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
+        return bool(kind.get_field_index("bytes") >= 0)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
@@ -107,8 +108,8 @@ def _list_file(parquet: pq.ParquetFile, key: str, image_column: str, label_colum
     sizes: list[int] = []
     for group in range(parquet.num_row_groups):
         facts = parquet.metadata.row_group(group)
-        columns = (facts.column(index) for index in range(facts.num_columns))
-        total = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == image_column)
+        chunks = (facts.column(index) for index in range(facts.num_columns))
+        total = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == image_column)
         sizes += [total // max(1, facts.num_rows)] * facts.num_rows
     label = pa.nulls(num_rows)
     if label_column is not None:
@@ -118,7 +119,8 @@ def _list_file(parquet: pq.ParquetFile, key: str, image_column: str, label_colum
     return pa.table({**columns, "found": label})
 
 
-def _label(table: pa.Table, declared: tuple[str, ...], reader: ParquetReader, rejects: list[Reject]) -> Corpus:
+def _label(table: pa.Table, declared: tuple[str, ...], reader: ParquetReader) -> Corpus:
+    rejects: list[Reject] = []
     found = table.column("found").to_pylist()
     has_labels = any(value is not None for value in found)
     class_names = declared or _names_from(found)

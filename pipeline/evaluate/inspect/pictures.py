@@ -18,7 +18,8 @@ def patch_filters(model: ViT) -> NDArray[np.float32]:
     _, _, components = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
     chosen = components[:NUM_FILTERS]
     sign = torch.sign(chosen.gather(1, chosen.abs().argmax(1, keepdim=True)))  # svd leaves the sign open
-    return (chosen * sign).reshape(-1, *filters.shape[1:]).float().numpy()
+    pictures: NDArray[np.float32] = (chosen * sign).reshape(-1, *filters.shape[1:]).float().numpy()
+    return pictures
 
 
 def position_similarity(model: ViT) -> NDArray[np.float32]:

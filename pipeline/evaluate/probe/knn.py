@@ -16,7 +16,12 @@ _CHUNK = 1024  # queries whose similarities are in memory at once
 
 
 def knn_probabilities(
-    train_ND: Array, labels_N: NDArray[np.int64], queries_MD: Array, num_classes: int, ks: Sequence[int], temperature: float
+    train_ND: Array,
+    labels_N: NDArray[np.int64],
+    queries_MD: Array,
+    num_classes: int,
+    ks: Sequence[int],
+    temperature: float,
 ) -> dict[int, Array]:
     """For each k the (M, K) class weights, normalised. A k above N means all of N."""
     x = torch.nn.functional.normalize(torch.from_numpy(train_ND), dim=1)

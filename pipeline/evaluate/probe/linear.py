@@ -25,7 +25,8 @@ class Standardiser:
 
     def __call__(self, features_ND: Array) -> Array:
         """(N, D) -> (N, D)."""
-        return ((features_ND - self.mean) * self.scale).astype(np.float32)
+        scaled: Array = ((features_ND - self.mean) * self.scale).astype(np.float32)
+        return scaled
 
 
 def fit_logistic(
@@ -64,7 +65,8 @@ def probabilities(weights: NDArray[np.float64], features_ND: Array) -> Array:
     """(N, K) class probabilities."""
     logits = features_ND.astype(np.float64) @ weights[:, :-1].T + weights[:, -1]
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
+    shares: Array = (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
+    return shares
 
 
 def choose_l2(

@@ -55,7 +55,13 @@ def load_images(workspace: Store, subject: Subject, dataset: str) -> TaskImages:
 
 
 def finetune(
-    workspace: Store, subject: Subject, data: TaskImages, num_classes: int, settings: FinetuneSettings, rate: float, seed: int
+    workspace: Store,
+    subject: Subject,
+    data: TaskImages,
+    num_classes: int,
+    settings: FinetuneSettings,
+    rate: float,
+    seed: int,
 ) -> nn.Module:
     """The subject's network with a new zero head, trained on *data* at peak learning rate *rate*."""
     network = _with_new_head(workspace, subject, num_classes)

@@ -67,7 +67,8 @@ def test_a_recipe_is_built_whole() -> None:
     text = "optimizer: {kind: momentum, learning_rate: 1e-3}\nsuite: [{task: a}]\nepochs: 3"
     recipe = build(Recipe, parse_yaml(text, "recipe"))
     assert recipe.optimizer == Momentum(learning_rate=0.001)
-    assert recipe.suite == [Entry(task="a")] and recipe.epochs == 3
+    assert recipe.suite == [Entry(task="a")]
+    assert recipe.epochs == 3
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,8 @@ def test_numbers_are_finite(number: str) -> None:
 def test_broken_or_hostile_yaml_is_refused(text: str, expected: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_yaml(text, "recipe.yaml")
-    assert str(caught.value).startswith("recipe.yaml: ") and expected in str(caught.value)
+    assert str(caught.value).startswith("recipe.yaml: ")
+    assert expected in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 

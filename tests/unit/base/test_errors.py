@@ -35,7 +35,8 @@ def test_an_error_survives_pickling(kind: type[VitpipeError]) -> None:
     error = made(kind)
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind
-    assert str(again) == str(error) and again.exit_code == error.exit_code
+    assert str(again) == str(error)
+    assert again.exit_code == error.exit_code
     assert vars(again) == vars(error)
 
 

@@ -70,7 +70,8 @@ def test_other_uris_are_refused(text: str) -> None:
     with pytest.raises(InputError) as caught:
         normalise_uri(text)
     assert caught.value.exit_code == 2
-    assert "secret" not in str(caught.value) and "passwd" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "passwd" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -94,11 +95,13 @@ def test_what_has_no_parent_is_refused(uri: str) -> None:
 
 def test_the_store_of_a_uri(tmp_path: Path) -> None:
     local = open_store(str(tmp_path / "a b#c"))
-    assert isinstance(local, LocalStore) and local.root == tmp_path / "a b#c"
+    assert isinstance(local, LocalStore)
+    assert local.root == tmp_path / "a b#c"
     assert not local.root.exists()
     assert open_store(local.uri).uri == local.uri
     bucket = open_store("s3://bucket/a/b")
-    assert isinstance(bucket, S3Store) and (bucket.bucket, bucket.prefix) == ("bucket", "a/b")
+    assert isinstance(bucket, S3Store)
+    assert (bucket.bucket, bucket.prefix) == ("bucket", "a/b")
 
 
 def test_settings_hold_no_credentials() -> None:

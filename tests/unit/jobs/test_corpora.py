@@ -59,11 +59,13 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_fashion_mnist(file: str, num_images: int, least: int, most: int, first_png: str, all_pixels: str) -> None:
     rows = rows_of(EMBEDDED / file)
     pixels = pixels_of(rows)
-    assert pixels.shape == (num_images, 28, 28) and pixels.dtype == np.uint8
+    assert pixels.shape == (num_images, 28, 28)
+    assert pixels.dtype == np.uint8
     assert hashlib.sha256(rows[0]["image"]["bytes"]).hexdigest().startswith(first_png)
     assert hashlib.sha256(pixels.tobytes()).hexdigest().startswith(all_pixels)
     counts = Counter(row["label"] for row in rows)
-    assert set(counts) == set(range(10)) and (min(counts.values()), max(counts.values())) == (least, most)
+    assert set(counts) == set(range(10))
+    assert (min(counts.values()), max(counts.values())) == (least, most)
     assert rows[7]["image"]["path"] == f"{file.partition('-')[0]}-00007.png"
 
 
@@ -87,7 +89,8 @@ def test_the_script_reads_idx_files_and_gives_the_same_bytes_twice(tmp_path: Pat
     for folder in ("one", "two"):
         make(tmp_path, tmp_path / folder)
     rows = rows_of(tmp_path / "one" / TRAIN_FILE)
-    assert (pixels_of(rows) == pixels).all() and [row["label"] for row in rows] == [9, 0, 3]
+    assert (pixels_of(rows) == pixels).all()
+    assert [row["label"] for row in rows] == [9, 0, 3]
     for file in (TRAIN_FILE, TEST_FILE):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
@@ -102,7 +105,8 @@ def test_the_script_reads_idx_files_and_gives_the_same_bytes_twice(tmp_path: Pat
 def test_digits(digits: Path, file: str, num_images: int, first_png: str, all_pixels: str) -> None:
     rows = rows_of(digits / file)
     pixels = pixels_of(rows)
-    assert pixels.shape == (num_images, 8, 8) and (pixels.min(), pixels.max()) == (0, 255)
+    assert pixels.shape == (num_images, 8, 8)
+    assert (pixels.min(), pixels.max()) == (0, 255)
     assert hashlib.sha256(rows[0]["image"]["bytes"]).hexdigest().startswith(first_png)
     assert hashlib.sha256(pixels.tobytes()).hexdigest().startswith(all_pixels)
     assert declared(digits / file)["label"]["names"] == list(DIGIT_NAMES)
@@ -112,7 +116,8 @@ def test_digits_are_stratified_and_written_alike_twice(digits: Path, tmp_path: P
     test_labels = Counter(row["label"] for row in rows_of(digits / TEST_FILE))
     assert test_labels == dict.fromkeys(range(10), 60)
     train_labels = Counter(row["label"] for row in rows_of(digits / TRAIN_FILE))
-    assert min(train_labels.values()) == 114 and max(train_labels.values()) == 123
+    assert min(train_labels.values()) == 114
+    assert max(train_labels.values()) == 123
     write_digits(tmp_path)
     for file in (TRAIN_FILE, TEST_FILE):
         assert (tmp_path / file).read_bytes() == (digits / file).read_bytes()

@@ -67,7 +67,8 @@ def test_pretrain_seconds_come_from_the_metrics_when_no_stage_was_timed(tmp_path
 
 def test_the_page_is_self_contained(built) -> None:
     assert not re.findall(r'(?:src|href)="(?!data:)[^"]*"', built.page)
-    assert "http:" not in built.page and "https:" not in built.page
+    assert "http:" not in built.page
+    assert "https:" not in built.page
     assert "<script" not in built.page
     assert str(built.store.uri) not in built.page
 

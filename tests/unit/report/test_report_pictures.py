@@ -60,4 +60,5 @@ def test_confusion_names_its_worst_pairs() -> None:
 def test_many_classes_become_a_picture() -> None:
     view = confusion_view(np.eye(MAX_NAMED + 1, dtype=np.int64), ())
     assert view.picture is not None
-    assert view.rows == () and view.worst == ()
+    assert view.rows == ()
+    assert view.worst == ()
