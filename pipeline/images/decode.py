@@ -7,15 +7,25 @@ else converted to RGB by Pillow. A cut file is an error: LOAD_TRUNCATED_IMAGES i
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 32_768
+_UPRIGHT: dict[object, Image.Transpose] = {  # EXIF orientation -> what makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff"}
 
 
@@ -53,7 +63,7 @@ def decode(data: bytes) -> tuple[NDArray[np.uint8], ImageFacts]:
     except (OSError, EOFError, SyntaxError) as error:
         cut = any(word in str(error).lower() for word in ("truncated", "unexpected end", "broken data stream"))
         raise ImageRejectedError("truncated" if cut else "undecodable", str(error)[:200]) from None
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError, ZeroDivisionError, MemoryError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, MemoryError, struct.error) as error:
         raise ImageRejectedError("undecodable", f"{type(error).__name__}: {error}"[:200]) from None
 
 
@@ -64,14 +74,19 @@ def _decode(data: bytes) -> tuple[NDArray[np.uint8], ImageFacts]:
             raise ImageRejectedError("too-large", f"{width} x {height}")
         kind = _FORMATS[image.format or ""]
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        pixels = np.asarray(to_rgb(upright), dtype=np.uint8)
+        pixels = np.asarray(to_rgb(_upright(image)), dtype=np.uint8)
     return pixels, ImageFacts(pixels.shape[1], pixels.shape[0], kind)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """*image* as it is meant to be seen. Not by ImageOps.exif_transpose, which fails on odd EXIF."""
+    turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """One defined conversion for every mode."""
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         wide = np.asarray(image, dtype=np.int64)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.base.config import Config
 from pipeline.images.resize import Pixels, centre_crop, resize, resize_short_side
@@ -18,6 +18,12 @@ class EvaluationTransform(Config):
     resize: int = Field(256, gt=0, description="side to resize to before the crop")
     mode: Literal["square", "short"] = "short"
     filter: Literal["bilinear", "bicubic"] = "bicubic"
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Self:
+        if self.size > self.resize:
+            raise ValueError(f"size {self.size} is more than resize {self.resize}; a crop cannot be larger")
+        return self
 
     def apply(self, pixels: Pixels) -> Pixels:
         """uint8 (H, W, 3) -> uint8 (size, size, 3)."""

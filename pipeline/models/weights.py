@@ -30,18 +30,17 @@ class ModelDescription:
 
 
 def pack_weights(tensors: dict[str, Tensor], description: ModelDescription) -> bytes:
-    """The file's bytes. Equal weights and description give equal bytes."""
-    metadata = {
+    """The file's bytes. Equal weights and description give equal bytes.
+
+    All metadata stands under one name: safetensors writes several in an order that changes from call to call.
+    """
+    tree = {
         "format": FORMAT,
-        "description": json.dumps(
-            {
-                "architecture": description.architecture.model_dump(mode="json"),
-                "transform": description.transform,
-                "class_names": list(description.class_names),
-            },
-            sort_keys=True,
-        ),
+        "architecture": description.architecture.model_dump(mode="json"),
+        "transform": description.transform,
+        "class_names": list(description.class_names),
     }
+    metadata = {"description": json.dumps(tree, sort_keys=True)}
     ordered = {name: tensors[name].to(torch.float32).contiguous() for name in sorted(tensors)}
     return bytes(save_tensors(ordered, metadata=metadata))
 
@@ -52,6 +51,8 @@ def unpack_description(data: bytes, where: str) -> ModelDescription:
         length = int.from_bytes(data[:_LENGTH_BYTES], "little")
         metadata = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])["__metadata__"]
         tree = json.loads(metadata["description"])
+        if tree["format"] != FORMAT:
+            raise ValueError(tree["format"])
         architecture = ViTConfig.model_validate(tree["architecture"])
         return ModelDescription(architecture, tree["transform"], tuple(tree["class_names"]))
     except (ValueError, KeyError, TypeError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.base.digests import sha256_hex
@@ -34,12 +35,22 @@ class ShardCache:
         in_place = self._store.local_path(key)
         if in_place is not None:
             return in_place
-        cached = self._folder / entry.sha256[:2] / f"{entry.sha256}.tar"
+        cached = self._cached(entry)
         if cached.exists() and cached.stat().st_size == entry.num_bytes:
             os.utime(cached)
             return cached
         self._fetch(key, entry, cached)
         return cached
+
+    def forget(self, key: str, entry: ShardEntry) -> bool:
+        """Drop the cached file, so that the next ``path`` fetches it again. False when it is read in place."""
+        if self._store.local_path(key) is not None:
+            return False
+        self._cached(entry).unlink(missing_ok=True)
+        return True
+
+    def _cached(self, entry: ShardEntry) -> Path:
+        return self._folder / entry.sha256[:2] / f"{entry.sha256}.tar"
 
     def _fetch(self, key: str, entry: ShardEntry, cached: Path) -> None:
         cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -54,10 +65,13 @@ class ShardCache:
             incoming.unlink(missing_ok=True)
 
     def _evict(self, needed_bytes: int) -> None:
-        files = sorted(self._folder.glob("*/*.tar"), key=lambda path: path.stat().st_mtime)
-        total = sum(path.stat().st_size for path in files) + needed_bytes
-        for path in files:
+        files = []
+        for path in self._folder.glob("*/*.tar"):
+            with suppress(FileNotFoundError):  # another process evicts as well
+                files.append((path.stat().st_mtime, path.stat().st_size, path))
+        total = sum(num_bytes for _, num_bytes, _ in files) + needed_bytes
+        for _, num_bytes, path in sorted(files):
             if total <= self._limit:
                 return
-            total -= path.stat().st_size
+            total -= num_bytes
             path.unlink(missing_ok=True)

@@ -70,7 +70,20 @@ class DatasetReader:
         return keys
 
     def read(self, shard: int, row: int) -> Sample:
-        """The sample at *row* of *shard*. Raises SampleDamagedError."""
+        """The sample at *row* of *shard*. Raises SampleDamagedError.
+
+        A shard from the cache is fetched once more before it is called damaged.
+        """
+        try:
+            return self._read(shard, row)
+        except SampleDamagedError:
+            entry = self.shards[shard]
+            if not self._cache.forget(f"{self._prefix}/{entry.name}", entry):
+                raise
+        os.close(self._files.pop(shard))
+        return self._read(shard, row)
+
+    def _read(self, shard: int, row: int) -> Sample:
         index = self._index(shard)
         key, offset, size = index["key"][row], index["image_offset"][row], index["image_bytes"][row]
         block = os.pread(self._file(shard), _HEADER_BYTES + size, offset - _HEADER_BYTES)

@@ -74,9 +74,14 @@ class _Batches(IterableDataset[Batch]):
             place = order.place(position)
             try:
                 sample = self._reader.read(place.shard, place.row)
-                pixels, _ = decode(sample.data)
-            except (SampleDamagedError, ImageRejectedError) as error:
+            except SampleDamagedError as error:
                 replaced.append(str(error))
+                position += order.partitions
+                continue
+            try:
+                pixels, _ = decode(sample.data)
+            except ImageRejectedError as error:  # only where the digest is not checked
+                replaced.append(f"{self._reader.shards[place.shard].name}: sample {sample.key}: {error.reason}")
                 position += order.partitions
                 continue
             if len(sample.labels) != 1:
@@ -95,7 +100,7 @@ class StreamLoader:
         self._reader, self._recipe, self._seed, self._world = reader, recipe, seed, world
         self.position = position
         self._batches: Iterator[Batch] | None = None
-        self._damaged = 0
+        self._damaged: set[str] = set()  # a sample that is met again in the next epoch is still one
 
     def __iter__(self) -> StreamLoader:
         return self
@@ -104,9 +109,9 @@ class StreamLoader:
         if self._batches is None:
             self._batches = self._start()
         batch = next(self._batches)
-        self._damaged += len(batch.replaced)
-        if self._damaged > self._recipe.max_damaged:
-            raise DamageError(f"{self._damaged} damaged samples: {batch.replaced[-1]}", "run vitpipe verify")
+        self._damaged.update(batch.replaced)
+        if len(self._damaged) > self._recipe.max_damaged:
+            raise DamageError(f"{len(self._damaged)} damaged samples: {batch.replaced[-1]}", "run vitpipe verify")
         self.position += self._recipe.batch_size
         return batch
 

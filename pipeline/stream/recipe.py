@@ -20,6 +20,14 @@ class AugmentRecipe(Config):
     flip: bool = Field(True, description="mirror every second image")
     filter: Literal["bilinear", "bicubic"] = "bilinear"
 
+    @model_validator(mode="after")
+    def _something_stays(self) -> Self:
+        if self.padding > self.size:
+            raise ValueError(
+                f"padding {self.padding} is more than size {self.size}; nothing of the image would be left"
+            )
+        return self
+
 
 class StreamRecipe(Config):
     """The global order (batch, partitions, window) and what happens to each sample."""

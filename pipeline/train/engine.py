@@ -23,6 +23,10 @@ from pipeline.train.single import StepResult, make_optimizer
 
 _TAG = "state"  # the one tag inside a checkpoint's scratch folder
 
+# Offers DeepSpeed no operator to compile: it would take up to a minute over an all-reduce that only its inference
+# calls, needs g++ for it, and a rank killed meanwhile leaves a lock that every later start waits for, without end.
+deepspeed.ops.__compatible_ops__ = {}
+
 
 class DeepSpeedEngine:
     """Updates partitioned over the ranks of the default process group."""
@@ -56,16 +60,26 @@ class DeepSpeedEngine:
         """See Engine. The loss is the mean over all ranks, so every rank sees the same number."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        parts = []
+        parts: list[Tensor] = []
+        norm: Tensor | float | None = None
         for part in losses:
             loss = part()
             self._engine.backward(loss)
+            norm = self._plain_norm()
             self._engine.step()
             parts.append(loss.detach().float())
         mean = torch.stack(parts).mean()
         dist.all_reduce(mean)
-        norm = self._engine.get_global_grad_norm()
+        if norm is None:
+            norm = self._engine.get_global_grad_norm()
         return StepResult(mean.item() / dist.get_world_size(), float(norm) if norm is not None else float("nan"))
+
+    def _plain_norm(self) -> Tensor | None:
+        """The norm of the summed gradients where nothing is partitioned: there DeepSpeed clips by it, and forgets it."""
+        if self._has_masters or not self._engine.is_gradient_accumulation_boundary():
+            return None
+        gradients = [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]
+        return nn.utils.get_total_norm(gradients)
 
     def write_state(self, folder: Path) -> None:
         """Write this rank's files of a checkpoint below *folder*. Every rank has to call it."""

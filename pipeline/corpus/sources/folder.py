@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from pipeline.base.store import ObjectInfo, Store
-from pipeline.records.corpus import LISTING_SCHEMA, Corpus
+from pipeline.records.corpus import LISTING_SCHEMA, Corpus, Reject
 
 # What may be an image by its name; what it is, its content decides. No suffix at all is looked into as well.
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff", ""})
@@ -42,6 +42,8 @@ class _Files(Iterator[bytes | None]):
 
 def list_folder(store: Store, images: list[ObjectInfo]) -> Corpus:
     """The corpus of the objects *images*. Images at the top of the source have no label."""
+    rejects = tuple(Reject(_shown(info.key), "name-not-unicode") for info in images if _shown(info.key) != info.key)
+    images = [info for info in images if _shown(info.key) == info.key]
     folders = [info.key.rpartition("/")[0] for info in images]
     class_names = tuple(sorted({folder for folder in folders if folder}))
     number = {name: index for index, name in enumerate(class_names)}
@@ -56,4 +58,9 @@ def list_folder(store: Store, images: list[ObjectInfo]) -> Corpus:
         },
         schema=LISTING_SCHEMA,
     )
-    return Corpus(listing, class_names, FolderReader(store))
+    return Corpus(listing, class_names, FolderReader(store), rejects)
+
+
+def _shown(key: str) -> str:
+    """*key* as text that can be stored: bytes of a file name that are no UTF-8 are written as escapes."""
+    return key.encode("utf-8", "backslashreplace").decode()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from pipeline.base.store.reading import open_object
 from pipeline.records.corpus import LISTING_SCHEMA, Corpus, Reject
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
+_MAX_CLASSES = 1_000_000  # of labels without names: a larger number is a mistake, and would make as many classes
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls")
 
 
@@ -29,13 +31,16 @@ class ParquetReader:
 
     def read(self, entries: pa.Table) -> Iterator[bytes | None]:
         """See CorpusReader."""
-        found: dict[int, bytes | None] = {}
+        found: dict[int, bytes | OSError | None] = {}
         files = entries.column("file").to_pylist()
         rows = entries.column("row").to_pylist()
         for file in sorted(set(files)):
             wanted = {rows[at]: at for at in range(len(rows)) if files[at] == file}
-            found.update(self._read_file(file, wanted))
-        return (found[at] for at in range(len(rows)))
+            try:
+                found.update(self._read_file(file, wanted))
+            except (OSError, pa.ArrowException) as error:  # a missing or damaged file costs its own rows
+                found |= {at: OSError(f"{file}: {type(error).__name__}") for at in wanted.values() if at not in found}
+        return _Found(found[at] for at in range(len(rows)))
 
     def _read_file(self, file: str, wanted: dict[int, int]) -> Iterator[tuple[int, bytes | None]]:
         with open_object(self._store, file) as source:
@@ -51,6 +56,19 @@ class ParquetReader:
                 start = stop
 
 
+class _Found(Iterator[bytes | None]):
+    """Gives what was found, and goes on after the error of one row."""
+
+    def __init__(self, found: Iterator[bytes | OSError | None]) -> None:
+        self._found = found
+
+    def __next__(self) -> bytes | None:
+        value = next(self._found)
+        if isinstance(value, OSError):
+            raise value
+        return value
+
+
 def _bytes_of(value: Any) -> bytes | None:
     return value.get("bytes") if isinstance(value, dict) else value
 
@@ -61,22 +79,30 @@ def list_parquet(store: Store, files: list[ObjectInfo]) -> Corpus:
     names: list[tuple[str, ...]] = []
     image_column, label_column = "", None
     for position, info in enumerate(files):
-        parquet = _open(store, info.key)
-        columns = _columns(parquet.schema_arrow, info.key)
-        if position and columns != (image_column, label_column):
-            raise InputError(f"{info.key}: columns {columns} differ from those of {files[0].key}")
-        image_column, label_column = columns
-        names.append(_declared_names(parquet.schema_arrow, label_column))
-        tables.append(_list_file(parquet, info.key, image_column, label_column))
+        with _named_when_damaged(store, info.key):
+            parquet = pq.ParquetFile(open_object(store, info.key))
+            columns = _columns(parquet.schema_arrow, info.key)
+            if position and columns != (image_column, label_column):
+                raise InputError(f"{info.key}: columns {columns} differ from those of {files[0].key}")
+            image_column, label_column = columns
+            names.append(_declared_names(parquet.schema_arrow, label_column, info.key))
+            tables.append(_list_file(parquet, info.key, image_column, label_column))
     if any(found != names[0] for found in names):
         raise InputError("the parquet files declare different class names", "shard them as separate corpora")
-    return _label(pa.concat_tables(tables), names[0], ParquetReader(store, image_column))
-
-
-def _open(store: Store, key: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(open_object(store, key))
-    except pa.ArrowInvalid as error:
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        raise InputError(
+            f"the parquet files hold labels {label_column!r} of different types", "shard them as separate corpora"
+        ) from None
+    return _label(table, names[0], ParquetReader(store, image_column))
+
+
+@contextmanager
+def _named_when_damaged(store: Store, key: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{store.uri}/{key} is not a parquet file: {str(error).splitlines()[0]}") from None
 
 
@@ -94,12 +120,21 @@ def _holds_images(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _declared_names(schema: pa.Schema, label_column: str | None) -> tuple[str, ...]:
+def _declared_names(schema: pa.Schema, label_column: str | None, key: str) -> tuple[str, ...]:
     text = (schema.metadata or {}).get(b"huggingface")
     if not text or label_column is None:
         return ()
-    feature = json.loads(text).get("info", {}).get("features", {}).get(label_column, {})
-    return tuple(feature.get("feature", feature).get("names") or ())
+    try:
+        found = json.loads(text)
+    except ValueError:
+        raise InputError(f"{key}: its metadata 'huggingface' is not JSON", "mend or remove it") from None
+    for name in ("info", "features", label_column):
+        found = found.get(name) if isinstance(found, dict) else None
+    if isinstance(found, dict):
+        found = found.get("feature", found)  # of a list of labels: {"feature": {"names": ...}}
+    elif isinstance(found, list) and found:
+        found = found[0]  # the same, as older releases wrote it
+    return tuple(found.get("names") or ()) if isinstance(found, dict) else ()
 
 
 def _list_file(parquet: pq.ParquetFile, key: str, image_column: str, label_column: str | None) -> pa.Table:
@@ -130,6 +165,7 @@ def _label(table: pa.Table, declared: tuple[str, ...], reader: ParquetReader) ->
     for row, value in enumerate(found):
         values = value if isinstance(value, list) else [value]
         numbers = [number.get(item, -1) if isinstance(item, str) else item for item in values]
+        numbers = [int(item) if isinstance(item, bool) else item for item in numbers]
         reason = _refusal(numbers, len(class_names)) if has_labels else None
         if reason:
             rejects.append(Reject(table.column("origin")[row].as_py(), reason, repr(value)[:100]))
@@ -145,7 +181,7 @@ def _names_from(found: list[Any]) -> tuple[str, ...]:
     flat = [item for value in found for item in (value if isinstance(value, list) else [value])]
     if any(isinstance(item, str) for item in flat):
         return tuple(sorted({item for item in flat if isinstance(item, str)}))
-    whole = [item for item in flat if isinstance(item, int) and item >= 0]
+    whole = [item for item in flat if isinstance(item, int) and 0 <= item < _MAX_CLASSES]
     return tuple(str(index) for index in range(max(whole) + 1)) if whole else ()
 
 

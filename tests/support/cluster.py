@@ -1,0 +1,39 @@
+"""A real Ray cluster of several raylets on this machine, ended by its own handle."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def ray_cluster(num_raylets: int) -> Iterator[tuple[Cluster, str]]:
+    """A cluster of one-CPU nodes with a dashboard; (cluster, address of the dashboard)."""
+    port = free_port()
+    head: dict[str, Any] = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": port}
+    # Jobs start `python`: it has to be this environment's, which has vitpipe installed.
+    path = os.environ["PATH"]
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(num_raylets - 1):
+            cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        yield cluster, f"http://127.0.0.1:{port}"
+    finally:
+        cluster.shutdown()
+        os.environ["PATH"] = path

@@ -1,0 +1,336 @@
+"""Parquet files as dataset hubs lay them out: images, labels of every kind, and what is refused or rejected."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.base.errors import InputError
+from pipeline.base.store import open_store
+from pipeline.corpus import open_corpus
+from pipeline.records.corpus import LISTING_SCHEMA, Corpus
+from pipeline.shard.write import parquet_bytes
+
+IMAGES = [b"image 0", b"image 1", b"image 2", b"image 3"]
+
+
+def table_of(labels: Any = None, images: Any = IMAGES, names: list[str] | None = None) -> pa.Table:
+    """``image`` (binary, or as given) and ``label``, with class *names* as the hub's ClassLabel declares them."""
+    columns = {"image": images if isinstance(images, pa.Array) else pa.array(images, pa.binary())}
+    if labels is not None:
+        columns["label"] = labels
+    table = pa.table(columns)
+    if names is None:
+        return table
+    return with_metadata(table, {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}})
+
+
+def with_metadata(table: pa.Table, metadata: Any) -> pa.Table:
+    """*table* with the hub's entry in its schema."""
+    text = metadata if isinstance(metadata, str) else json.dumps(metadata)
+    return table.replace_schema_metadata({"huggingface": text})
+
+
+def open_tables(folder: Path, *tables: pa.Table, row_group_size: int | None = None) -> Corpus:
+    """The corpus of *tables*, written as one file each."""
+    for number, table in enumerate(tables):
+        pq.write_table(table, folder / f"part-{number}.parquet", row_group_size=row_group_size)
+    return open_corpus(str(folder))
+
+
+def labels_of(corpus: Corpus) -> list[list[int]]:
+    """The labels of all entries."""
+    return corpus.listing["labels"].to_pylist()
+
+
+def rejects_of(corpus: Corpus) -> list[tuple[str, str]]:
+    """(origin, reason) of what was refused while listing."""
+    return [(reject.origin, reject.reason) for reject in corpus.rejects]
+
+
+def images_of(corpus: Corpus) -> list[bytes | None]:
+    """The bytes of all entries, as the reader gives them."""
+    return list(corpus.reader.read(corpus.listing))
+
+
+def test_binary_images_and_numbers(tmp_path: Path) -> None:
+    corpus = open_tables(tmp_path, table_of([2, 0, 1, 1]))
+    assert corpus.listing.schema == LISTING_SCHEMA
+    assert corpus.class_names == ("0", "1", "2")
+    assert labels_of(corpus) == [[2], [0], [1], [1]]
+    assert corpus.listing["origin"].to_pylist() == [f"part-0.parquet#{row}" for row in range(4)]
+    assert images_of(corpus) == IMAGES
+
+
+def test_images_as_structs_with_the_names_of_a_class_label(tmp_path: Path) -> None:
+    images = pa.array([{"bytes": image, "path": "x.png"} for image in IMAGES])
+    corpus = open_tables(tmp_path, table_of([1, 0, 1, 0], images, ["cat", "dog"]))
+    assert corpus.class_names == ("cat", "dog")
+    assert labels_of(corpus) == [[1], [0], [1], [0]]
+    assert images_of(corpus) == IMAGES
+
+
+def test_large_binary_images(tmp_path: Path) -> None:
+    assert images_of(open_tables(tmp_path, table_of([0] * 4, pa.array(IMAGES, pa.large_binary())))) == IMAGES
+
+
+def test_declared_classes_are_kept_when_no_image_has_them(tmp_path: Path) -> None:
+    corpus = open_tables(tmp_path, table_of([0, 0, 0, 0], names=["cat", "dog", "owl"]))
+    assert corpus.class_names == ("cat", "dog", "owl")
+
+
+@pytest.mark.parametrize(
+    "labels", [["dog", "cat", "dog", "ant"], pa.array(["dog", "cat", "dog", "ant"]).dictionary_encode()]
+)
+def test_string_labels_are_numbered_by_name(tmp_path: Path, labels: Any) -> None:
+    corpus = open_tables(tmp_path, table_of(labels))
+    assert corpus.class_names == ("ant", "cat", "dog")
+    assert labels_of(corpus) == [[2], [1], [2], [0]]
+
+
+def test_boolean_labels(tmp_path: Path) -> None:
+    corpus = open_tables(tmp_path, table_of([True, False, True, True]))
+    assert corpus.class_names == ("0", "1")
+    assert labels_of(corpus) == [[1], [0], [1], [1]]
+
+
+def test_list_labels(tmp_path: Path) -> None:
+    corpus = open_tables(tmp_path, table_of([[0, 2], [1], [2, 1, 0], [0]]))
+    assert corpus.class_names == ("0", "1", "2")
+    assert labels_of(corpus) == [[0, 2], [1], [2, 1, 0], [0]]
+
+
+@pytest.mark.parametrize("shape", [{"feature": {"names": ["a", "b"]}, "_type": "Sequence"}, [{"names": ["a", "b"]}]])
+def test_list_labels_with_declared_names(tmp_path: Path, shape: Any) -> None:
+    table = with_metadata(table_of([[0, 1], [1], [0], [0]]), {"info": {"features": {"label": shape}}})
+    assert open_tables(tmp_path, table).class_names == ("a", "b")
+
+
+def test_list_labels_of_strings(tmp_path: Path) -> None:
+    corpus = open_tables(tmp_path, table_of([["b", "a"], ["c"], ["a"], ["b"]]))
+    assert corpus.class_names == ("a", "b", "c")
+    assert labels_of(corpus) == [[1, 0], [2], [0], [1]]
+
+
+def test_a_null_label_is_a_reject(tmp_path: Path) -> None:
+    corpus = open_tables(tmp_path, table_of(pa.array([1, None, 0, 1], pa.int64()), names=["cat", "dog"]))
+    assert rejects_of(corpus) == [("part-0.parquet#1", "label-missing")]
+    assert labels_of(corpus) == [[1], [0], [1]]
+    assert images_of(corpus) == [IMAGES[0], IMAGES[2], IMAGES[3]]
+
+
+def test_a_null_inside_a_list_and_an_empty_list_are_rejects(tmp_path: Path) -> None:
+    corpus = open_tables(tmp_path, table_of(pa.array([[1, None], [], [0], [1]], pa.list_(pa.int64()))))
+    assert rejects_of(corpus) == [("part-0.parquet#0", "label-missing"), ("part-0.parquet#1", "label-missing")]
+
+
+@pytest.mark.parametrize("label", [2, -1, 2**40, -(2**60)])
+def test_a_label_outside_the_declared_classes_is_a_reject(tmp_path: Path, label: int) -> None:
+    corpus = open_tables(tmp_path, table_of([0, label, 1, 1], names=["cat", "dog"]))
+    assert rejects_of(corpus) == [("part-0.parquet#1", "label-out-of-range")]
+    assert corpus.rejects[0].detail == str(label)
+    assert labels_of(corpus) == [[0], [1], [1]]
+
+
+def test_a_string_that_is_no_declared_class_is_a_reject(tmp_path: Path) -> None:
+    corpus = open_tables(tmp_path, table_of(["cat", "cow", "dog", "dog"], names=["cat", "dog"]))
+    assert rejects_of(corpus) == [("part-0.parquet#1", "label-out-of-range")]
+
+
+def test_an_absurd_number_does_not_make_as_many_classes(tmp_path: Path) -> None:
+    corpus = open_tables(tmp_path, table_of([0, 2**40, 1, -3]))
+    assert corpus.class_names == ("0", "1")
+    assert rejects_of(corpus) == [
+        ("part-0.parquet#1", "label-out-of-range"),
+        ("part-0.parquet#3", "label-out-of-range"),
+    ]
+
+
+def test_labels_that_are_no_whole_numbers_are_rejects(tmp_path: Path) -> None:
+    corpus = open_tables(tmp_path, table_of([float("nan"), 1.5, None, 0.0]))
+    assert [reason for _, reason in rejects_of(corpus)] == ["label-out-of-range"] * 2 + [
+        "label-missing",
+        "label-out-of-range",
+    ]
+    assert corpus.listing.num_rows == 0
+
+
+def test_without_a_label_column_nothing_is_labelled(tmp_path: Path) -> None:
+    corpus = open_tables(tmp_path, table_of())
+    assert (corpus.class_names, labels_of(corpus), corpus.rejects) == ((), [[]] * 4, ())
+
+
+def test_a_label_column_that_is_null_throughout_is_none(tmp_path: Path) -> None:
+    corpus = open_tables(tmp_path, table_of(pa.nulls(4, pa.int64())))
+    assert (corpus.class_names, labels_of(corpus), corpus.rejects) == ((), [[]] * 4, ())
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        pa.array([b"a", None, b"c", b"d"], pa.binary()),
+        pa.array([{"bytes": b"a"}, None, {"bytes": b"c"}, {"bytes": b"d"}]),
+        pa.array([{"bytes": b"a"}, {"bytes": None}, {"bytes": b"c"}, {"bytes": b"d"}]),
+    ],
+)
+def test_a_null_image_is_read_as_none(tmp_path: Path, images: pa.Array) -> None:
+    corpus = open_tables(tmp_path, table_of([0, 1, 0, 1], images))
+    assert images_of(corpus) == [b"a", None, b"c", b"d"]
+
+
+def test_several_files_with_many_row_groups_in_any_order(tmp_path: Path) -> None:
+    tables = [
+        table_of([at % 3 for at in range(10)], [f"{number}/{at}".encode() for at in range(10)]) for number in range(3)
+    ]
+    corpus = open_tables(tmp_path, *tables, row_group_size=3)
+    assert corpus.listing.num_rows == 30
+    order = [29, 0, 11, 10, 4, 4, 17, 3]
+    wanted = [f"{at // 10}/{at % 10}".encode() for at in order if at != 4]
+    entries = corpus.listing.take([at for at in order if at != 4])
+    assert list(corpus.reader.read(entries)) == wanted
+
+
+def test_row_groups_of_one(tmp_path: Path) -> None:
+    assert images_of(open_tables(tmp_path, table_of([0, 1, 0, 1]), row_group_size=1)) == IMAGES
+
+
+def test_only_the_row_groups_that_hold_wanted_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = open_tables(tmp_path, table_of([0, 1, 0, 1]), row_group_size=1)
+    groups: list[int] = []
+    original = pq.ParquetFile.read_row_group
+
+    def counted(self: pq.ParquetFile, group: int, *arguments: Any, **options: Any) -> pa.Table:
+        groups.append(group)
+        return original(self, group, *arguments, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    assert list(corpus.reader.read(corpus.listing.take([3, 1]))) == [IMAGES[3], IMAGES[1]]
+    assert groups == [1, 3]
+
+
+def test_sizes_are_estimated_without_reading_images(tmp_path: Path) -> None:
+    images = [bytes([at]) * 10_000 for at in range(4)]
+    pq.write_table(table_of([0, 1, 0, 1], images), tmp_path / "x.parquet", compression="NONE", use_dictionary=False)
+    sizes = open_corpus(str(tmp_path)).listing["num_bytes"].to_pylist()
+    assert all(10_000 <= size <= 10_100 for size in sizes)
+
+
+def test_labels_of_different_widths_are_one_corpus(tmp_path: Path) -> None:
+    tables = [table_of(pa.array([0, 1, 0, 1], kind)) for kind in (pa.int64(), pa.int8(), pa.uint16())]
+    assert labels_of(open_tables(tmp_path, *tables)) == [[0], [1], [0], [1]] * 3
+
+
+def test_a_file_whose_labels_are_all_null_costs_its_own_rows(tmp_path: Path) -> None:
+    corpus = open_tables(tmp_path, table_of([0, 1, 0, 1]), table_of(pa.nulls(4)))
+    assert rejects_of(corpus) == [(f"part-1.parquet#{row}", "label-missing") for row in range(4)]
+
+
+def refusal(folder: Path, *tables: pa.Table) -> str:
+    """The text of the InputError that *tables* give."""
+    with pytest.raises(InputError) as caught:
+        open_tables(folder, *tables)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_files_with_numbers_and_strings_are_refused(tmp_path: Path) -> None:
+    assert "different types" in refusal(tmp_path, table_of([0, 1, 0, 1]), table_of(["a", "b", "a", "b"]))
+
+
+def test_a_file_without_the_others_label_column_is_refused_by_name(tmp_path: Path) -> None:
+    assert "part-1.parquet" in refusal(tmp_path, table_of([0, 1, 0, 1]), table_of())
+
+
+def test_files_that_declare_different_classes_are_refused(tmp_path: Path) -> None:
+    tables = [table_of([0, 1, 0, 1], names=names) for names in (["cat", "dog"], ["dog", "cat"])]
+    assert "different class names" in refusal(tmp_path, *tables)
+
+
+def test_a_table_without_images_is_refused(tmp_path: Path) -> None:
+    assert "no image column" in refusal(tmp_path, pa.table({"text": ["a"], "label": [0]}))
+
+
+def test_metadata_that_is_not_json_is_refused(tmp_path: Path) -> None:
+    assert "not JSON" in refusal(tmp_path, with_metadata(table_of([0, 1, 0, 1]), "{nope"))
+
+
+@pytest.mark.parametrize("metadata", ["null", "[]", '{"info": null}', '{"info": {"features": {"label": []}}}', "3"])
+def test_metadata_of_another_shape_declares_nothing(tmp_path: Path, metadata: str) -> None:
+    assert open_tables(tmp_path, with_metadata(table_of([0, 1, 0, 1]), metadata)).class_names == ("0", "1")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 10, 100, -1, -8])
+def test_what_is_no_parquet_file_is_refused_by_name(tmp_path: Path, cut: int) -> None:
+    data = parquet_bytes(table_of([0, 1, 0, 1]))
+    (tmp_path / "broken.parquet").write_bytes(data[:cut])
+    with pytest.raises(InputError, match=r"broken\.parquet is not a parquet file") as caught:
+        open_corpus(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_label_column_is_refused_by_name(tmp_path: Path) -> None:
+    labels = [f"class {at % 7}" for at in range(400)]
+    data = bytearray(parquet_bytes(table_of(labels, [b"x"] * 400)))
+    start = pq.ParquetFile(pa.BufferReader(bytes(data))).metadata.row_group(0).column(1).dictionary_page_offset
+    data[start : start + 60] = bytes(60)
+    (tmp_path / "broken.parquet").write_bytes(data)
+    with pytest.raises(InputError, match=r"broken\.parquet is not a parquet file"):
+        open_corpus(str(tmp_path))
+
+
+def test_a_table_without_rows_is_an_empty_corpus(tmp_path: Path) -> None:
+    corpus = open_tables(tmp_path, table_of([0, 1, 0, 1]).slice(0, 0))
+    assert corpus.listing.num_rows == 0
+    assert corpus.listing.schema == LISTING_SCHEMA
+
+
+def test_one_file_is_a_corpus(tmp_path: Path) -> None:
+    open_tables(tmp_path, table_of([0, 1, 0, 1]), table_of([0, 1, 0, 1]))
+    assert open_corpus(str(tmp_path / "part-1.parquet")).listing["file"].to_pylist() == ["part-1.parquet"] * 4
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_file_that_is_lost_after_listing_costs_its_own_rows_only(tmp_path: Path, damage: str) -> None:
+    corpus = open_tables(tmp_path, table_of([0, 1, 0, 1]), table_of([0, 1, 0, 1]))
+    if damage == "missing":
+        (tmp_path / "part-0.parquet").unlink()
+    else:
+        data = (tmp_path / "part-0.parquet").read_bytes()
+        (tmp_path / "part-0.parquet").write_bytes(data[:4] + bytes(60) + data[64:])
+    images = corpus.reader.read(corpus.listing.take([0, 4, 1, 7]))
+    with pytest.raises(OSError, match="part-0"):
+        next(images)
+    assert next(images) == IMAGES[0]
+    with pytest.raises(OSError, match="part-0"):
+        next(images)
+    assert next(images) == IMAGES[3]
+    assert next(images, "end") == "end"
+
+
+def test_the_reader_travels_to_the_tasks(tmp_path: Path) -> None:
+    corpus = open_tables(tmp_path, table_of([0, 1, 0, 1]))
+    assert list(pickle.loads(pickle.dumps(corpus.reader)).read(corpus.listing)) == IMAGES
+
+
+def test_parquet_files_in_a_bucket(s3_workspace: str) -> None:
+    store = open_store(f"{s3_workspace}/hub")
+    for number in range(2):
+        images = [f"{number}/{at}".encode() for at in range(4)]
+        store.put(f"data/train-{number}.parquet", parquet_bytes(table_of([1, 0, 1, 0], images, ["cat", "dog"])))
+    corpus = open_corpus(f"{s3_workspace}/hub")
+    assert corpus.class_names == ("cat", "dog")
+    assert list(corpus.reader.read(corpus.listing.take([5, 2]))) == [b"1/1", b"0/2"]
+    single = open_corpus(f"{s3_workspace}/hub/data/train-1.parquet")
+    assert images_of(single) == [b"1/0", b"1/1", b"1/2", b"1/3"]
+
+
+def test_what_is_no_parquet_file_in_a_bucket_is_refused(s3_workspace: str) -> None:
+    open_store(s3_workspace).put("x/broken.parquet", b"PAR1 nothing of the kind PAR1")
+    with pytest.raises(InputError, match="not a parquet file"):
+        open_corpus(f"{s3_workspace}/x")

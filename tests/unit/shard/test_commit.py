@@ -1,0 +1,164 @@
+"""The end of the stage: tables, statistics, the create-only card, and how many rejects are too many."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.base.digests import sha256_hex
+from pipeline.base.errors import ConflictError, DamageError, TooManyRejectsError
+from pipeline.base.store import Store, open_store
+from pipeline.records.corpus import Corpus, Reject
+from pipeline.records.dataset import CARD, DatasetCard, dataset_digest, read_dataset_card
+from pipeline.records.record import parse_record
+from pipeline.shard.commit import publish, put_tables, statistics_of
+from pipeline.shard.recipe import ShardRecipe
+from tests.support.datasets import MemoryReader, listing_of, make_dataset, shard_corpus
+from tests.support.pictures import bmp, noise, png
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Store:
+    """An empty workspace."""
+    return open_store(str(tmp_path / "workspace"))
+
+
+def dataset_store(workspace: Store, name: str = "tiny") -> Store:
+    """The folder of a dataset."""
+    return open_store(f"{workspace.uri}/datasets/{name}")
+
+
+def test_the_card_adds_up(workspace: Store) -> None:
+    card = make_dataset(workspace, "tiny", num_samples=50, num_classes=3, max_samples=16)
+    assert read_dataset_card(workspace, "tiny") == card
+    assert (card.num_input, card.num_samples, card.num_rejected, card.num_shards) == (50, 50, 0, 4)
+    assert card.statistics.label_counts == (17, 17, 16)
+    assert card.statistics.formats == {"png": 50}
+    target = dataset_store(workspace)
+    tars = [target.read(f"shard-{number:06d}.tar") for number in range(4)]
+    assert card.num_bytes == sum(map(len, tars))
+    assert card.digest == dataset_digest([sha256_hex(tar) for tar in tars])
+    assert {name: sha256_hex(target.read(name)) for name in card.tables} == card.tables
+    assert set(card.tables) == {"shards.parquet", "rejects.parquet"}
+
+
+def test_the_card_and_all_files_are_the_same_wherever_they_are_made(tmp_path: Path) -> None:
+    contents = []
+    for name in ("one", "two"):
+        workspace = open_store(str(tmp_path / name))
+        make_dataset(workspace, "tiny", num_samples=30)
+        contents.append({info.key: sha256_hex(workspace.read(info.key)) for info in workspace.list()})
+    assert contents[0] == contents[1]
+    assert len(contents[0]) == 2 * 2 + 3
+
+
+def test_the_card_names_no_place(workspace: Store) -> None:
+    make_dataset(workspace, "tiny", num_samples=5)
+    assert b"/" not in dataset_store(workspace).read(CARD)
+
+
+def test_statistics_cover_all_shards(workspace: Store) -> None:
+    images: dict[str, bytes | None] = {
+        "a": png(noise(3, 9)),
+        "b": bmp(noise(5, 2)),
+        "c": png(noise(8, 4)),
+        "d": b"junk",
+    }
+    labels = {"a": [1], "b": [], "c": [0, 1]}
+    corpus = Corpus(listing_of(images, labels), ("x", "y", "z"), MemoryReader(images))
+    card = shard_corpus(workspace, "mixed", corpus, ShardRecipe(max_samples=1))
+    facts = card.statistics
+    assert facts.label_counts == (1, 2, 0)
+    assert facts.formats == {"bmp": 1, "png": 2}
+    assert (facts.width_min, facts.width_max, facts.height_min, facts.height_max) == (2, 9, 3, 8)
+    assert (card.num_samples, card.num_rejected, card.num_shards) == (3, 1, 3)
+    assert statistics_of(dataset_store(workspace, "mixed"), [], 2).label_counts == (0, 0)
+
+
+def test_rejects_are_kept_with_their_reason_in_the_order_of_origins(workspace: Store) -> None:
+    rejects = [Reject("b", "empty"), Reject("a", "truncated", "cut at 5")]
+    digests = put_tables(workspace, [], rejects)
+    data = workspace.read("rejects.parquet")
+    assert digests["rejects.parquet"] == sha256_hex(data)
+    assert pq.read_table(io.BytesIO(data)).to_pylist() == [
+        {"origin": "a", "reason": "truncated", "detail": "cut at 5"},
+        {"origin": "b", "reason": "empty", "detail": ""},
+    ]
+    assert put_tables(workspace, [], rejects[::-1]) == digests
+
+
+def test_publishing_the_same_card_twice_is_no_conflict(workspace: Store) -> None:
+    card = make_dataset(workspace, "tiny", num_samples=5)
+    before = dataset_store(workspace).head(CARD)
+    assert publish(dataset_store(workspace), card) == card
+    assert dataset_store(workspace).head(CARD) == before
+
+
+def test_publishing_another_card_is_a_conflict_that_names_the_difference(workspace: Store) -> None:
+    card = make_dataset(workspace, "tiny", num_samples=5)
+    stored = dataset_store(workspace).read(CARD)
+    with pytest.raises(ConflictError, match=r"num_rejected: 0 -> 7") as caught:
+        publish(dataset_store(workspace), card.model_copy(update={"num_rejected": 7}))
+    assert caught.value.exit_code == 1
+    assert dataset_store(workspace).read(CARD) == stored
+
+
+def test_the_card_is_put_last(workspace: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    put: list[str] = []
+    kind = type(workspace)
+    original_put, original_create = kind.put, kind.put_if_absent
+
+    def noted_put(self: Store, key: str, data: bytes) -> None:
+        put.append(key)
+        original_put(self, key, data)
+
+    def noted_create(self: Store, key: str, data: bytes) -> bool:
+        put.append(f"create {key}")
+        return original_create(self, key, data)
+
+    monkeypatch.setattr(kind, "put", noted_put)
+    monkeypatch.setattr(kind, "put_if_absent", noted_create)
+    make_dataset(workspace, "tiny", num_samples=20, max_samples=10)
+    assert len(put) == 2 * 2 + 2 + 1
+    assert put[-1] == "create dataset.json"
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20, -3])
+def test_a_cut_card_is_damage(workspace: Store, cut: int) -> None:
+    make_dataset(workspace, "tiny", num_samples=5)
+    data = dataset_store(workspace).read(CARD)[:cut]
+    with pytest.raises(DamageError, match="the card"):
+        parse_record(DatasetCard, data, "the card")
+
+
+@pytest.mark.parametrize(
+    ("num_rejected", "num_input", "recipe", "passes"),
+    [
+        (0, 100, {}, True),
+        (10, 100, {}, True),  # ten are tolerated whatever the ratio
+        (11, 100, {}, False),
+        (11, 1_100, {}, True),  # exactly one per cent
+        (12, 1_100, {}, False),
+        (1, 10, {"tolerated_rejects": 0, "max_reject_ratio": 0.0}, False),
+        (1, 10, {"tolerated_rejects": 0, "max_reject_ratio": 0.1}, True),
+        (5, 5, {}, False),  # all of them, few as they are
+        (5, 5, {"max_reject_ratio": 1.0}, False),
+        (4, 5, {"max_reject_ratio": 1.0}, True),
+    ],
+)
+def test_how_many_rejects_fail_the_stage(num_rejected: int, num_input: int, recipe: dict, passes: bool) -> None:
+    from pipeline.shard.build import _check_rejects  # brings ray.data along, which the other tests do without
+
+    rejects = [Reject(f"image {at:03d}", "empty" if at % 2 else "truncated") for at in reversed(range(num_rejected))]
+    if passes:
+        _check_rejects(rejects, num_input, ShardRecipe(**recipe))
+        return
+    with pytest.raises(TooManyRejectsError) as caught:
+        _check_rejects(rejects, num_input, ShardRecipe(**recipe))
+    assert f"{num_rejected} of {num_input}" in str(caught.value)
+    assert "first: image 000" in str(caught.value)
+    assert "truncated" in str(caught.value)
+    assert caught.value.exit_code == 1

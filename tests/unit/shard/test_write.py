@@ -1,0 +1,198 @@
+"""One shard: what is written, indexed and rejected, and when an earlier attempt's shard is taken up."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from pipeline.base.digests import sha256_hex
+from pipeline.base.store import Store, open_store
+from pipeline.images.decode import decode
+from pipeline.records.corpus import Reject, key_of
+from pipeline.records.dataset import INDEX_SCHEMA
+from pipeline.shard.plan import PlannedShard
+from pipeline.shard.write import WrittenShard, find_written, index_name, write_shard
+from tests.support.datasets import MemoryReader, listing_of
+from tests.support.pictures import bmp, noise, png, png_that_claims
+
+GOLDEN_SHA256 = "2c0883eaaf514aad94bdd3cd516534a2f1c49f0e268c07934c8763977d3d73a8"
+PICTURES: dict[str, bytes | None] = {
+    f"a/{at}.bmp": bmp(np.arange((3 + at) * 12).reshape(3 + at, 4, 3)) for at in range(3)
+}
+LABELS = {"a/0.bmp": [2], "a/1.bmp": [], "a/2.bmp": [0, 5]}
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Store:
+    """An empty dataset folder."""
+    return open_store(str(tmp_path / "dataset"))
+
+
+def shard_of(images: dict[str, bytes | None], labels: dict[str, list[int]] | None = None) -> PlannedShard:
+    """Shard number 3, with the images in the order given."""
+    return PlannedShard(3, listing_of(images, labels or {name: [0] for name in images}))
+
+
+def write(target: Store, images: dict[str, bytes | None], labels: dict[str, list[int]] | None = None) -> WrittenShard:
+    """Write one shard of *images*, as plan "plan"."""
+    return write_shard(shard_of(images, labels), MemoryReader(images), target, "plan")
+
+
+def index_of(target: Store) -> list[dict[str, Any]]:
+    """The rows of the index."""
+    return pq.read_table(io.BytesIO(target.read("shard-000003.parquet"))).to_pylist()
+
+
+def test_the_golden_shard(target: Store) -> None:
+    """Bitmaps, since their bytes depend on no encoder. Changing it means: raise ``build._FORMAT``."""
+    written = write(target, PICTURES, LABELS)
+    assert written.entry is not None
+    assert written.entry.sha256 == GOLDEN_SHA256
+    assert sha256_hex(target.read("shard-000003.tar")) == GOLDEN_SHA256
+
+
+def test_the_entry_tells_what_was_put(target: Store) -> None:
+    written = write(target, PICTURES, LABELS)
+    assert written.entry is not None
+    assert written.entry.name == "shard-000003.tar"
+    assert written.entry.num_samples == 3
+    assert written.entry.num_bytes == len(target.read("shard-000003.tar"))
+    assert written.entry.index_sha256 == sha256_hex(target.read("shard-000003.parquet"))
+    assert (written.number, written.rejects) == (3, ())
+
+
+def test_the_index_points_at_the_bytes(target: Store) -> None:
+    write(target, PICTURES, LABELS)
+    archive, rows = target.read("shard-000003.tar"), index_of(target)
+    assert [row["origin"] for row in rows] == list(PICTURES)
+    for at, row in enumerate(rows):
+        image = archive[row["image_offset"] : row["image_offset"] + row["image_bytes"]]
+        assert image == PICTURES[row["origin"]]
+        assert row["sha256"] == sha256_hex(image)
+        assert row["key"] == key_of(row["origin"]) == sha256_hex(row["origin"].encode())[:20]
+        assert row["labels"] == LABELS[row["origin"]]
+        assert (row["width"], row["height"], row["format"]) == (4, 3 + at, "bmp")
+    labels = [archive[row["label_offset"] : row["label_offset"] + row["label_bytes"]] for row in rows]
+    assert labels == [b"2", b'{"labels": []}', b'{"labels": [0, 5]}']
+    schema = pq.read_schema(io.BytesIO(target.read("shard-000003.parquet")))
+    assert schema.equals(INDEX_SCHEMA, check_metadata=False)
+
+
+def test_stock_webdataset_reads_and_decodes_the_shard(target: Store) -> None:
+    images: dict[str, bytes | None] = {f"x/{at}.png": png(noise(6, 5, at)) for at in range(4)}
+    write(target, images, {name: [at] for at, name in enumerate(images)})
+    path = target.local_path("shard-000003.tar")
+    samples = list(webdataset.WebDataset(str(path), shardshuffle=False).decode("rgb8"))
+    assert [sample["__key__"] for sample in samples] == [row["key"] for row in index_of(target)]
+    assert [sample["cls"] for sample in samples] == [0, 1, 2, 3]
+    for sample, data in zip(samples, images.values(), strict=True):
+        np.testing.assert_array_equal(sample["png"], decode(data or b"")[0])
+
+
+def test_the_members_extension_is_the_contents_not_the_names(target: Store) -> None:
+    write(target, {"x/lies.jpg": bmp(noise(2, 2))})
+    assert index_of(target)[0]["format"] == "bmp"
+    assert b".bmp\0" in target.read("shard-000003.tar")
+    assert b".jpg" not in target.read("shard-000003.tar")
+
+
+def test_bad_images_are_rejected_with_their_reason_and_the_rest_is_kept(target: Store) -> None:
+    images: dict[str, bytes | None] = {
+        "0": png(noise(4, 4, 0)),
+        "1": png(noise(40, 40, 1))[:1000],
+        "2": b"",
+        "3": b"<html>not found</html>",
+        "4": None,
+        "5": png_that_claims(2**31 - 1, 1),
+        "6": png(noise(4, 4, 6)),
+    }
+    shard = shard_of({**images, "7": b""})
+    written = write_shard(shard, MemoryReader(images), target, "plan")  # the reader finds no "7"
+    assert [(reject.origin, reject.reason) for reject in written.rejects] == [
+        ("1", "truncated"),
+        ("2", "empty"),
+        ("3", "not-an-image"),
+        ("4", "null-image"),
+        ("5", "too-large"),
+        ("7", "unreadable"),
+    ]
+    assert [row["origin"] for row in index_of(target)] == ["0", "6"]
+    assert written.entry is not None
+    assert written.entry.num_samples == 2
+
+
+def test_rejects_leave_no_trace_in_the_tar(target: Store) -> None:
+    good: dict[str, bytes | None] = {"0": png(noise(4, 4, 0)), "1": png(noise(4, 4, 1))}
+    calm = write(target, good).entry
+    with_bad = write(target, {"0": good["0"], "x": b"junk", "1": good["1"]}).entry
+    assert calm is not None
+    assert with_bad is not None
+    assert with_bad.sha256 == calm.sha256
+
+
+def test_a_shard_of_rejects_alone_has_no_tar_but_is_remembered(target: Store) -> None:
+    images: dict[str, bytes | None] = {"0": b"junk", "1": None}
+    written = write(target, images)
+    assert written.entry is None
+    assert len(written.rejects) == 2
+    assert target.head("shard-000003.tar") is None
+    assert find_written(shard_of(images), target, "plan") == written
+
+
+def test_what_was_written_is_found_again(target: Store) -> None:
+    images = {**PICTURES, "bad": b"junk"}
+    written = write(target, images)
+    assert written.rejects == (Reject("bad", "not-an-image"),)
+    assert find_written(shard_of(images), target, "plan") == written
+
+
+def test_another_plan_is_not_taken_up(target: Store) -> None:
+    write(target, PICTURES, LABELS)
+    assert find_written(shard_of(PICTURES), target, "another plan") is None
+
+
+def test_nothing_is_found_where_nothing_is(target: Store) -> None:
+    assert find_written(shard_of(PICTURES), target, "plan") is None
+
+
+@pytest.mark.parametrize("loss", ["tar missing", "tar cut", "index missing", "index cut", "index empty"])
+def test_half_a_shard_is_not_taken_up(target: Store, loss: str) -> None:
+    write(target, PICTURES, LABELS)
+    part, what = loss.split()
+    key = {"tar": "shard-000003.tar", "index": "shard-000003.parquet"}[part]
+    data = target.read(key)
+    target.delete(key)
+    if what != "missing":
+        target.put(key, data[:-5] if what == "cut" else b"")
+    assert find_written(shard_of(PICTURES), target, "plan") is None
+    again = write(target, PICTURES, LABELS)
+    assert target.read(key) == data
+    assert find_written(shard_of(PICTURES), target, "plan") == again
+
+
+def test_the_index_is_put_after_the_tar(target: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    put: list[str] = []
+    original = type(target).put
+
+    def noted(self: Any, key: str, data: bytes) -> None:
+        put.append(key)
+        original(self, key, data)
+
+    monkeypatch.setattr(type(target), "put", noted)
+    write(target, PICTURES, LABELS)
+    assert put == ["shard-000003.tar", "shard-000003.parquet"]
+
+
+def test_the_name_of_the_index() -> None:
+    assert index_name("shard-000001.tar") == "shard-000001.parquet"
+
+
+def test_equal_plans_give_equal_bytes(tmp_path: Path) -> None:
+    entries = [write(open_store(str(tmp_path / name)), PICTURES, LABELS) for name in ("one", "two")]
+    assert entries[0] == entries[1]

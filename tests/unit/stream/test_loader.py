@@ -1,0 +1,185 @@
+"""The batches of a rank: the same stream whatever the workers, the world and the interruptions."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.base.errors import DamageError, MismatchError, RecipeError
+from pipeline.base.store import Store, open_store
+from pipeline.base.world import World
+from pipeline.images.decode import decode
+from pipeline.records.corpus import Corpus
+from pipeline.shard.recipe import ShardRecipe
+from pipeline.stream.augment import augment
+from pipeline.stream.dataset import DatasetReader
+from pipeline.stream.loader import Batch, StreamLoader
+from pipeline.stream.order import Order
+from pipeline.stream.recipe import AugmentRecipe, StreamRecipe
+from tests.support.datasets import MemoryReader, listing_of, make_dataset, shard_corpus
+from tests.support.pictures import noise, png
+
+RECIPE = StreamRecipe(batch_size=8, partitions=4, window=6, augment=AugmentRecipe(size=12))
+ALONE = World()
+BATCHES = 15  # 120 positions of 50 samples: into the third epoch
+Seen = dict[int, tuple[int, bytes]]  # position -> label and pixels
+
+
+def loader_of(workspace: Store, world: World = ALONE, position: int = 0, seed: int = 7, **fields: Any) -> StreamLoader:
+    """A loader over dataset ``tiny``."""
+    recipe = RECIPE.model_copy(update=fields)
+    return StreamLoader(DatasetReader(workspace, "tiny"), recipe, seed=seed, world=world, position=position)
+
+
+def seen_in(batches: list[Batch]) -> Seen:
+    """Every sample of some batches, by position."""
+    rows = [
+        (position, (label, image.numpy().tobytes()))
+        for batch in batches
+        for position, label, image in zip(batch.positions, batch.labels.tolist(), batch.images, strict=True)
+    ]
+    assert len(dict(rows)) == len(rows)
+    return dict(rows)
+
+
+def take(loader: StreamLoader, count: int) -> list[Batch]:
+    """The next *count* batches."""
+    return list(itertools.islice(loader, count))
+
+
+def test_a_batch_is_what_the_order_and_the_augmentation_say(tiny_workspace: Store) -> None:
+    reader = DatasetReader(tiny_workspace, "tiny")
+    sizes = [shard.num_samples for shard in reader.shards]
+    order = Order(sizes, reader.card.digest, seed=7, partitions=4, window=6)
+    for step, batch in enumerate(take(loader_of(tiny_workspace), BATCHES)):
+        assert batch.step == step
+        assert batch.positions == tuple(range(8 * step, 8 * step + 8))
+        assert (batch.images.shape, batch.images.dtype) == ((8, 3, 12, 12), torch.uint8)
+        assert (batch.labels.shape, batch.labels.dtype) == ((8,), torch.int64)
+        for at, position in enumerate(batch.positions):
+            place = order.place(position)
+            sample = reader.read(place.shard, place.row)
+            pixels = augment(decode(sample.data)[0], RECIPE.augment, 7, place.epoch, sample.key)
+            np.testing.assert_array_equal(batch.images[at].numpy(), pixels.transpose(2, 0, 1))
+            assert (batch.labels[at].item(),) == sample.labels
+        assert batch.replaced == ()
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_all_ranks_together_see_what_one_sees(tiny_workspace: Store, world_size: int) -> None:
+    alone = seen_in(take(loader_of(tiny_workspace), BATCHES))
+    ranks = [take(loader_of(tiny_workspace, World(rank, world_size)), BATCHES) for rank in range(world_size)]
+    assert {len(batch.positions) for batches in ranks for batch in batches} == {8 // world_size}
+    together: Seen = {}
+    for batches in ranks:
+        assert not together.keys() & seen_in(batches).keys()
+        together |= seen_in(batches)
+    assert together == alone
+
+
+@pytest.mark.parametrize("stop", [1, 6, 7, 13])
+def test_going_on_at_a_position_equals_not_having_stopped(tiny_workspace: Store, stop: int) -> None:
+    whole = take(loader_of(tiny_workspace), BATCHES)
+    first = loader_of(tiny_workspace)
+    take(first, stop)
+    state = first.state_dict()
+    assert state["position"] == first.position == 8 * stop
+    fresh, loaded = loader_of(tiny_workspace, position=8 * stop), loader_of(tiny_workspace)
+    loaded.load_state_dict(state)
+    for resumed in (fresh, loaded):
+        rest = take(resumed, BATCHES - stop)
+        assert [batch.step for batch in rest] == list(range(stop, BATCHES))
+        assert seen_in(rest) == seen_in(whole[stop:])
+
+
+def test_a_loader_that_is_running_can_be_sent_back(tiny_workspace: Store) -> None:
+    loader = loader_of(tiny_workspace)
+    state = loader.state_dict()
+    first = take(loader, 3)
+    loader.load_state_dict(state)
+    assert seen_in(take(loader, 3)) == seen_in(first)
+
+
+def test_going_on_with_another_number_of_ranks(tiny_workspace: Store) -> None:
+    whole = seen_in(take(loader_of(tiny_workspace), 9))
+    seen = seen_in(take(loader_of(tiny_workspace), 3))
+    for rank in range(4):
+        seen |= seen_in(take(loader_of(tiny_workspace, World(rank, 4), position=24), 3))
+    for rank in range(2):
+        seen |= seen_in(take(loader_of(tiny_workspace, World(rank, 2), position=48), 3))
+    assert seen == whole
+
+
+def test_two_loader_processes_give_the_same_stream_and_can_be_resumed(tiny_workspace: Store) -> None:
+    """One test for both, since starting processes takes seconds."""
+    whole = take(loader_of(tiny_workspace), 8)
+    loader = loader_of(tiny_workspace, position=8, workers=2)
+    batches = take(loader, 5)
+    assert [batch.step for batch in batches] == [1, 2, 3, 4, 5]
+    assert seen_in(batches) == seen_in(whole[1:6])
+    assert loader.position == 48  # what was consumed, not what was prepared
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": 8}, "seed: 7 -> 8"),
+        ({"batch_size": 16}, "batch_size: 8 -> 16"),
+        ({"partitions": 2}, "partitions: 4 -> 2"),
+        ({"window": 5}, "window: 6 -> 5"),
+    ],
+)
+def test_a_position_of_another_order_is_refused_naming_the_difference(
+    tiny_workspace: Store, changes: dict[str, Any], told: str
+) -> None:
+    state = loader_of(tiny_workspace, position=16).state_dict()
+    other = loader_of(tiny_workspace, **changes)
+    with pytest.raises(MismatchError) as caught:
+        other.load_state_dict(state)
+    assert str(caught.value).endswith(f": {told}")
+    assert other.position == 0
+
+
+def test_a_position_of_another_dataset_is_refused(tiny_workspace: Store, tmp_path: Any) -> None:
+    elsewhere = open_store(str(tmp_path))
+    other = make_dataset(elsewhere, "tiny", num_samples=50, num_classes=4, size=16, max_samples=13, seed=1)
+    state = loader_of(tiny_workspace).state_dict()
+    with pytest.raises(MismatchError, match=f"dataset_digest: {state['dataset_digest']} -> {other.digest}"):
+        loader_of(elsewhere).load_state_dict(state)
+
+
+def test_an_incomplete_state_is_refused(tiny_workspace: Store) -> None:
+    with pytest.raises(MismatchError, match="seed: None -> 7"):
+        loader_of(tiny_workspace).load_state_dict({"position": 8})
+
+
+def test_a_position_inside_a_batch_is_refused(tiny_workspace: Store) -> None:
+    with pytest.raises(MismatchError, match="12 is inside a global batch"):
+        next(loader_of(tiny_workspace, position=12))
+
+
+def test_what_does_not_change_the_order_may_change_between_attempts(tiny_workspace: Store) -> None:
+    state = loader_of(tiny_workspace, position=16).state_dict()
+    other = loader_of(tiny_workspace, World(1, 2), workers=2, max_damaged=5)
+    other.load_state_dict(state)
+    assert other.position == 16
+
+
+def test_a_world_that_does_not_divide_is_refused_before_anything_is_read(tiny_workspace: Store) -> None:
+    with pytest.raises(RecipeError, match=r"3 workers .* 1, 2, 4"):
+        loader_of(tiny_workspace, World(0, 3))
+
+
+@pytest.mark.parametrize("labels", [[], [0, 1]])
+def test_samples_without_exactly_one_label_are_refused_by_key(tmp_path: Any, labels: list[int]) -> None:
+    workspace = open_store(str(tmp_path))
+    images: dict[str, bytes | None] = {"x.png": png(noise(4, 4))}
+    corpus = Corpus(listing_of(images, {"x.png": labels}), ("a", "b"), MemoryReader(images))
+    shard_corpus(workspace, "tiny", corpus, ShardRecipe())
+    reader = DatasetReader(workspace, "tiny")
+    with pytest.raises(DamageError, match=f"{reader.keys(0)[0]} has {len(labels)} labels"):
+        next(loader_of(workspace))

@@ -1,0 +1,54 @@
+"""What evaluation reads: every sample once, in the order of the shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.base.store import Store, open_store
+from pipeline.images.decode import decode
+from pipeline.images.transform import EvaluationTransform
+from pipeline.records.corpus import Corpus
+from pipeline.shard.recipe import ShardRecipe
+from pipeline.stream.dataset import DatasetReader
+from pipeline.stream.passes import each_once
+from tests.support.datasets import MemoryReader, listing_of, shard_corpus
+from tests.support.pictures import noise, png
+
+TRANSFORM = EvaluationTransform(size=12, resize=14)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 10, 50, 64])
+def test_every_sample_comes_once_in_the_order_of_the_shards(tiny_workspace: Store, batch_size: int) -> None:
+    reader = DatasetReader(tiny_workspace, "tiny")
+    batches = list(each_once(reader, TRANSFORM, batch_size))
+    assert [key for batch in batches for key in batch.keys] == [key for shard in range(4) for key in reader.keys(shard)]
+    sizes = [len(batch.keys) for batch in batches]
+    assert sizes == [batch_size] * (50 // batch_size) + ([50 % batch_size] if 50 % batch_size else [])
+
+
+def test_pixels_and_labels_are_those_of_the_samples(tiny_workspace: Store) -> None:
+    reader = DatasetReader(tiny_workspace, "tiny")
+    samples = [reader.read(shard, row) for shard, entry in enumerate(reader.shards) for row in range(entry.num_samples)]
+    batches = list(each_once(reader, TRANSFORM, 8))
+    images, labels = torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])
+    assert (images.dtype, images.shape) == (torch.uint8, (50, 3, 12, 12))
+    assert labels.dtype == torch.int64
+    for at, sample in enumerate(samples):
+        wanted = TRANSFORM.apply(decode(sample.data)[0])
+        np.testing.assert_array_equal(images[at].numpy(), wanted.transpose(2, 0, 1))
+        assert (labels[at].item(),) == sample.labels
+
+
+def test_samples_without_a_label_have_minus_one(tmp_path: Path) -> None:
+    images: dict[str, bytes | None] = {str(at): png(noise(4, 4, at)) for at in range(3)}
+    corpus = Corpus(listing_of(images, {"1": [1]}), ("a", "b"), MemoryReader(images))
+    workspace = open_store(str(tmp_path))
+    shard_corpus(workspace, "tiny", corpus, ShardRecipe())
+    reader = DatasetReader(workspace, "tiny")
+    labels = torch.cat([batch.labels for batch in each_once(reader, TRANSFORM, 2)]).tolist()
+    assert sorted(labels) == [-1, -1, 1]
+    assert labels == [(reader.read(0, row).labels or (-1,))[0] for row in range(3)]
