@@ -5,6 +5,7 @@ Its files hold pickles. They are loaded because they come from the own run, and 
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from pipeline.base.collective import Collective
@@ -15,6 +16,8 @@ from pipeline.checkpoints.layout import files_of_rank
 from pipeline.checkpoints.save import Saving
 from pipeline.records.record import parse_record
 from pipeline.records.run import CheckpointCard, StoredFile, run_prefix, step_prefix
+
+_log = logging.getLogger(__name__)
 
 
 def resume_newest(saving: Saving, collective: Collective, folder: Path) -> CheckpointCard | None:
@@ -28,6 +31,7 @@ def resume_newest(saving: Saving, collective: Collective, folder: Path) -> Check
         if not problems and card is not None:
             return card
         if collective.world.is_first:
+            _log.warning("checkpoint of step %d of run %s is left out: %s", step, saving.run, "; ".join(problems))
             saving.workspace.delete(f"{step_prefix(saving.run, step)}/checkpoint.json")
         collective.broadcast(None)
     return None

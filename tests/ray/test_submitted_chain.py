@@ -41,9 +41,7 @@ def test_submitted_chain_equals_the_direct_one(dashboard: str, direct: dict[str,
     assert summary_of(workspace) == direct
 
 
-def test_plain_ray_job_submit_equals_the_direct_one(
-    dashboard: str, direct: dict[str, object], tmp_path: Path
-) -> None:
+def test_plain_ray_job_submit_equals_the_direct_one(dashboard: str, direct: dict[str, object], tmp_path: Path) -> None:
     tree = yaml.safe_load(SMALL.read_text()) | {"workspace": str(tmp_path / "workspace")}
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "recipe.yaml").write_text(yaml.safe_dump(tree))
@@ -62,9 +60,7 @@ def test_failing_job_is_told_with_exit_code_1(dashboard: str, tmp_path: Path) ->
     (photos / "a.jpg").write_bytes(b"no image")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        yaml.safe_dump(
-            {"workspace": str(tmp_path / "ws"), "shard": [{"name": "photos", "source": str(photos)}]}
-        )
+        yaml.safe_dump({"workspace": str(tmp_path / "ws"), "shard": [{"name": "photos", "source": str(photos)}]})
     )
     done = vitpipe("submit", "shard", recipe, "--address", dashboard)
     assert done.returncode == 1

@@ -20,9 +20,7 @@ def start(*arguments: str | Path, env: dict[str, str] | None = None, **options: 
     """Start ``vitpipe`` with *arguments*, its output piped as text."""
     command = [str(SCRIPT), *(str(argument) for argument in arguments)]
     full = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=full, **options
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=full, **options)
 
 
 def vitpipe(

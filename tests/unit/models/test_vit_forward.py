@@ -72,9 +72,7 @@ def test_self_attention_equals_torchs_own_with_the_same_weights() -> None:
 def test_patches_equal_a_convolution_with_the_same_weights() -> None:
     ours = with_random_weights(PatchEmbedding(4, 24))
     convolution = nn.Conv2d(3, 24, 4, stride=4)
-    convolution.load_state_dict(
-        {"weight": ours.projection.weight.reshape(24, 3, 4, 4), "bias": ours.projection.bias}
-    )
+    convolution.load_state_dict({"weight": ours.projection.weight.reshape(24, 3, 4, 4), "bias": ours.projection.bias})
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(ours(x), convolution(x).flatten(2).transpose(1, 2), rtol=1e-5, atol=1e-5)
 

@@ -42,7 +42,7 @@ def numbered(count: int, num_bytes: int = 10) -> pa.Table:
     return table_of([(f"{at:06d}", num_bytes, [at % 3]) for at in range(count)])
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(ENTRIES, RECIPES, st.randoms(use_true_random=False), st.integers(1, 7))
 def test_the_plan_does_not_depend_on_how_the_listing_came(
     entries: list[Any], recipe: ShardRecipe, draw: Any, chunk: int
@@ -55,7 +55,7 @@ def test_the_plan_does_not_depend_on_how_the_listing_came(
     assert listing_digest(ours, ("a", "b")) == listing_digest(theirs, ("a", "b"))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(ENTRIES, RECIPES)
 def test_every_entry_is_in_exactly_one_shard_and_limits_are_kept(entries: list[Any], recipe: ShardRecipe) -> None:
     shards = list(plan_shards(table_of(entries), recipe))

@@ -151,5 +151,12 @@ def test_draws_hang_on_seed_step_and_rank_only() -> None:
 def test_the_network_trains_in_training_mode() -> None:
     engine = Recorder()
     engine.module.eval()
-    train(engine, batches(), objective, plan(num_steps=1, schedule=ScheduleRecipe(warmup_steps=0)), World(), Watch(None, 1, 8))
+    train(
+        engine,
+        batches(),
+        objective,
+        plan(num_steps=1, schedule=ScheduleRecipe(warmup_steps=0)),
+        World(),
+        Watch(None, 1, 8),
+    )
     assert set(engine.module.masks[0].tolist()) == {0.0, 2.0}

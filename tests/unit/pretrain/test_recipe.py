@@ -1,0 +1,212 @@
+"""A pretraining's recipe: what is refused and how that is told; what the fingerprint holds and what it leaves out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.base.config import apply_overrides, build
+from pipeline.base.digests import fingerprint
+from pipeline.base.errors import InputError, RecipeError
+from pipeline.models.config import named
+from pipeline.pretrain.recipe import PretrainRecipe
+from pipeline.pretrain.run import architecture, check_recipe
+from pipeline.records.dataset import DatasetCard, DatasetStatistics
+
+
+def tree() -> dict[str, Any]:
+    """A small recipe that is right."""
+    return {
+        "run": "r",
+        "dataset": "d",
+        "steps": 100,
+        "model": {"image_size": 8, "patch_size": 4, "width": 16, "depth": 1, "mlp_width": 32, "heads": 2},
+        "stream": {"batch_size": 16, "partitions": 4, "window": 10, "augment": {"size": 8}},
+        "transform": {"size": 8, "resize": 8},
+        "schedule": {"warmup_steps": 10},
+        "workers": 2,
+    }
+
+
+def recipe(*overrides: str) -> PretrainRecipe:
+    """The small recipe with *overrides*."""
+    return build(PretrainRecipe, apply_overrides(tree(), list(overrides)))
+
+
+def card(num_classes: int = 4, digest: str = "digest") -> DatasetCard:
+    """A dataset's card."""
+    statistics = DatasetStatistics(
+        label_counts=(5,) * num_classes, formats={"png": 20}, width_min=8, width_max=8, height_min=8, height_max=8
+    )
+    return DatasetCard(
+        name="d",
+        class_names=tuple(f"class-{label}" for label in range(num_classes)),
+        num_input=20,
+        num_samples=20,
+        num_rejected=0,
+        num_duplicates=0,
+        num_bytes=1000,
+        num_shards=1,
+        statistics=statistics,
+        recipe={},
+        listing_digest="l",
+        fingerprint="f",
+        tables={},
+        digest=digest,
+    )
+
+
+def problems(*overrides: str) -> list[str]:
+    """What is said about the small recipe with *overrides*."""
+    with pytest.raises(RecipeError) as caught:
+        recipe(*overrides)
+    assert caught.value.exit_code == 2
+    assert not any("\n" in problem or "validation error" in problem for problem in caught.value.problems)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("step=5", "unknown key 'step' - did you mean 'steps'?"),
+        ("model.widht=32", "unknown key 'model.widht' - did you mean 'width'?"),
+        ("stream.augment.fliip=true", "unknown key 'stream.augment.fliip' - did you mean 'flip'?"),
+        ("optimizer.lr=0.1", "unknown key 'optimizer.lr'"),
+        ("steps=0", "'steps': Input should be greater than 0 (got 0)"),
+        ("steps=many", "'steps': Input should be a valid integer"),
+        ("optimizer.learning_rate=.nan", "'optimizer.learning_rate': Input should be a finite number"),
+        ("optimizer.learning_rate=-1", "'optimizer.learning_rate': Input should be greater than 0"),
+        ("engine.zero_stage=4", "'engine.zero_stage'"),
+        ("run=../elsewhere", "'run'"),
+        ("objective=sigmoid", "'objective'"),
+        ("stream.partitions=3", "partitions 3 does not divide batch_size 16; use [1, 2, 4, 8, 16]"),
+        ("model.patch_size=3", "patch_size 3 does not divide image_size 8"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(override: str, said: str) -> None:
+    found = problems(override)
+    assert len(found) == 1
+    assert said in found[0]
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    found = problems("steps=-1", "workers=none", "model.depht=3", "engine.precision=fp16")
+    assert len(found) == 4
+    for name in ("steps", "workers", "model.depht", "engine.precision"):
+        assert any(f"'{name}'" in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["model.image_size=16"], ["stream.augment.size=16"], ["transform.size=16", "transform.resize=16"]],
+    ids=["model", "augment", "transform"],
+)
+def test_sizes_that_disagree_are_all_named(overrides: list[str]) -> None:
+    (said,) = problems(*overrides)
+    assert all(name in said for name in ("model.image_size", "stream.augment.size", "transform.size"))
+    assert "16" in said
+
+
+def test_warm_up_longer_than_the_run() -> None:
+    assert problems("schedule.warmup_steps=101") == ["schedule.warmup_steps 101 is more than steps 100"]
+    assert recipe("schedule.warmup_steps=100").schedule.warmup_steps == 100
+
+
+def test_a_named_model_is_filled_in_and_can_be_changed() -> None:
+    found = recipe("model={name: S/4, image_size: 8, pool: gap}")
+    assert found.model == named("S/4", image_size=8, pool="gap")
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("{name: XS/16}", "no model 'XS/16'"),
+        ("{name: S/4, image_size: 8, widht: 3}", "did you mean 'width'?"),
+        ("{name: S/4, image_size: 8, dropout: 2}", "'model.dropout': Input should be less than 1"),
+        ("{name: S/4, image_size: 9}", "patch_size 4 does not divide image_size 9"),
+    ],
+)
+def test_a_mistake_beside_a_models_name_is_told_as_clearly(model: str, said: str) -> None:
+    (found,) = problems(f"model={model}")
+    assert said in found
+
+
+def test_classes_come_from_the_dataset() -> None:
+    assert architecture(recipe(), card(7)).num_classes == 7
+    assert architecture(recipe("model.num_classes=7"), card(7)).num_classes == 7
+    with pytest.raises(RecipeError, match=r"model.num_classes is 5, but dataset d has 7"):
+        architecture(recipe("model.num_classes=5"), card(7))
+    with pytest.raises(InputError, match="dataset d has no labels"):
+        architecture(recipe(), card(0))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["engine.precision=bf16", "engine.zero_stage=0"], "bf16 needs zero_stage 1, 2 or 3"),
+        (["workers=3"], "3 workers do not divide stream.partitions 4; world sizes that work: 1, 2, 4"),
+        (["workers=8"], "world sizes that work: 1, 2, 4"),
+        (["engine.micro_batch_size=3"], "micro_batch_size 3 does not divide the 8 samples that each of 2 ranks gets"),
+        (["model.num_classes=9"], "model.num_classes is 9"),
+    ],
+)
+def test_what_does_not_fit_together_is_told_before_a_rank_starts(overrides: list[str], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        check_recipe(recipe(*overrides), card())
+
+
+def test_what_fits_passes() -> None:
+    check_recipe(recipe("engine.precision=fp32", "engine.zero_stage=0", "engine.micro_batch_size=4"), card())
+
+
+FREE = [
+    "workers=4",
+    "resources.threads=3",
+    "resources.cpus=2",
+    "max_restarts=9",
+    "log_every=3",
+    "checkpoint_every=7",
+    "stream.workers=2",
+    "stream.check=header",
+    "engine.micro_batch_size=4",
+]
+FIXED = [
+    "run=other",
+    "dataset=other",
+    "seed=1",
+    "steps=99",
+    "optimizer.learning_rate=0.5",
+    "optimizer.clip=0",
+    "schedule.decay=linear",
+    "schedule.end=0.00001",
+    "model.width=32",
+    "model.dropout=0.1",
+    "stream.batch_size=32",
+    "stream.partitions=2",
+    "stream.window=11",
+    "stream.augment.flip=false",
+    "transform.mode=square",
+    "engine.zero_stage=1",
+    "engine.precision=fp32",
+]
+
+
+def made_of(*overrides: str, digest: str = "digest") -> str:
+    """The fingerprint."""
+    return fingerprint(recipe(*overrides).fingerprinted(digest))
+
+
+@pytest.mark.parametrize("override", FREE)
+def test_what_may_change_between_attempts_is_not_in_the_fingerprint(override: str) -> None:
+    assert recipe(override) != recipe()
+    assert made_of(override) == made_of()
+
+
+@pytest.mark.parametrize("override", FIXED)
+def test_what_fixes_the_result_is_in_the_fingerprint(override: str) -> None:
+    assert made_of(override) != made_of()
+
+
+def test_the_datasets_content_is_in_the_fingerprint() -> None:
+    assert made_of(digest="other") != made_of()
