@@ -118,13 +118,24 @@ def build(kind: type[ConfigType], tree: dict[str, Any], source: str = "recipe") 
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        problems = [_explain(kind, item) for item in error.errors(include_url=False)]
+        problems = [_explain(kind, item) for item in _told(error.errors(include_url=False))]
         raise RecipeError(list(dict.fromkeys(problems)), source) from None
 
 
 def load(kind: type[ConfigType], path: str | Path, overrides: list[str] | None = None) -> ConfigType:
     """Read, override and validate the recipe at *path*."""
     return build(kind, apply_overrides(read_yaml(path), overrides or []), str(path))
+
+
+def _told(items: list[Any]) -> list[Any]:
+    """*items* without the lists that pydantic calls too short only since it refused what is in them."""
+    places = [item["loc"] for item in items]
+
+    def follows(item: Any) -> bool:
+        loc = item["loc"]
+        return item["type"] == "too_short" and any(len(loc) < len(at) and at[: len(loc)] == loc for at in places)
+
+    return [item for item in items if not follows(item)]
 
 
 def _explain(kind: type[Config], item: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.base.errors import InputError
 from pipeline.evaluate.subject import Subject
 from pipeline.evaluate.suite import EvaluateRecipe, SuiteEntry, Task
 from pipeline.records.score import PIXELS, EvaluationKey
@@ -42,7 +43,11 @@ def subjects_of(entry: SuiteEntry, checkpoints: list[Subject], baselines: bool) 
 def plan_evaluations(
     checkpoints: list[Subject], recipe: EvaluateRecipe, dataset_digests: dict[str, str]
 ) -> list[Planned]:
-    """Every evaluation that the suite asks for, newest checkpoint last, each once."""
+    """Every evaluation that the suite asks for, newest checkpoint last, each once.
+
+    Raises InputError for a task that would be judged on what it was trained on.
+    """
+    _refuse_leaks(recipe, dataset_digests)
     planned: dict[str, Planned] = {}
     for entry in recipe.suite:
         for task_name in entry.tasks:
@@ -61,6 +66,15 @@ def plan_evaluations(
                     )
                     planned.setdefault(key.id, Planned(key, subject, task))
     return list(planned.values())
+
+
+def _refuse_leaks(recipe: EvaluateRecipe, dataset_digests: dict[str, str]) -> None:
+    for name, task in recipe.tasks.items():
+        if dataset_digests[task.train] == dataset_digests[task.test]:
+            raise InputError(
+                f"task {name}: {task.train} and {task.test} hold the same samples, so its scores would mean nothing",
+                "name a test dataset with samples of its own",
+            )
 
 
 def due(planned: list[Planned], recorded: set[str]) -> list[Planned]:

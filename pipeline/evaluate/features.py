@@ -128,9 +128,15 @@ def _pack(part: Features) -> bytes:
 def _read(workspace: Store, prefix: str, card: FeatureCard) -> Features:
     parts = []
     for part in card.parts:
-        data = workspace.read(f"{prefix}/{part.name}")
+        try:
+            data = workspace.read(f"{prefix}/{part.name}")
+        except FileNotFoundError:
+            raise DamageError(f"{prefix}/{part.name} is missing", f"remove {prefix} to have it made again") from None
         if sha256_hex(data) != part.sha256:
-            raise DamageError(f"{prefix}/{part.name}: its bytes are not those that features.json names")
+            raise DamageError(
+                f"{prefix}/{part.name}: its bytes are not those that features.json names",
+                f"remove {prefix} to have it made again",
+            )
         tensors = load(data)
         length = int.from_bytes(data[:8], "little")
         keys = json.loads(data[8 : 8 + length])["__metadata__"]["keys"].split()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from pipeline.base.config import Config
 
@@ -28,8 +28,10 @@ class Task(Config):
 class LinearSettings(Config):
     """Multinomial logistic regression by L-BFGS on standardised features (SimCLR App. B)."""
 
-    l2: tuple[float, ...] = Field(
-        tuple(10.0**exponent for exponent in (-6, -5, -4, -3, -2, -1)), description="chosen from on the validation part"
+    l2: tuple[NonNegativeFloat, ...] = Field(
+        tuple(10.0**exponent for exponent in (-6, -5, -4, -3, -2, -1)),
+        min_length=1,
+        description="chosen from on the validation part",
     )
     max_iterations: int = Field(200, gt=0)
 
@@ -37,7 +39,7 @@ class LinearSettings(Config):
 class KnnSettings(Config):
     """Weighted k-NN (DINOv2): cosine similarity, softmax weights."""
 
-    k: tuple[int, ...] = Field((10, 20, 100, 200), description="chosen from on the validation part")
+    k: tuple[PositiveInt, ...] = Field((10, 20, 100, 200), min_length=1, description="chosen from on the validation part")
     temperature: float = Field(0.07, gt=0)
 
 
@@ -53,7 +55,9 @@ class FinetuneSettings(Config):
 
     steps: int = Field(500, gt=0)
     batch_size: int = Field(512, gt=0)
-    learning_rates: tuple[float, ...] = Field((0.003, 0.01, 0.03), description="chosen from on the validation part")
+    learning_rates: tuple[PositiveFloat, ...] = Field(
+        (0.003, 0.01, 0.03), min_length=1, description="chosen from on the validation part"
+    )
     warmup_steps: int = Field(0, ge=0)
 
 

@@ -11,8 +11,8 @@ from tests.bench import attention, reading
 
 _HEAD = """# Benchmarks
 
-Written by `make bench` on {date}: {cores} cores, {machine}, Python {python}. Ratios are of the same run; above 1 is faster than
-the peer.
+Written by `make bench` on {date}: {cores} cores, {machine}, Python {python}. Ratios are of the same
+run; above 1 is faster than the peer.
 
 | what | ours | peer | ratio |
 |---|---|---|---|

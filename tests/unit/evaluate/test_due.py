@@ -1,0 +1,182 @@
+"""What is due is a pure function: each evaluation once, its id made of all that its result hangs on."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from pipeline.base.config import build
+from pipeline.base.errors import InputError, RecipeError
+from pipeline.evaluate.due import Planned, due, plan_evaluations
+from pipeline.evaluate.subject import Subject
+from pipeline.evaluate.suite import EvaluateRecipe
+from pipeline.records.score import PIXELS, EvaluationKey
+
+TRANSFORM = {"size": 8, "resize": 8, "mode": "square", "filter": "bicubic"}
+CHECKPOINTS = [Subject(f"weights-{step}", f"key-{step}", TRANSFORM, step) for step in (0, 100, 200)]
+DIGESTS = {"a-train": "1", "a-test": "2", "b-train": "3", "b-test": "4"}
+
+
+def recipe(suite: list[dict[str, Any]], **changes: Any) -> EvaluateRecipe:
+    """A recipe over two tasks."""
+    tasks = {name: {"train": f"{name}-train", "test": f"{name}-test"} for name in ("a", "b")}
+    return build(EvaluateRecipe, {"tasks": tasks, "suite": suite} | changes)
+
+
+def plan(suite: list[dict[str, Any]], checkpoints: list[Subject] = CHECKPOINTS, **changes: Any) -> list[Planned]:
+    """What the suite asks for."""
+    return plan_evaluations(checkpoints, recipe(suite, **changes), DIGESTS)
+
+
+def steps(planned: list[Planned]) -> list[int | str | None]:
+    """What each evaluation is of."""
+    return ["pixels" if item.subject.is_pixels else item.subject.step for item in planned]
+
+
+def test_every_checkpoint_every_task_every_seed_once() -> None:
+    planned = plan([{"evaluator": "fewshot", "tasks": ["a", "b"], "seeds": [0, 1, 2]}], baselines=False)
+    found = [(item.key.task, item.subject.step, item.key.seed) for item in planned]
+    assert sorted(found) == sorted((task, step, seed) for task in "ab" for step in (100, 200) for seed in range(3))
+    assert len({item.key.id for item in planned}) == len(planned) == 12
+
+
+def test_it_is_pure() -> None:
+    suite = [{"evaluator": "linear", "tasks": ["a"]}, {"evaluator": "knn", "tasks": ["b"]}]
+    before = copy.deepcopy((CHECKPOINTS, DIGESTS))
+    assert plan(suite) == plan(suite)
+    assert before == (CHECKPOINTS, DIGESTS)
+
+
+def test_the_same_entry_twice_is_asked_for_once() -> None:
+    entry = {"evaluator": "knn", "tasks": ["a"]}
+    assert plan([entry, entry]) == plan([entry])
+
+
+def test_baselines_are_pixels_and_the_untrained_network() -> None:
+    assert steps(plan([{"evaluator": "knn", "tasks": ["a"]}])) == ["pixels", 0, 100, 200]
+    assert steps(plan([{"evaluator": "knn", "tasks": ["a"]}], baselines=False)) == [100, 200]
+    assert steps(plan([{"evaluator": "classify", "tasks": ["a"]}])) == [0, 100, 200], "raw pixels have no head"
+    assert steps(plan([{"evaluator": "inspect", "tasks": ["a"]}])) == [100, 200]
+    (pixels, *_) = plan([{"evaluator": "finetune", "tasks": ["a"]}])
+    assert (pixels.key.weights_digest, pixels.key.transform) == (PIXELS, TRANSFORM)
+
+
+def test_last_means_the_newest_checkpoint_and_the_baselines() -> None:
+    suite = [{"evaluator": "finetune", "tasks": ["a"], "checkpoints": "last"}]
+    assert steps(plan(suite)) == ["pixels", 0, 200]
+    assert steps(plan(suite, baselines=False)) == [200]
+    assert steps(plan(suite, CHECKPOINTS[:1], baselines=False)) == [0], "nothing is trained yet"
+    assert steps(plan([{"evaluator": "inspect", "tasks": ["a"], "checkpoints": "last"}])) == [200]
+
+
+def test_without_checkpoints_nothing_is_due() -> None:
+    assert plan([{"evaluator": "knn", "tasks": ["a"]}], []) == []
+
+
+def test_what_is_recorded_is_not_due() -> None:
+    planned = plan([{"evaluator": "knn", "tasks": ["a", "b"]}])
+    recorded = {item.key.id for item in planned[::2]}
+    assert due(planned, recorded) == planned[1::2]
+    assert due(planned, set()) == planned
+    assert due(planned, {item.key.id for item in planned}) == []
+
+
+KEY = EvaluationKey(
+    weights_digest="w",
+    evaluator="knn",
+    protocol_version=1,
+    task="a",
+    dataset_digests=("1", "2"),
+    transform=TRANSFORM,
+    settings={"k": [10], "temperature": 0.07, "validation": 0.1},
+    seed=0,
+)
+CHANGES: dict[str, Any] = {
+    "weights_digest": "v",
+    "evaluator": "linear",
+    "protocol_version": 2,
+    "dataset_digests": ("2", "1"),
+    "transform": TRANSFORM | {"resize": 9},
+    "settings": {"k": [10], "temperature": 0.07, "validation": 0.2},
+    "seed": 1,
+}
+
+
+def test_every_field_is_looked_at() -> None:
+    assert set(CHANGES) | {"task"} == set(EvaluationKey.model_fields)
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_the_id_differs_by_every_field(field: str) -> None:
+    assert KEY.model_copy(update={field: CHANGES[field]}).id != KEY.id
+
+
+def test_the_id_does_not_differ_by_the_tasks_name() -> None:
+    assert KEY.model_copy(update={"task": "renamed"}).id == KEY.id
+
+
+@pytest.mark.parametrize(
+    ("entry", "changes"),
+    [
+        ({"settings": {"k": [5]}}, {}),
+        ({"settings": {"temperature": 0.1}}, {}),
+        ({"seeds": [1]}, {}),
+        ({}, {"tasks": {"a": {"train": "a-train", "test": "a-test", "validation": 0.3}}}),
+        ({}, {"tasks": {"a": {"train": "b-train", "test": "a-test"}}}),
+        ({}, {"tasks": {"a": {"train": "a-train", "test": "b-test"}}}),
+    ],
+    ids=["k", "temperature", "seed", "validation", "train", "test"],
+)
+def test_the_plan_puts_all_of_it_into_the_key(entry: dict[str, Any], changes: dict[str, Any]) -> None:
+    (before,) = plan([{"evaluator": "knn", "tasks": ["a"]}], CHECKPOINTS[2:], baselines=False)
+    (after,) = plan([{"evaluator": "knn", "tasks": ["a"]} | entry], CHECKPOINTS[2:], baselines=False, **changes)
+    assert before.key.id != after.key.id
+
+
+def test_defaults_written_out_give_the_same_id() -> None:
+    (before,) = plan([{"evaluator": "fewshot", "tasks": ["a"]}], CHECKPOINTS[2:], baselines=False)
+    settings = {"shots": 10, "l2": 1024}
+    (after,) = plan([{"evaluator": "fewshot", "tasks": ["a"], "settings": settings}], CHECKPOINTS[2:], baselines=False)
+    assert before.key.id == after.key.id
+
+
+def test_a_task_that_tests_on_its_training_dataset_is_refused() -> None:
+    with pytest.raises(RecipeError, match="train and test are the same dataset 'a-train': scores would mean nothing"):
+        recipe([{"evaluator": "knn", "tasks": ["a"]}], tasks={"a": {"train": "a-train", "test": "a-train"}})
+
+
+def test_the_same_samples_under_two_names_are_refused() -> None:
+    digests = DIGESTS | {"b-test": DIGESTS["b-train"]}
+    asked = recipe([{"evaluator": "knn", "tasks": ["a", "b"]}])
+    with pytest.raises(InputError, match="task b: b-train and b-test hold the same samples") as caught:
+        plan_evaluations(CHECKPOINTS, asked, digests)
+    assert caught.value.exit_code == 2
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("suite", "said"),
+    [
+        ([{"evaluator": "knn", "tasks": ["c"]}], "suite names task 'c'; tasks are a, b"),
+        ([{"evaluator": "kmm", "tasks": ["a"]}], "suite.0.evaluator"),
+        ([{"evaluator": "knn", "tasks": []}], "suite.0.tasks"),
+        ([{"evaluator": "knn", "tasks": ["a"], "seeds": []}], "suite.0.seeds"),
+        ([{"evaluator": "knn", "tasks": ["a"], "settings": {"shots": 3}}], "knn has no setting 'shots'"),
+        ([{"evaluator": "linear", "tasks": ["a"], "settings": {"l2": "strong"}}], "l2"),
+        ([{"evaluator": "knn", "tasks": ["a"], "settings": {"k": []}}], "k"),
+        ([{"evaluator": "linear", "tasks": ["a"], "settings": {"l2": []}}], "l2"),
+        ([{"evaluator": "finetune", "tasks": ["a"], "settings": {"learning_rates": []}}], "learning_rates"),
+        ([{"evaluator": "knn", "tasks": ["a"], "settings": {"k": [0]}}], "k"),
+        ([{"evaluator": "linear", "tasks": ["a"], "settings": {"l2": [-1.0]}}], "l2"),
+        ([], "suite"),
+    ],
+)
+def test_a_suite_that_cannot_be_done_is_refused(suite: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe(suite)
+    assert len(caught.value.problems) == 1
+    assert said in caught.value.problems[0]
+    assert "\n" not in caught.value.problems[0]
+    assert "validation error" not in caught.value.problems[0]
