@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import click
 import typer
 
 from jobs.console import make_progress, print_json, print_table, print_text
@@ -63,21 +62,27 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given
     try:
         code = app(given, standalone_mode=False)
-    except click.exceptions.Abort:
-        code = _tell(InterruptedRunError("interrupted", "the same command goes on where it stopped"), debug)
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
     except KeyboardInterrupt:
         code = _tell(InterruptedRunError("interrupted", "the same command goes on where it stopped"), debug)
     except VitpipeError as error:
         code = _tell(error, debug)
     except Exception as error:
-        if debug:
-            raise
-        code = _tell(FailedError(f"{type(error).__name__}: {error}", "add --debug to see where"), debug)
+        code = _tell_other(error, debug)
     sys.stdout.flush()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tell_other(error: Exception, debug: bool) -> int:
+    """An error that is not ours. Typer carries a click of its own, so usage errors are known by what they can do."""
+    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if callable(show) and isinstance(code, int):
+        show()
+        return code
+    if type(error).__name__ == "Abort":
+        return _tell(InterruptedRunError("interrupted", "the same command goes on where it stopped"), debug)
+    if debug:
+        raise error
+    return _tell(FailedError(f"{type(error).__name__}: {error}", "add --debug to see where"), debug)
 
 
 def _interrupt(_number: int, _frame: object) -> None:

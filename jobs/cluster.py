@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,6 +24,7 @@ def connected(address: str | None, debug: bool = False) -> Iterator[None]:
 
     address = address or os.environ.get("RAY_ADDRESS")
     level = logging.INFO if debug else logging.ERROR
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, log_to_driver=debug, logging_level=level)
@@ -34,6 +36,7 @@ def connected(address: str | None, debug: bool = False) -> Iterator[None]:
         where = f"no Ray cluster answers at {address}" if address else "no local Ray cluster could be started"
         raise RefusedError(f"{where} ({type(error).__name__})", "check --address, or leave it out") from error
     try:
+        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts its own there, which exits with 15
         yield
     finally:
         ray.shutdown()
@@ -56,6 +59,7 @@ def _prepare(debug: bool) -> None:
         "OMP_NUM_THREADS": "1",  # each process computes on its own core; more threads than cores cost time
         "RAY_TRAIN_V2_ENABLED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours stand there
         "RAY_DEDUP_LOGS": "0" if debug else "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from jobs.cluster import connected, require_cpus
 from jobs.recipe import ChainRecipe
+from pipeline.base.config import build
 from pipeline.base.progress import Progress
 from pipeline.base.store import open_store
-from pipeline.evaluate.suite import EvaluateRecipe, SuiteEntry, Task
+from pipeline.evaluate.suite import EvaluateRecipe
 from pipeline.records.run import list_checkpoint_cards, read_run_card
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def evaluate_connected(chain: ChainRecipe, run: str, recipe: EvaluateRecipe, pro
 
 def default_suite(train: str, test: str) -> EvaluateRecipe:
     """The probes on one task, for an evaluation without a recipe."""
-    suite = tuple(SuiteEntry(evaluator=name, tasks=("task",)) for name in ("linear", "knn", "fewshot"))
-    return EvaluateRecipe(tasks={"task": Task(train=train, test=test)}, suite=suite)
+    suite = [{"evaluator": name, "tasks": ["task"]} for name in ("linear", "knn", "fewshot")]
+    return build(EvaluateRecipe, {"tasks": {"task": {"train": train, "test": test}}, "suite": suite}, "evaluate")
 
 
 if __name__ == "__main__":

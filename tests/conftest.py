@@ -11,6 +11,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ.pop("RAY_ADDRESS", None)
 
+from tests.support.calm import calm
 from tests.support.s3 import s3_server, s3_workspace
 
-__all__ = ["s3_server", "s3_workspace"]
+__all__ = ["calm", "s3_server", "s3_workspace"]

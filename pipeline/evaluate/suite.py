@@ -39,7 +39,9 @@ class LinearSettings(Config):
 class KnnSettings(Config):
     """Weighted k-NN (DINOv2): cosine similarity, softmax weights."""
 
-    k: tuple[PositiveInt, ...] = Field((10, 20, 100, 200), min_length=1, description="chosen from on the validation part")
+    k: tuple[PositiveInt, ...] = Field(
+        (10, 20, 100, 200), min_length=1, description="chosen from on the validation part"
+    )
     temperature: float = Field(0.07, gt=0)
 
 

@@ -5,6 +5,7 @@ Not ``write_webdataset``: it writes names with uuids and times, holds no index, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -44,8 +45,8 @@ def run_plan(
     plan: Iterator[PlannedShard], reader: CorpusReader, target: Store, format_fingerprint: str, num_cpus: float
 ) -> Iterator[WrittenShard]:
     """Run *plan* on the cluster that ray is connected to; what was written, as it gets done, in any order."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it logs every dataset's plan and end
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = False
     rows = [{"number": shard.number, "entries": table_bytes(shard.entries)} for shard in plan]

@@ -75,7 +75,7 @@ class DeepSpeedEngine:
         return StepResult(mean.item() / dist.get_world_size(), float(norm) if norm is not None else float("nan"))
 
     def _plain_norm(self) -> Tensor | None:
-        """The norm of the summed gradients where nothing is partitioned: there DeepSpeed clips by it, and forgets it."""
+        """The gradient's norm where nothing is partitioned: there DeepSpeed clips by it, and forgets it."""
         if self._has_masters or not self._engine.is_gradient_accumulation_boundary():
             return None
         gradients = [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import Calm
+from tests.support.calm import Calm
 from tests.support.command import SMALL, vitpipe
 
 pytestmark = pytest.mark.timeout(200)

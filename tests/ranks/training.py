@@ -78,7 +78,7 @@ def partitioned(world: World, recipe: EngineRecipe, seed: int = 1, dropout: floa
     return DeepSpeedEngine(ViT(config, seed=seed), OPTIMIZER, recipe, BATCH, world, decayed)
 
 
-def train_some(  # noqa: PLR0913 - what a test may want to choose
+def train_some(
     engine: Engine,
     world: World,
     num_steps: int,

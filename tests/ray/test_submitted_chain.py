@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.calm import Calm
 from tests.support.cluster import ray_cluster
-from tests.support.command import SMALL, comparable, run_small, vitpipe
+from tests.support.command import SMALL, comparable, vitpipe
 
 pytestmark = pytest.mark.timeout(500)
 
@@ -23,25 +24,19 @@ def dashboard() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module")
-def direct(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    folder = tmp_path_factory.mktemp("direct")
-    return comparable(run_small(folder / "workspace", folder))
-
-
 def summary_of(workspace: Path) -> dict[str, object]:
     return comparable(json.loads((workspace / "reports" / "small" / "summary.json").read_text()))
 
 
-def test_submitted_chain_equals_the_direct_one(dashboard: str, direct: dict[str, object], tmp_path: Path) -> None:
+def test_submitted_chain_equals_the_direct_one(dashboard: str, calm: Calm, tmp_path: Path) -> None:
     workspace = tmp_path / "workspace"
     done = vitpipe("submit", "run", SMALL, "--workspace", workspace, "--address", dashboard, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "SUCCEEDED"
-    assert summary_of(workspace) == direct
+    assert summary_of(workspace) == comparable(calm.summary)
 
 
-def test_plain_ray_job_submit_equals_the_direct_one(dashboard: str, direct: dict[str, object], tmp_path: Path) -> None:
+def test_plain_ray_job_submit_equals_the_direct_one(dashboard: str, calm: Calm, tmp_path: Path) -> None:
     tree = yaml.safe_load(SMALL.read_text()) | {"workspace": str(tmp_path / "workspace")}
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "recipe.yaml").write_text(yaml.safe_dump(tree))
@@ -51,7 +46,7 @@ def test_plain_ray_job_submit_equals_the_direct_one(dashboard: str, direct: dict
         [*command, "python", "-m", "jobs.run", "recipe.yaml"], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert summary_of(tmp_path / "workspace") == direct
+    assert summary_of(tmp_path / "workspace") == comparable(calm.summary)
 
 
 def test_failing_job_is_told_with_exit_code_1(dashboard: str, tmp_path: Path) -> None:

@@ -120,12 +120,15 @@ class LocalStore:
         return self._path(key)
 
     def check_writable(self) -> None:
-        """See Store. A folder that was made only for the probe is left in place, empty."""
-        name = f"{_TEMPORARY}probe-{uuid.uuid4().hex}"
+        """See Store. Folders that had to be made for the probe are removed again."""
+        probe = self.root / f"{_TEMPORARY}probe-{uuid.uuid4().hex}"
+        made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            (self.root / name).write_bytes(b"")
-            (self.root / name).unlink()
+            probe.write_bytes(b"")
+            probe.unlink()
+            for folder in made:
+                folder.rmdir()
         except OSError as error:
             raise StoreAccessError(
                 f"workspace {self.uri} cannot be written: {error.strerror}", "choose another --workspace"

@@ -115,7 +115,7 @@ def test_a_card_is_never_replaced(store: Noting, saving: Saving, tmp_path: Path)
 def test_without_exactly_the_expected_files_there_is_no_card(
     store: Noting, saving: Saving, tmp_path: Path, files: dict[str, bytes]
 ) -> None:
-    with pytest.raises(FailedError, match="checkpoint of step 10: wrote .* expected"):
+    with pytest.raises(FailedError, match=r"checkpoint of step 10: wrote .* expected"):
         save(saving, 10, tmp_path, files)
     assert list_steps(store, RUN) == []
     assert resume(saving, tmp_path / "back") is None

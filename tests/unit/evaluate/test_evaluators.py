@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,7 +86,7 @@ class Data:
 CHOOSING = [
     ("linear", "l2", [1e-4, 0.1, 10.0]),
     ("knn", "k", [1, 7, 60]),
-    ("finetune", "learning_rates", [1e-4, 0.1, 1.0]),
+    ("finetune", "learning_rates", [0.01, 1.0, 10.0]),
 ]
 
 

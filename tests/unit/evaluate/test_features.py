@@ -75,9 +75,7 @@ def test_the_second_time_nothing_is_computed(
     assert np.array_equal(second.labels, first.labels)
 
 
-def test_without_the_card_they_do_not_exist(
-    store: Store, several_parts: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_card_they_do_not_exist(store: Store, several_parts: None, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = put_network(store, tiny())
     load_features(store, subject, "d")
     (identifier,) = stored(store)

@@ -55,9 +55,7 @@ def result(seed: int = 0, seconds: float = 1.0) -> EvaluationResult:
         settings={},
         seed=seed,
     )
-    return EvaluationResult(
-        id=key.id, key=key, metrics=(), num_samples=1, chosen={}, seconds=seconds, files={}
-    )
+    return EvaluationResult(id=key.id, key=key, metrics=(), num_samples=1, chosen={}, seconds=seconds, files={})
 
 
 def test_one_of_many_racers_claims(store: Store) -> None:

@@ -122,7 +122,9 @@ def direct_ridge(train: NDArray, labels: NDArray, queries: NDArray, classes: int
     return q @ np.linalg.solve(x.T @ x + l2 * np.eye(x.shape[1]), x.T @ targets)
 
 
-@pytest.mark.parametrize(("count", "width"), [(120, 20), (21, 20), (20, 20), (12, 50)], ids="N>D N=D+1 N=D N<D".split())
+@pytest.mark.parametrize(
+    ("count", "width"), [(120, 20), (21, 20), (20, 20), (12, 50)], ids=["N>D", "N=D+1", "N=D", "N<D"]
+)
 @pytest.mark.parametrize("l2", [2.0**10, 1.0])
 def test_ridge_equals_a_direct_solve(count: int, width: int, l2: float) -> None:
     features, labels = blobs(count, width, 4, seed=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_constant() -> None:
 @pytest.mark.parametrize("decay", ["cosine", "linear"])
 def test_after_warm_up_it_only_falls(decay: str) -> None:
     found = rates(decay)[100:]
-    assert all(later < earlier for earlier, later in zip(found, found[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(found))
 
 
 @pytest.mark.parametrize("decay", ["cosine", "linear"])

@@ -1,4 +1,4 @@
-"""One undisturbed run of the small chain, which the tests of this folder look at and compare with."""
+"""One undisturbed run of the small chain, which tests look at and compare with."""
 
 from __future__ import annotations
 
