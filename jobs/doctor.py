@@ -23,7 +23,7 @@ Check = tuple[str, bool, str]  # what, fine, detail
 def doctor(workspace: str | None, stores: Stores) -> list[Check]:
     """Every check with its result; none of them starts anything."""
     checks = [_python(), *(_package(name, floor) for name, floor in _FLOORS.items())]
-    checks += [_compiler(), _memory(), _disk(), _threads()]
+    checks += [_memory(), _disk(), _threads()]
     if workspace:
         checks.append(_told("workspace", lambda: _workspace(workspace, stores)))
     return checks
@@ -41,11 +41,6 @@ def _package(name: str, floor: tuple[int, int]) -> Check:
     digits = version.split("+")[0].split(".")
     fine = tuple(int(part) for part in digits[:2]) >= floor
     return name, fine, version + ("" if fine else f", needs {floor[0]}.{floor[1]}")
-
-
-def _compiler() -> Check:
-    found = shutil.which("g++")
-    return "g++", found is not None, found or "not found: DeepSpeed compiles a small operator at first use"
 
 
 def _memory() -> Check:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -37,9 +39,20 @@ def train_every_case() -> dict[tuple[int, str, int], dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def ranks() -> list[dict[tuple[int, str, int], dict[str, Any]]]:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where torch puts what it compiles for the ranks."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def ranks(compiled: Path) -> list[dict[tuple[int, str, int], dict[str, Any]]]:
     """What each of two ranks found."""
-    return spawn_ranks(train_every_case, WORLD_SIZE)
+    with mock.patch.dict(os.environ, {"TORCH_EXTENSIONS_DIR": str(compiled)}):
+        return spawn_ranks(train_every_case, WORLD_SIZE)
+
+
+def test_nothing_is_compiled(ranks: object, compiled: Path) -> None:
+    assert list(compiled.iterdir()) == [], "a rank that is killed while it compiles blocks all later ones"
 
 
 @pytest.mark.parametrize("micro", [0, 2])
