@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from pipeline.base.store import normalise_uri
 
 STAGES = ("run", "shard", "pretrain", "evaluate", "report")
 _RECIPE = "recipe.yaml"
+_AGENT_SECONDS = 60.0  # a cluster that has just started answers 500 until the agent of its head is up
 
 
 def submit(stage: str, chain: ChainRecipe, address: str, wait: bool, progress: Progress) -> dict[str, Any]:
@@ -74,12 +76,19 @@ def _submit(client: Any, stage: str, name: str, working_dir: str) -> str:
     attempt = 1
     while f"{name}-{attempt}" in used:
         attempt += 1
-    submission: str = client.submit_job(
-        entrypoint=f"python -m jobs.{stage} {_RECIPE}",
-        submission_id=f"{name}-{attempt}",
-        runtime_env={"working_dir": working_dir},
-    )
-    return submission
+    deadline = time.monotonic() + _AGENT_SECONDS
+    while True:
+        try:
+            submission: str = client.submit_job(
+                entrypoint=f"python -m jobs.{stage} {_RECIPE}",
+                submission_id=f"{name}-{attempt}",
+                runtime_env={"working_dir": working_dir},
+            )
+            return submission
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise FailedError(f"the cluster took no job: {str(error).splitlines()[0]}") from error
+            time.sleep(1)
 
 
 async def _follow(client: Any, submission: str, progress: Progress) -> None:

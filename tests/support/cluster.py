@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ray.cluster_utils import Cluster
+from ray.job_submission import JobSubmissionClient
 
 
 def free_port() -> int:
@@ -18,6 +20,20 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _wait_for_job_agent(address: str) -> None:
+    """Until the cluster takes jobs: it answers 500 while the agent of its head starts. Ray offers no event for it."""
+    client = JobSubmissionClient(address)
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            client.submit_job(entrypoint="true")
+            return
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 @contextmanager
@@ -33,6 +49,7 @@ def ray_cluster(num_raylets: int) -> Iterator[tuple[Cluster, str]]:
         for _ in range(num_raylets - 1):
             cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
+        _wait_for_job_agent(f"http://127.0.0.1:{port}")
         yield cluster, f"http://127.0.0.1:{port}"
     finally:
         cluster.shutdown()
