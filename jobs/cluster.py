@@ -42,6 +42,15 @@ def connected(address: str | None, debug: bool = False) -> Iterator[None]:
         ray.shutdown()
 
 
+def import_torch_first() -> None:
+    """Import torch; for commands that need it, before ray connects.
+
+    In a driver of a Ray job with a working directory, the first import of torch after the connection ended the
+    process ("oneMKL FATAL ERROR: Cannot load libtorch_cpu.so", seen with ray 2.60 and torch 2.13).
+    """
+    import torch  # noqa: F401, PLC0415 - a second or two that other commands do without
+
+
 def require_cpus(what: str, needed: float) -> None:
     """Refuse what the cluster can never place, instead of waiting for it for ever."""
     import ray  # noqa: PLC0415 - see connected()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobs.cluster import connected, require_cpus
+from jobs.cluster import connected, import_torch_first, require_cpus
 from jobs.recipe import ChainRecipe
 from pipeline.base.config import build
 from pipeline.base.progress import Progress
@@ -23,6 +23,7 @@ def evaluate(
     workspace = open_store(chain.workspace, chain.stores)
     read_run_card(workspace, run)
     list_checkpoint_cards(workspace, run)
+    import_torch_first()
     with connected(address, debug):
         return evaluate_connected(chain, run, recipe, progress)
 

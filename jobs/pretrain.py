@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.cluster import connected, require_cpus
+from jobs.cluster import connected, import_torch_first, require_cpus
 from jobs.code_version import code_version
 from jobs.recipe import ChainRecipe
 from pipeline.base.progress import Progress
@@ -21,6 +21,7 @@ def pretrain(
     check_recipe(recipe, card)
     workspace.check_writable()
     open_run(workspace, recipe, card, code_version())
+    import_torch_first()
     with connected(address, debug):
         return pretrain_connected(chain, recipe, progress)
 

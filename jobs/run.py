@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster import connected
+from jobs.cluster import connected, import_torch_first
 from jobs.evaluate import evaluate_connected
 from jobs.pretrain import pretrain_connected
 from jobs.recipe import ChainRecipe, require
@@ -47,10 +47,7 @@ def run(
     with watch.measure("list"):
         corpora = list_sources(chain)
     _check_before_start(chain)
-    # Before ray connects: in a driver of a Ray job with a working directory, the first import of torch after it
-    # ended the process ("oneMKL FATAL ERROR: Cannot load libtorch_cpu.so", seen with ray 2.60 and torch 2.13).
-    import torch  # noqa: F401, PLC0415
-
+    import_torch_first()
     with ExitStack() as stack:
         with watch.measure("ray"):
             stack.enter_context(connected(address, debug))
