@@ -62,6 +62,13 @@ def require_cpus(what: str, needed: float) -> None:
         )
 
 
+def cluster_cpus() -> float:
+    """CPUs of the cluster that ray is connected to."""
+    import ray  # noqa: PLC0415 - see connected()
+
+    return max(1.0, ray.cluster_resources().get("CPU", 1))
+
+
 def _prepare(debug: bool) -> None:
     """Settings that Ray and its workers read from the environment, before it is imported."""
     settings = {

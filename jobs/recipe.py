@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import re
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,16 +12,40 @@ from pydantic import Field, model_validator
 from pipeline.base.config import Config, apply_overrides, build, read_yaml
 from pipeline.base.errors import RecipeError
 from pipeline.base.store import Stores, normalise_uri
+from pipeline.corpus.recipe import DuplicatesRecipe, Kind, SourceRecipe, SplitRecipe
 from pipeline.evaluate.suite import EvaluateRecipe
 from pipeline.pretrain.recipe import NAME_PATTERN, PretrainRecipe
 from pipeline.shard.recipe import ShardRecipe
 
 
 class ShardStage(ShardRecipe):
-    """One dataset to make: its source, its name, and how it is sharded."""
+    """One dataset to make, or one for each part of a split: its sources, its name, and how it is sharded."""
 
-    source: str = Field(description="folder, parquet file or folder, s3:// prefix, or embedded://NAME/SPLIT")
+    source: str | tuple[SourceRecipe, ...] = Field(
+        description="folder, file, s3:// prefix or object, or embedded://NAME/SPLIT; or a list of them to be joined"
+    )
+    kind: Kind = Field("auto", description="what a single source is; auto looks")
     name: str = Field(pattern=NAME_PATTERN)
+    classes: str = Field("", description="file with the class table: names, and where given synsets and parents")
+    duplicates: DuplicatesRecipe = DuplicatesRecipe()
+    split: SplitRecipe = SplitRecipe()
+
+    @model_validator(mode="after")
+    def _part_names(self) -> Self:
+        bad = [part for part in self.split.parts if not re.fullmatch(NAME_PATTERN, part)]
+        if bad:
+            raise ValueError(f"{bad[0]!r} cannot be the name of a part; it must match {NAME_PATTERN}")
+        return self
+
+    def sources(self) -> list[SourceRecipe]:
+        """Where the images are."""
+        if isinstance(self.source, str):
+            return [SourceRecipe(source=self.source, kind=self.kind)]
+        return list(self.source)
+
+    def dataset_names(self) -> dict[str, str]:
+        """Names of the datasets, by the part of the split; "" stands for the whole."""
+        return {part: f"{self.name}-{part}" for part in self.split.parts} or {"": self.name}
 
 
 class ChainRecipe(Config):
@@ -34,7 +59,7 @@ class ChainRecipe(Config):
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        names = [stage.name for stage in self.shard]
+        names = [name for stage in self.shard for name in stage.dataset_names().values()]
         if len(set(names)) != len(names):
             raise ValueError("two datasets of shard have the same name")
         return self

@@ -2,47 +2,168 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from typing import Any
 
-from jobs.cluster import connected, require_cpus
+from jobs.cluster import cluster_cpus, connected, require_cpus
 from jobs.corpora.embedded import resolve_source
 from jobs.recipe import ChainRecipe, ShardStage
 from pipeline.base.progress import Progress
-from pipeline.base.store import open_store
+from pipeline.base.store import Store, open_store
 from pipeline.corpus import open_corpus
+from pipeline.corpus.prepare import Preparation, prepare
+from pipeline.corpus.scan import Scanner
 from pipeline.records.corpus import Corpus
-from pipeline.records.dataset import DatasetCard, dataset_prefix
+from pipeline.records.dataset import WORK, DatasetCard, dataset_prefix, read_dataset_card
+from pipeline.shard.estimate import Estimate, estimate
+from pipeline.shard.identity import Identity, find_existing, identity_of
+from pipeline.shard.plan import num_shards, total_bytes
 from pipeline.shard.recipe import ShardRecipe
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A stage of the recipe with what its sources hold."""
+
+    stage: ShardStage
+    corpus: Corpus
+    is_remote: bool
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One dataset that a stage makes: the whole corpus, or a part of its split."""
+
+    part: str
+    name: str
+    target: Store
+    identity: Identity
+    existing: DatasetCard | None
+
+
 def shard(recipe: ChainRecipe, progress: Progress, address: str | None, debug: bool) -> list[DatasetCard]:
-    """List every source first, so that a missing one is told before a cluster starts; then make the datasets."""
-    corpora = list_sources(recipe)
+    """List every source first, so that a missing one is told before a cluster starts; then make the datasets.
+
+    Datasets that are there already are digested, and what is damaged of them is made again.
+    """
+    listed = list_sources(recipe)
     with connected(address, debug):
-        return shard_connected(recipe, corpora, progress)
+        return shard_connected(recipe, listed, progress, check_existing=True)
 
 
-def list_sources(recipe: ChainRecipe) -> list[tuple[ShardStage, Corpus]]:
+def list_sources(recipe: ChainRecipe) -> list[Listed]:
     """Each stage of the recipe with its corpus. Raises InputError, and StoreAccessError for the workspace."""
     workspace = open_store(recipe.workspace, recipe.stores)
     workspace.check_writable()
-    return [(stage, open_corpus(resolve_source(stage.source, workspace), recipe.stores)) for stage in recipe.shard]
+    _check_against(recipe, workspace)
+    return [_list(stage, recipe, workspace) for stage in recipe.shard]
+
+
+def _check_against(recipe: ChainRecipe, workspace: Store) -> None:
+    """Evaluation sets are there already, or made by an earlier stage of the recipe."""
+    made: set[str] = set()
+    for stage in recipe.shard:
+        for name in stage.duplicates.against:
+            if name not in made:
+                read_dataset_card(workspace, name)
+        made |= set(stage.dataset_names().values())
+
+
+def _list(stage: ShardStage, recipe: ChainRecipe, workspace: Store) -> Listed:
+    sources = [
+        source.model_copy(update={"source": resolve_source(source.source, workspace)}) for source in stage.sources()
+    ]
+    corpus = open_corpus(sources, recipe.stores, classes=stage.classes or None)
+    return Listed(stage, corpus, any(source.source.startswith("s3://") for source in sources))
+
+
+def estimate_all(recipe: ChainRecipe) -> list[tuple[str, Estimate]]:
+    """What each stage of the recipe will cost on the CPUs of this machine. Writes nothing."""
+    return [
+        (listed.stage.name, _estimate(listed, recipe, os.cpu_count() or 1, probe=True))
+        for listed in list_sources(recipe)
+    ]
+
+
+def _estimate(listed: Listed, recipe: ChainRecipe, num_cpus: float, *, probe: bool) -> Estimate:
+    workspace = open_store(recipe.workspace, recipe.stores)
+    return estimate(listed.corpus, _plain(listed.stage), listed.is_remote, workspace, num_cpus, probe=probe)
 
 
 def shard_connected(
-    recipe: ChainRecipe, corpora: list[tuple[ShardStage, Corpus]], progress: Progress
+    recipe: ChainRecipe, listed: list[Listed], progress: Progress, *, check_existing: bool = False
 ) -> list[DatasetCard]:
     """Make the datasets on the cluster that ray is connected to."""
-    # Imported here: it brings ray along, which a refused recipe does without.
-    from pipeline.shard.build import build_dataset  # noqa: PLC0415
-
     require_cpus("shard", 1)
-    cards = []
-    for stage, corpus in corpora:
-        target = open_store(f"{recipe.workspace}/{dataset_prefix(stage.name)}", recipe.stores)
-        plain = ShardRecipe.model_validate(stage.model_dump(exclude={"source", "name"}))
-        cards.append(build_dataset(corpus, plain, target, stage.name, progress=progress))
-    return cards
+    return [card for one in listed for card in _shard_stage(one, recipe, progress, check_existing)]
+
+
+def _shard_stage(listed: Listed, recipe: ChainRecipe, progress: Progress, check_existing: bool) -> list[DatasetCard]:
+    parts = _parts(listed, recipe)
+    undone = [part for part in parts if not _is_whole(part, progress, check_existing)]
+    if undone:
+        progress.say(f"{listed.stage.name}: {_estimate(listed, recipe, cluster_cpus(), probe=False)}")
+        _make(listed, recipe, undone, progress)
+    workspace = open_store(recipe.workspace, recipe.stores)
+    return [read_dataset_card(workspace, part.name) for part in parts]
+
+
+def _make(listed: Listed, recipe: ChainRecipe, undone: list[_Part], progress: Progress) -> None:
+    # Imported here: these bring ray along, which a refused recipe does without.
+    from pipeline.corpus.spread import on_cluster  # noqa: PLC0415
+    from pipeline.shard.build import Sharding, build_dataset  # noqa: PLC0415
+
+    stage, plain = listed.stage, _plain(listed.stage)
+    work = open_store(f"{recipe.workspace}/{dataset_prefix(stage.name)}/{WORK}", recipe.stores)
+    entries = listed.corpus.entries
+    count = num_shards(entries.num_rows, total_bytes(entries), plain)
+    prepared = prepare(
+        listed.corpus, _preparation(stage, recipe), Scanner(work, on_cluster(), progress), num_shards=count
+    )
+    for part in undone:
+        sharding = Sharding(part.name, prepared[part.part], plain, part.target, part.identity)
+        build_dataset(sharding, progress, part.existing)
+    for info in list(work.list()):  # of a split: the parts share it, and none of them owns it
+        work.delete(info.key)
+    work.prune()
+
+
+def _parts(listed: Listed, recipe: ChainRecipe) -> list[_Part]:
+    stage, plain = listed.stage, _plain(listed.stage)
+    names = stage.dataset_names()
+    found = []
+    for part, shaping in _preparation(stage, recipe).shapes().items():
+        target = open_store(f"{recipe.workspace}/{dataset_prefix(names[part])}", recipe.stores)
+        identity = identity_of(listed.corpus, plain, shaping)
+        found.append(_Part(part, names[part], target, identity, find_existing(target, identity)))
+    return found
+
+
+def _preparation(stage: ShardStage, recipe: ChainRecipe) -> Preparation:
+    return Preparation(stage.duplicates, stage.split, open_store(recipe.workspace, recipe.stores))
+
+
+def _is_whole(part: _Part, progress: Progress, check_existing: bool) -> bool:
+    if part.existing is None:
+        return False
+    if check_existing:
+        # Imported here: it brings ray along.
+        from pipeline.shard.repair import clear_damage, find_damage  # noqa: PLC0415
+
+        problems = find_damage(part.target, part.existing, progress)
+        if problems:
+            progress.say(f"{part.name}: making again what is damaged: {'; '.join(problems[:3])}")
+            clear_damage(part.target, problems)
+            return False
+    progress.say(
+        f"dataset {part.name} is there already: {part.existing.num_samples} samples, digest {part.existing.digest[:12]}"
+    )
+    return True
+
+
+def _plain(stage: ShardStage) -> ShardRecipe:
+    return ShardRecipe.model_validate(stage.model_dump(include=set(ShardRecipe.model_fields)))
 
 
 def as_result(card: DatasetCard) -> dict[str, Any]:

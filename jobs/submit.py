@@ -50,8 +50,12 @@ def absolute(chain: ChainRecipe) -> dict[str, Any]:
     """The recipe as plain JSON with every local path absolute: the job starts in another folder."""
     tree = chain.model_dump(mode="json", exclude_none=True)
     for stage in tree["shard"]:
-        if "://" not in stage["source"]:
-            stage["source"] = normalise_uri(stage["source"])
+        places = (
+            [(stage, "source")] if isinstance(stage["source"], str) else [(one, "source") for one in stage["source"]]
+        )
+        for holder, name in [*places, (stage, "classes")]:
+            if holder[name] and "://" not in holder[name]:
+                holder[name] = normalise_uri(holder[name])
     return tree
 
 

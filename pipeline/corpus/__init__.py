@@ -1,9 +1,12 @@
 """From images as found to a listing of entries.
 
-``open_corpus`` looks at a URI and picks the source::
+``open_corpus`` looks at what was named and picks the source of each::
 
-    sources/folder.py    class/name.jpg, any depth; the folder is the class
-    sources/parquet.py   the layout of image sets on dataset hubs: image struct{bytes, path} or binary, label
+    opening.py    which kind is it
+    sources/      one file per kind: image folder, parquet, webdataset tars, ImageNet's tar of tars, manifest
+    joined.py     several sources -> one listing, in bounded memory
+    labels.py     labels as found -> numbers of the class table
+    classes.py    class tables: from a file, or made from the sources
 """
 
 from pipeline.corpus.opening import open_corpus

@@ -1,26 +1,32 @@
-"""A corpus as found: a listing of entries, the class names, and something that reads the entries' bytes."""
+"""A corpus as found: a listing of entries, the class table, and something that reads the entries' bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from pipeline.base.digests import sha256_hex
+from pipeline.base.rows import Rows
+from pipeline.records.record import Record
 
-# One row per image. `origin` is unique in the corpus and relative to it; `file` is the key in the source's store;
-# `row` is the row inside that file, or -1 when the file is the image.
-LISTING_SCHEMA = pa.schema(
-    [
-        ("origin", pa.string()),
-        ("file", pa.string()),
-        ("row", pa.int64()),
-        ("num_bytes", pa.int64()),
-        ("labels", pa.list_(pa.int32())),
-    ]
-)
+# Where the bytes of an image are: the whole object `file` (row and offset -1), `num_bytes` of it from `offset`, or
+# row `row` of a table. `etag` is the object's when it was listed ("": not pinned); `origin` is unique in the corpus
+# and relative to it.
+_PLACE = [
+    ("origin", pa.string()),
+    ("file", pa.string()),
+    ("row", pa.int64()),
+    ("offset", pa.int64()),
+    ("num_bytes", pa.int64()),
+    ("etag", pa.string()),
+]
+# What a source finds, labels as text. Null: nothing is said of this image. Empty: several may stand there, none does.
+FOUND_SCHEMA = pa.schema([*_PLACE, ("labels", pa.list_(pa.string()))])
+# What is sharded: `source` is the number of the reader, labels are numbers of the class table.
+LISTING_SCHEMA = pa.schema([*_PLACE, ("source", pa.int16()), ("labels", pa.list_(pa.int32()))])
 
 KEY_DIGITS = 20  # hex digits of a sample's key: 80 bits, so 10^9 keys collide with probability below 10^-6
 
@@ -41,6 +47,26 @@ class Reject:
 
 REJECTS_SCHEMA = pa.schema([("origin", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
+# `reason` is same-file, same-pixels, evaluation-file or evaluation-pixels; `of` is the origin that was kept, or
+# dataset/key for an evaluation set; `labels_differ`: the one that was kept has other labels.
+DUPLICATES_SCHEMA = pa.schema(
+    [("origin", pa.string()), ("reason", pa.string()), ("of", pa.string()), ("labels_differ", pa.bool_())]
+)
+
+
+def rejects_table(rejects: list[Reject]) -> pa.Table:
+    """*rejects* as rows of REJECTS_SCHEMA."""
+    columns = {name: [getattr(reject, name) for reject in rejects] for name in REJECTS_SCHEMA.names}
+    return pa.table(columns, schema=REJECTS_SCHEMA)
+
+
+class ClassEntry(Record):
+    """One class: its name, and where a class table gives them its synset and the name of the class above it."""
+
+    name: str
+    synset: str = ""
+    parent: str = ""
+
 
 class CorpusReader(Protocol):
     """Reads the bytes of listed entries. Can be pickled; opens what it needs where it is used."""
@@ -48,15 +74,32 @@ class CorpusReader(Protocol):
     def read(self, entries: pa.Table) -> Iterator[bytes | None]:
         """The bytes of each row of *entries* (LISTING_SCHEMA), in their order; None where the image is null.
 
-        A missing or unreadable file is an OSError raised for that row's ``next`` only.
+        A missing, changed or unreadable file is an OSError raised for that row's ``next`` only: the caller may go on
+        with the next row. The memory in use is bounded, whatever the number of entries.
         """
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a source found. ``rejects`` are entries that were refused while listing."""
+    """Listed entries with what was left out so far. ``made_of`` is what shaped it, plain JSON, for the card.
 
-    listing: pa.Table
-    class_names: tuple[str, ...]
+    ``random_access``: entries can be read in any order at the cost of reading them.
+    """
+
+    entries: Rows
+    classes: tuple[ClassEntry, ...]
     reader: CorpusReader
-    rejects: tuple[Reject, ...] = field(default=())
+    rejects: Rows = field(default_factory=lambda: Rows.of(REJECTS_SCHEMA.empty_table()))
+    duplicates: Rows = field(default_factory=lambda: Rows.of(DUPLICATES_SCHEMA.empty_table()))
+    made_of: dict[str, Any] = field(default_factory=dict)
+    random_access: bool = True
+
+    @property
+    def num_input(self) -> int:
+        """Every image that was found: those listed, rejected and duplicate."""
+        return self.entries.num_rows + self.rejects.num_rows + self.duplicates.num_rows
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their numbers."""
+        return tuple(entry.name for entry in self.classes)

@@ -12,11 +12,14 @@ import pyarrow as pa
 from pipeline.base.digests import fingerprint
 from pipeline.base.errors import InputError
 from pipeline.base.store.protocol import Store
+from pipeline.records.corpus import ClassEntry
 from pipeline.records.record import Record, read_record
 
 CARD = "dataset.json"
 SHARDS_TABLE = "shards.parquet"
 REJECTS_TABLE = "rejects.parquet"
+DUPLICATES_TABLE = "duplicates.parquet"
+WORK = "work"  # below a dataset: what a sharding needs until its card is written
 
 # One row per sample of a shard, in the order of the tar. Offsets are of the members' data, in bytes from the start.
 INDEX_SCHEMA = pa.schema(
@@ -58,22 +61,40 @@ SHARDS_SCHEMA = pa.schema(
 
 
 class DatasetStatistics(Record):
-    """Counts over the written samples. ``label_counts`` has one entry per class."""
+    """Counts over the written samples. ``label_counts`` has one entry per class; ``num_multi_label`` counts samples
+    that have more than one label.
+
+    ``short_sides`` counts samples by the power of two at or below their short side, in pixels; ``aspects`` by width /
+    height (keys are the lower ends of the bins). ``channel_mean`` and ``channel_std`` are of R, G, B in [0, 255], each
+    image weighing the same; None when pixels were not decoded (check: header).
+    """
 
     label_counts: tuple[int, ...]
+    num_multi_label: int
     formats: dict[str, int]
     width_min: int
     width_max: int
+    width_mean: float
     height_min: int
     height_max: int
+    height_mean: float
+    short_sides: dict[str, int]
+    aspects: dict[str, int]
+    channel_mean: tuple[float, float, float] | None
+    channel_std: tuple[float, float, float] | None
 
 
 class DatasetCard(Record):
-    """What a dataset is. Holds no time, host, absolute URI or attempt: same input and recipe, same bytes."""
+    """What a dataset is. Holds no time, host, absolute URI or attempt: same input and recipe, same bytes.
 
-    schema_version: Literal[1] = 1
+    ``made_of`` is what shaped the corpus before it was sharded: sources and weights, duplicates, split.
+    ``class_table`` stands only where a class table with synsets or parents was given.
+    """
+
+    schema_version: Literal[2] = 2
     name: str
     class_names: tuple[str, ...]
+    class_table: tuple[ClassEntry, ...] = ()
     num_input: int
     num_samples: int
     num_rejected: int
@@ -81,6 +102,7 @@ class DatasetCard(Record):
     num_bytes: int
     num_shards: int
     statistics: DatasetStatistics
+    made_of: dict[str, Any]
     recipe: dict[str, Any]
     listing_digest: str
     fingerprint: str

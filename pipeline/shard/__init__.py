@@ -1,14 +1,9 @@
-"""From a corpus to WebDataset shards.
+"""From a corpus to a dataset: WebDataset tars with an index each, and a card that is written last.
 
-::
-
-    recipe.py       ShardRecipe
-    plan.py         which entry goes into which shard, in which order (pure)
-    tar.py          the bytes of a shard
-    write.py        one shard: read, check, write, index
-    spread.py       Ray Data runs the plan, one row per shard (the only module here that imports ray)
-    commit.py       the tables and, last, the card
-    verify.py       is what the card says what is stored
-    interchange.py  does stock webdataset read the same samples
-    build.py        the stage: corpus + recipe -> dataset card
+recipe.py     what fixes the bytes               identity.py   what a dataset is made of, before it is made
+plan.py       entries -> shards (pure)           write.py      one shard: read, check, append, index
+tar.py        the bytes of a tar                 statistics.py integer sums over samples
+spread.py     Ray Data runs the plan             commit.py     tables, card, sweep
+build.py      all of it, resumable               repair.py     damaged shards made again
+verify.py     is what the card says stored?      interchange.py stock readers, DALI's index
 """

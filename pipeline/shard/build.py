@@ -2,116 +2,176 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
-from pipeline.base.digests import differing_fields, fingerprint
-from pipeline.base.errors import FailedError, InputError, MismatchError, TooManyRejectsError
+import numpy as np
+
+from pipeline.base.errors import DamageError, FailedError, InputError, TooManyRejectsError
+from pipeline.base.failpoints import reach
 from pipeline.base.progress import Progress
+from pipeline.base.rows import Spool
 from pipeline.base.store import Store
-from pipeline.records.corpus import Corpus, Reject
-from pipeline.records.dataset import CARD, DatasetCard, ShardEntry
-from pipeline.records.record import read_record
-from pipeline.shard.commit import make_card, publish, put_tables, statistics_of
-from pipeline.shard.plan import listing_digest, plan_shards
+from pipeline.records.corpus import REJECTS_SCHEMA, Corpus, Reject, rejects_table
+from pipeline.records.dataset import DatasetCard, ShardEntry
+from pipeline.shard.commit import make_card, publish, put_tables, read_shards, sweep
+from pipeline.shard.identity import Identity, find_existing
+from pipeline.shard.plan import PlannedShard, plan_shards, shard_number
 from pipeline.shard.recipe import ShardRecipe
-from pipeline.shard.spread import run_plan
-
-_FORMAT = 1  # raise it when equal input and recipe would give other bytes than before
-
-
-def build_dataset(
-    corpus: Corpus, recipe: ShardRecipe, target: Store, name: str, *, progress: Progress, num_cpus: float = 1
-) -> DatasetCard:
-    """Shard *corpus* into *target* and return the card, which is written last.
-
-    Raises MismatchError when a dataset made from something else stands there, TooManyRejectsError when the
-    recipe's limit is passed, InputError when there is nothing to shard.
-    """
-    made_of = _made_of(corpus, recipe)
-    num_input = corpus.listing.num_rows + len(corpus.rejects)
-    if not num_input:
-        raise InputError("the corpus is empty", "nothing to shard")
-    existing = _existing(target, made_of)
-    if existing is not None:
-        progress.say(f"dataset {name} is there already: {existing.num_samples} samples, digest {existing.digest[:12]}")
-        return existing
-    shards, rejects = _write(corpus, recipe, target, made_of, progress, num_cpus)
-    try:
-        _check_rejects(rejects, num_input, recipe)
-    except TooManyRejectsError:
-        _discard(target)
-        raise
-    card = make_card(
-        name=name,
-        class_names=corpus.class_names,
-        num_input=num_input,
-        num_rejected=len(rejects),
-        shards=shards,
-        statistics=statistics_of(target, shards, len(corpus.class_names)),
-        recipe=made_of["recipe"],
-        listing_digest=made_of["listing_digest"],
-        format_fingerprint=fingerprint(made_of),
-        tables=put_tables(target, shards, rejects),
-    )
-    if card.num_input != card.num_samples + card.num_rejected + card.num_duplicates:
-        raise FailedError(f"{name}: {num_input} images came in, {card.num_samples} + {card.num_rejected} went out")
-    return publish(target, card)
+from pipeline.shard.spread import LaidShard, lay_plan, run_plan
+from pipeline.shard.statistics import ShardStatistics
+from pipeline.shard.write import WrittenShard
 
 
-def _made_of(corpus: Corpus, recipe: ShardRecipe) -> dict[str, Any]:
-    return {
-        "format": _FORMAT,
-        "recipe": recipe.model_dump(mode="json"),
-        "listing_digest": listing_digest(corpus.listing, corpus.class_names),
-        "rejected_while_listing": len(corpus.rejects),
-    }
+@dataclass(frozen=True)
+class Sharding:
+    """One dataset to be made: *corpus* as *name* into *target*. *num_cpus*: what each task asks of the cluster."""
 
+    name: str
+    corpus: Corpus
+    recipe: ShardRecipe
+    target: Store
+    identity: Identity
+    num_cpus: float = 1
 
-def _existing(target: Store, made_of: dict[str, Any]) -> DatasetCard | None:
-    try:
-        card = read_record(DatasetCard, target, CARD)
-    except FileNotFoundError:
-        return None
-    if card.fingerprint == fingerprint(made_of):
-        return card
-    theirs = {"recipe": card.recipe, "listing_digest": card.listing_digest}
-    ours = {"recipe": made_of["recipe"], "listing_digest": made_of["listing_digest"]}
-    fields = differing_fields(ours, theirs) or ["format: made by another release"]
-    raise MismatchError(
-        f"{target.uri} exists and was made from something else: {'; '.join(fields)}", "give another --name"
-    )
-
-
-def _write(
-    corpus: Corpus, recipe: ShardRecipe, target: Store, made_of: dict[str, Any], progress: Progress, num_cpus: float
-) -> tuple[list[ShardEntry], list[Reject]]:
-    rejects = list(corpus.rejects)
-    entries: dict[int, ShardEntry] = {}
-    if corpus.listing.num_rows:
-        plan = list(plan_shards(corpus.listing, recipe))
-        progress.start(f"shard {target.uri.rpartition('/')[2]}", len(plan))
-        for written in run_plan(iter(plan), corpus.reader, target, fingerprint(made_of), num_cpus):
-            rejects += written.rejects
-            if written.entry is not None:
-                entries[written.number] = written.entry
-            progress.advance(note=f"{len(rejects)} rejected" if rejects else "")
+    def lay(self, progress: Progress) -> list[LaidShard]:
+        """Write the plan where the tasks find it."""
+        num_entries = self.corpus.entries.num_rows
+        progress.start(f"plan {self.name}", num_entries)
+        laid = lay_plan(self._planned(progress), self.target) if num_entries else []
         progress.finish()
-    return [entries[number] for number in sorted(entries)], rejects
+        return laid
+
+    def _planned(self, progress: Progress) -> Iterator[PlannedShard]:
+        for shard in plan_shards(self.corpus.entries, self.recipe):
+            progress.advance(shard.entries.num_rows)
+            yield shard
+
+    def run(self, laid: list[LaidShard]) -> Iterator[WrittenShard]:
+        """Write the shards *laid*, in any order."""
+        if laid:
+            yield from run_plan(
+                laid, self.corpus.reader, self.target, self.recipe, self.identity.fingerprint, self.num_cpus
+            )
 
 
-def _check_rejects(rejects: list[Reject], num_input: int, recipe: ShardRecipe) -> None:
-    if not rejects:
+def build_dataset(work: Sharding, progress: Progress, existing: DatasetCard | None = None) -> DatasetCard:
+    """Make the dataset and return its card, which is written last.
+
+    With *existing*, the card that stands there, what is missing of that dataset is made again, to the same bytes.
+    Raises TooManyRejectsError when the recipe's limit is passed, InputError when there is nothing to shard,
+    ConflictError when another writer has published something else meanwhile, DamageError when what is made again
+    differs from what the card names.
+    """
+    if not work.corpus.num_input:
+        raise InputError("the corpus is empty", "nothing to shard")
+    try:
+        written = _write(work, progress, existing)
+        card = publish(work.target, _card_of(work, written, existing))
+    except (TooManyRejectsError, DamageError):
+        if existing is None:
+            _discard(work.target)
+        raise
+    except (FailedError, FileNotFoundError, RuntimeError):
+        theirs = None if existing else find_existing(work.target, work.identity)
+        if theirs is None:
+            raise
+        return theirs  # a racer made the same dataset, and swept what was still needed here
+    sweep(work.target, written.shards())
+    return card
+
+
+@dataclass
+class Written:
+    """What has come back of the tasks so far. Rejects are on disk: there may be many."""
+
+    num_rejected: int = 0
+    rejects: Spool = field(default_factory=lambda: Spool(REJECTS_SCHEMA, 1, tie="origin"))
+    first_reject: Reject | None = None
+    reasons: Counter[str] = field(default_factory=Counter)
+    statistics: ShardStatistics = field(default_factory=ShardStatistics)
+    entries: dict[int, ShardEntry] = field(default_factory=dict)
+
+    def add(self, shard: WrittenShard) -> None:
+        """Take in what became of one shard."""
+        self.statistics.merge(shard.statistics)
+        if shard.entry is not None:
+            self.entries[shard.number] = shard.entry
+        self.add_rejects(shard.number + 1, shard.rejects)
+
+    def add_rejects(self, place: int, rejects: Iterable[Reject]) -> None:
+        """Take in *rejects*; in the table they are ordered by *place*: 0 for the listing, 1 for shard 0, and so on."""
+        rejects = list(rejects)
+        self.reasons.update(reject.reason for reject in rejects)
+        for reject in rejects:
+            if self.first_reject is None or reject.origin < self.first_reject.origin:
+                self.first_reject = reject
+        self.rejects.add(rejects_table(rejects), np.full(len(rejects), place, dtype=np.uint64))
+        self.num_rejected += len(rejects)
+
+    def shards(self) -> list[ShardEntry]:
+        """The shards that have samples, in their order."""
+        return [self.entries[number] for number in sorted(self.entries)]
+
+
+def _write(work: Sharding, progress: Progress, existing: DatasetCard | None) -> Written:
+    written = Written()
+    for table in work.corpus.rejects.chunks():
+        written.add_rejects(0, (Reject(**row) for row in table.to_pylist()))
+    laid = work.lay(progress)
+    expected = _expected(work, existing)
+    reach("shard.after-plan")
+    progress.start(f"shard {work.name}", len(laid))
+    for shard in work.run([replace(shard, expected=expected.get(shard.number, "")) for shard in laid]):
+        written.add(shard)
+        check_rejects(written, work, ended=False)
+        progress.advance(note=f"{written.num_rejected} rejected" if written.num_rejected else "")
+    progress.finish()
+    check_rejects(written, work, ended=True)
+    reach("shard.after-shards")
+    return written
+
+
+def _expected(work: Sharding, existing: DatasetCard | None) -> dict[int, str]:
+    """Digest by number of the shards of *existing*, as far as its table can be read."""
+    if existing is None:
+        return {}
+    try:
+        shards = read_shards(work.target, existing)
+    except DamageError:
+        return {}  # the dataset digest is compared in the end
+    return {shard_number(shard.name): shard.sha256 for shard in shards}
+
+
+def _card_of(work: Sharding, written: Written, existing: DatasetCard | None) -> DatasetCard:
+    shards = written.shards()
+    expected = existing.tables if existing else {}
+    tables = put_tables(work.target, shards, written.rejects.in_order(), work.corpus.duplicates.chunks(), expected)
+    card = make_card(work.name, work.corpus, work.identity, shards, written.statistics, written.num_rejected, tables)
+    if card.num_input != card.num_samples + card.num_rejected + card.num_duplicates:
+        raise FailedError(
+            f"{work.name}: {card.num_input} images came in; {card.num_samples} were written, {card.num_rejected}"
+            f" rejected, {card.num_duplicates} are duplicates"
+        )
+    return card
+
+
+def check_rejects(written: Written, work: Sharding, *, ended: bool) -> None:
+    """Raise as soon as the limit is passed: nobody wants to wait a day for that."""
+    recipe, num_input = work.recipe, work.corpus.num_input
+    if written.first_reject is None:
         return
-    reasons = sorted({reject.reason for reject in rejects})
-    first = min(rejects, key=lambda reject: reject.origin)
-    told = f"{len(rejects)} of {num_input} images rejected ({', '.join(reasons)}; first: {first.origin})"
-    if len(rejects) == num_input:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(written.reasons.items()))
+    told = f"{written.num_rejected} of {num_input} images rejected ({reasons}; first: {written.first_reject.origin})"
+    if ended and not written.entries:
         raise TooManyRejectsError(f"no image of the corpus can be used: {told}", "check the source")
-    if len(rejects) > max(recipe.tolerated_rejects, recipe.max_reject_ratio * num_input):
+    if written.num_rejected > max(recipe.tolerated_rejects, recipe.max_reject_ratio * num_input):
         raise TooManyRejectsError(told, f"mend the corpus, or raise max_reject_ratio ({recipe.max_reject_ratio})")
 
 
 def _discard(target: Store) -> None:
     """Remove what was written of a dataset that will get no card, so that nothing of it is taken up later."""
-    for info in target.list():
+    for info in list(target.list()):
         target.delete(info.key)
+    target.sweep()

@@ -1,4 +1,8 @@
-"""The shard plan: a pure function of the listing and the recipe. Kill anything, plan again, get the same shards."""
+"""The shard plan: a pure function of the entries and the recipe. Kill anything, plan again, get the same shards.
+
+The global shuffle is a sort by a keyed hash of the origin, done on disk a bucket at a time, so that no more than a
+few hundred thousand entries are in memory, whatever the corpus.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.base.digests import sha256_hex
+from pipeline.base.errors import InputError
+from pipeline.base.rows import Rows, Spool
+from pipeline.records.corpus import LISTING_SCHEMA, ClassEntry
 from pipeline.shard.recipe import ShardRecipe
 
 
@@ -23,7 +32,17 @@ class PlannedShard:
     @property
     def name(self) -> str:
         """The tar's file name."""
-        return f"shard-{self.number:06d}.tar"
+        return shard_name(self.number)
+
+
+def shard_name(number: int) -> str:
+    """The file name of shard *number*."""
+    return f"shard-{number:06d}.tar"
+
+
+def shard_number(name: str) -> int:
+    """The inverse of :func:`shard_name`."""
+    return int(name.removeprefix("shard-").removesuffix(".tar"))
 
 
 def num_shards(num_entries: int, num_bytes: int, recipe: ShardRecipe) -> int:
@@ -33,24 +52,48 @@ def num_shards(num_entries: int, num_bytes: int, recipe: ShardRecipe) -> int:
     return max(1, min(num_entries, max(by_samples, by_bytes)))
 
 
-def shuffled(listing: pa.Table, seed: int) -> pa.Table:
-    """The listing in its global order: by a keyed hash of the origin, so no entry's place depends on the listing's."""
+def total_bytes(entries: Rows) -> int:
+    """The bytes of all entries, as listed."""
+    return sum(pc.sum(table["num_bytes"]).as_py() or 0 for table in entries.chunks())
+
+
+def plan_shards(entries: Rows, recipe: ShardRecipe) -> Iterator[PlannedShard]:
+    """Cut the shuffled entries into shards of nearly equal numbers of entries. Holds one bucket of them at a time."""
+    count = num_shards(entries.num_rows, total_bytes(entries), recipe)
+    spool = Spool(LISTING_SCHEMA, entries.num_rows, tie="origin")
+    for table in entries.chunks():
+        spool.add(table, places(table["origin"], recipe.seed))
+    number, held, num_held = 0, [], 0
+    for table in spool.in_order():
+        _check_origins(table["origin"])
+        start = 0
+        while start < table.num_rows:
+            size = _bound(number + 1, entries.num_rows, count) - _bound(number, entries.num_rows, count)
+            taken = table.slice(start, size - num_held)
+            held, num_held, start = [*held, taken], num_held + taken.num_rows, start + taken.num_rows
+            if num_held == size:
+                yield PlannedShard(number, pa.concat_tables(held).combine_chunks())
+                number, held, num_held = number + 1, [], 0
+
+
+def _check_origins(origins: pa.ChunkedArray) -> None:
+    """Equal origins have equal keys, and no tar may have a key twice. They stand side by side here."""
+    whole = origins.combine_chunks()
+    same = pc.equal(whole[1:], whole[:-1])
+    if pc.any(same).as_py():
+        twice = whole[pc.index(same, True).as_py()].as_py()
+        raise InputError(f"{twice!r} is listed twice", "origins must be unique: list it once")
+
+
+def _bound(number: int, num_entries: int, count: int) -> int:
+    return number * num_entries // count
+
+
+def places(origins: pa.ChunkedArray, seed: int) -> NDArray[np.uint64]:
+    """Where each origin stands in the global order: a keyed hash, so no entry's place depends on the others."""
     key = seed.to_bytes(16, "big")
-    digests = (
-        hashlib.blake2b(origin.as_py().encode(), digest_size=8, key=key).digest() for origin in listing["origin"]
-    )
-    places = np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
-    return listing.take(pa.array(np.argsort(places, kind="stable")))
-
-
-def plan_shards(listing: pa.Table, recipe: ShardRecipe) -> Iterator[PlannedShard]:
-    """Cut the shuffled listing into shards of nearly equal numbers of entries."""
-    ordered = shuffled(listing.sort_by("origin"), recipe.seed)
-    num_bytes = sum(batch.column("num_bytes").to_numpy(zero_copy_only=False).sum() for batch in listing.to_batches())
-    count = num_shards(ordered.num_rows, int(num_bytes), recipe)
-    for number in range(count):
-        start, stop = number * ordered.num_rows // count, (number + 1) * ordered.num_rows // count
-        yield PlannedShard(number, ordered.slice(start, stop - start).combine_chunks())
+    digests = [hashlib.blake2b(origin.encode(), digest_size=8, key=key).digest() for origin in origins.to_pylist()]
+    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
 
 
 def table_bytes(table: pa.Table) -> bytes:
@@ -66,7 +109,16 @@ def table_from_bytes(data: bytes) -> pa.Table:
     return pa.ipc.open_stream(data).read_all()
 
 
-def listing_digest(listing: pa.Table, class_names: tuple[str, ...]) -> str:
-    """Digest of what was found: origins, sizes, labels and class names, whatever their order in the listing."""
-    columns = listing.sort_by("origin").select(["origin", "num_bytes", "labels"])
-    return sha256_hex(table_bytes(columns) + "\x1f".join(class_names).encode())
+def listing_digest(entries: Rows, classes: tuple[ClassEntry, ...]) -> str:
+    """Digest of what was found: origins, sizes, labels and classes, whatever the order of the listing.
+
+    A sum of the rows' digests, since the rows may be more than can be sorted in memory.
+    """
+    total = 0
+    for table in entries.chunks():
+        columns = (table[name].to_pylist() for name in ("origin", "num_bytes", "labels"))
+        for origin, num_bytes, labels in zip(*columns, strict=True):
+            row = f"{origin}\x1f{num_bytes}\x1f{labels}".encode()
+            total += int.from_bytes(hashlib.sha256(row).digest(), "big")
+    named = "\x1f".join(f"{entry.name}\x1e{entry.synset}\x1e{entry.parent}" for entry in classes)
+    return sha256_hex(f"{entries.num_rows}\x1f{total % 2**256:064x}\x1f{named}".encode())

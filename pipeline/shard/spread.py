@@ -1,58 +1,147 @@
 """Ray Data runs the plan: one row per shard. The only module here that imports ray.
 
 Not ``write_webdataset``: it writes names with uuids and times, holds no index, and leaves partial tars when it fails.
+The entries travel through the store, not through rows: the driver holds one number and one place for each shard.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray.data
+import ray.exceptions
 
+from pipeline.base.digests import fingerprint, sha256_hex
+from pipeline.base.errors import DamageError, FailedError, VitpipeError
 from pipeline.base.store import Store
 from pipeline.records.corpus import CorpusReader, Reject
-from pipeline.records.dataset import ShardEntry
+from pipeline.records.dataset import WORK, ShardEntry
 from pipeline.shard.plan import PlannedShard, table_bytes, table_from_bytes
-from pipeline.shard.write import WrittenShard, find_written, plan_digest, write_shard
+from pipeline.shard.recipe import ShardRecipe
+from pipeline.shard.statistics import ShardStatistics
+from pipeline.shard.verify import check_shard
+from pipeline.shard.write import WrittenShard, find_written, write_shard
+
+_PART_BYTES = 32_000_000
+
+
+@dataclass(frozen=True)
+class LaidShard:
+    """Where the entries of a shard stand: *num_bytes* of the part at *key*, from *offset*.
+
+    ``expected``: the digest that its tar must have, where a dataset is made again; else "".
+    """
+
+    number: int
+    key: str
+    offset: int
+    num_bytes: int
+    sha256: str
+    expected: str = ""
+
+
+def lay_plan(shards: Iterable[PlannedShard], target: Store) -> list[LaidShard]:
+    """Write the plan below ``work/``, in parts of many shards; what stays in memory is a line per shard."""
+    laid: list[LaidShard] = []
+    part, number = bytearray(), 0
+    for shard in shards:
+        data = table_bytes(shard.entries)
+        laid.append(LaidShard(shard.number, _part_name(number), len(part), len(data), sha256_hex(data)))
+        part += data
+        if len(part) >= _PART_BYTES:
+            target.put(_part_name(number), bytes(part))
+            part, number = bytearray(), number + 1
+    if part:
+        target.put(_part_name(number), bytes(part))
+    return laid
+
+
+def _part_name(number: int) -> str:
+    return f"{WORK}/plan-{number:05d}.bin"
 
 
 class _Task:
     """Writes the shard of one row. Travels to the workers, so it holds nothing that is open."""
 
-    def __init__(self, reader: CorpusReader, target: Store, format_fingerprint: str) -> None:
-        self._reader, self._target, self._format = reader, target, format_fingerprint
+    def __init__(self, reader: CorpusReader, target: Store, recipe: ShardRecipe, format_fingerprint: str) -> None:
+        self._reader, self._target, self._recipe, self._format = reader, target, recipe, format_fingerprint
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        shard = PlannedShard(int(row["number"]), table_from_bytes(row["entries"]))
-        plan = plan_digest(shard, self._format)
-        written = find_written(shard, self._target, plan) or write_shard(shard, self._reader, self._target, plan)
+        number, plan = int(row["number"]), fingerprint([self._format, row["sha256"]])
+        written = find_written(number, self._target, plan)
+        if written is None:
+            shard = PlannedShard(number, self._entries(row))
+            written = write_shard(shard, self._reader, self._target, plan, self._recipe, row["expected"])
         return {
             "number": written.number,
             "entry": written.entry.model_dump_json() if written.entry else "",
-            "rejects": _reject_rows(written.rejects),
+            "rejects": json.dumps([asdict(reject) for reject in written.rejects]),
+            "statistics": written.statistics.to_json(),
         }
 
-
-def _reject_rows(rejects: tuple[Reject, ...]) -> list[dict[str, str]]:
-    """Rejects as plain rows; a placeholder row keeps Arrow from guessing a type for none at all."""
-    return [asdict(reject) for reject in rejects] or [asdict(Reject("", "none"))]
+    def _entries(self, row: dict[str, Any]) -> Any:
+        data = self._target.read_range(row["key"], int(row["offset"]), int(row["num_bytes"]))
+        if sha256_hex(data) != row["sha256"]:
+            raise DamageError(f"{self._target.uri}/{row['key']}: not the plan that was written there", "shard again")
+        return table_from_bytes(data)
 
 
 def run_plan(
-    plan: Iterator[PlannedShard], reader: CorpusReader, target: Store, format_fingerprint: str, num_cpus: float
+    laid: list[LaidShard],
+    reader: CorpusReader,
+    target: Store,
+    recipe: ShardRecipe,
+    format_fingerprint: str,
+    num_cpus: float,
 ) -> Iterator[WrittenShard]:
-    """Run *plan* on the cluster that ray is connected to; what was written, as it gets done, in any order."""
+    """Run the plan on the cluster that ray is connected to; what was written, as it gets done, in any order."""
+    task = _Task(reader, target, recipe, format_fingerprint)
+    for row in _mapped([asdict(shard) for shard in laid], task, num_cpus):
+        entry = ShardEntry.model_validate_json(row["entry"]) if row["entry"] else None
+        rejects = tuple(Reject(**item) for item in json.loads(row["rejects"]))
+        yield WrittenShard(int(row["number"]), entry, rejects, ShardStatistics.from_json(row["statistics"]))
+
+
+class _DigestTask:
+    """Compares the bytes of one shard and of its index with its entry."""
+
+    def __init__(self, target: Store) -> None:
+        self._target = target
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        entry = ShardEntry.model_validate_json(row["entry"])
+        return {"name": entry.name, "problems": "\n".join(check_shard(self._target, entry, "bytes"))}
+
+
+def find_damaged(shards: list[ShardEntry], target: Store, num_cpus: float) -> Iterator[tuple[str, list[str]]]:
+    """Digest every shard on the cluster; (name, what is wrong with it) as it gets known."""
+    rows = [{"entry": shard.model_dump_json()} for shard in shards]
+    for row in _mapped(rows, _DigestTask(target), num_cpus):
+        yield row["name"], row["problems"].splitlines()
+
+
+def _mapped(rows: list[dict[str, Any]], task: Any, num_cpus: float) -> Iterator[dict[str, Any]]:
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # it logs every dataset's plan and end
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # ours is shown instead
     context = ray.data.DataContext.get_current()
     context.print_on_execution_start = False
     context.execution_options.preserve_order = False
-    rows = [{"number": shard.number, "entries": table_bytes(shard.entries)} for shard in plan]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    task = _Task(reader, target, format_fingerprint)
-    for row in dataset.map(task, num_cpus=num_cpus).iter_rows():
-        entry = ShardEntry.model_validate_json(row["entry"]) if row["entry"] else None
-        rejects = tuple(Reject(**item) for item in row["rejects"] if item["reason"] != "none")
-        yield WrittenShard(int(row["number"]), entry, rejects)
+    try:
+        yield from dataset.map(task, num_cpus=num_cpus).iter_rows()
+    except ray.exceptions.RayTaskError as error:
+        raise _ours(error) from error
+
+
+def _ours(error: ray.exceptions.RayTaskError) -> Exception:
+    """What a task raised, if it is one of ours; ray wraps it, Ray Data wraps it again."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, VitpipeError) and not isinstance(cause, ray.exceptions.RayTaskError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return FailedError(f"a shard could not be written: {str(error).strip().splitlines()[-1]}", "see --debug")

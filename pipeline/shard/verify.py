@@ -1,77 +1,145 @@
 """Is what the card says what is stored? Names what is damaged.
 
 Three depths: ``fast`` looks at cards, tables and sizes; ``bytes`` (the default) digests every file as well;
-``full`` also reads every sample through its index, decodes it, and has stock webdataset read the same keys.
+``full`` also reads every sample through its index, decodes it, compares its label, counts everything again, and has
+stock webdataset read the same keys. Each problem begins with the name of its file.
 """
 
 from __future__ import annotations
 
-import io
-import tarfile
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.progress import Progress
 from pipeline.base.store import Store
-from pipeline.images.decode import ImageRejectedError, decode
-from pipeline.records.dataset import CARD, REJECTS_TABLE, SHARDS_TABLE, DatasetCard, ShardEntry, dataset_digest
+from pipeline.records.dataset import (
+    CARD,
+    DUPLICATES_TABLE,
+    REJECTS_TABLE,
+    SHARDS_TABLE,
+    DatasetCard,
+    ShardEntry,
+    dataset_digest,
+)
 from pipeline.records.record import read_record
-from pipeline.shard.tar import member_header
+from pipeline.shard.commit import read_shards
+from pipeline.shard.samples import Recount, check_samples
 from pipeline.shard.write import index_name
 
 Depth = Literal["fast", "bytes", "full"]
 
 
 def verify_dataset(target: Store, depth: Depth, progress: Progress) -> list[str]:
-    """Every problem found, one line each, with the name of the file; empty when all is well.
+    """Every problem found, one line each; empty when all is well.
 
     Raises FileNotFoundError when there is no card, DamageError when the card itself is damaged.
     """
     card = read_record(DatasetCard, target, CARD)
     problems = _check_counts(card)
-    tables = {
-        name: _check_table(target, name, card.tables.get(name), problems) for name in (SHARDS_TABLE, REJECTS_TABLE)
-    }
-    shards = _shards(tables.get(SHARDS_TABLE))
-    rejects = tables.get(REJECTS_TABLE)
-    if rejects is not None and rejects.num_rows != card.num_rejected:
-        problems.append(f"{REJECTS_TABLE}: {rejects.num_rows} rows, the card says {card.num_rejected}")
-    if shards is not None:
-        problems += _check_sums(card, shards)
-        progress.start(f"verify {card.name}", len(shards))
-        for shard in shards:
-            problems += _check_shard(target, shard, depth)
-            progress.advance()
-        progress.finish()
+    for name, expected in ((REJECTS_TABLE, card.num_rejected), (DUPLICATES_TABLE, card.num_duplicates)):
+        problems += _check_table(target, card, name, expected)
+    unreadable = _check_table(target, card, SHARDS_TABLE, None)
+    if unreadable:
+        return problems + unreadable
+    try:
+        shards = read_shards(target, card)
+    except ValueError:  # pydantic's, of rows
+        return [*problems, f"{SHARDS_TABLE}: its rows do not name shards"]
+    problems += _check_sums(card, shards)
+    recount = Recount()
+    progress.start(f"verify {card.name}", len(shards))
+    for shard in shards:
+        problems += check_shard(target, shard, depth, recount)
+        progress.advance(note=f"{len(problems)} problems" if problems else "")
+    progress.finish()
+    if depth == "full" and not problems:
+        problems += recount.differences(card)
     return problems
 
 
+def check_shard(target: Store, shard: ShardEntry, depth: Depth, recount: Recount | None = None) -> list[str]:
+    """The problems of one shard and its index."""
+    index_problems, tar_problems = _check_index(target, shard, depth), _check_place(target, shard)
+    if depth == "fast" or tar_problems:
+        return index_problems + tar_problems
+    with _as_file(target, shard.name) as path, path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            tar_problems.append(f"{shard.name}: damaged, its sha256 is not the one in {SHARDS_TABLE}")
+        if not index_problems and (depth == "full" or tar_problems):
+            index = target.read(index_name(shard.name))
+            counted = (recount or Recount()) if depth == "full" else None
+            tar_problems += check_samples(shard, file, index, counted)
+    return index_problems + tar_problems
+
+
+def _check_place(target: Store, shard: ShardEntry) -> list[str]:
+    info = target.head(shard.name)
+    if info is None:
+        return [f"{shard.name}: missing"]
+    if info.num_bytes != shard.num_bytes:
+        return [f"{shard.name}: {info.num_bytes} bytes, {SHARDS_TABLE} says {shard.num_bytes}"]
+    return []
+
+
+def _check_index(target: Store, shard: ShardEntry, depth: Depth) -> list[str]:
+    name = index_name(shard.name)
+    if target.head(name) is None:
+        return [f"{name}: missing"]
+    if depth != "fast" and sha256_hex(target.read(name)) != shard.index_sha256:
+        return [f"{name}: damaged, its sha256 is not the one in {SHARDS_TABLE}"]
+    return []
+
+
+@contextmanager
+def _as_file(target: Store, key: str) -> Iterator[Path]:
+    """The object as a local file: in place, or fetched for the time of the block."""
+    place = target.local_path(key)
+    if place is not None:
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="vitpipe-verify-") as folder:
+        target.fetch(key, Path(folder) / "object")
+        yield Path(folder) / "object"
+
+
 def _check_counts(card: DatasetCard) -> list[str]:
-    if card.num_input == card.num_samples + card.num_rejected + card.num_duplicates:
+    problems, statistics = [], card.statistics
+    if card.num_input != card.num_samples + card.num_rejected + card.num_duplicates:
+        problems.append(
+            f"{CARD}: input {card.num_input} is not written {card.num_samples} + rejected {card.num_rejected}"
+            f" + duplicates {card.num_duplicates}"
+        )
+    for name in ("formats", "short_sides", "aspects"):
+        if sum(getattr(statistics, name).values()) != card.num_samples:
+            problems.append(f"{CARD}: its {name} do not add up to {card.num_samples} samples")
+    if len(statistics.label_counts) != len(card.class_names):
+        problems.append(f"{CARD}: counts {len(statistics.label_counts)} classes, names {len(card.class_names)}")
+    return problems
+
+
+def _check_table(target: Store, card: DatasetCard, name: str, expected_rows: int | None) -> list[str]:
+    if name not in card.tables:
+        return [f"{CARD}: names no digest of {name}"]
+    if target.head(name) is None:
+        return [f"{name}: missing"]
+    with _as_file(target, name) as path:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != card.tables[name]:
+                return [f"{name}: damaged, its sha256 is not the one in {CARD}"]
+        try:
+            num_rows = pq.read_metadata(path).num_rows
+        except (ValueError, OSError):
+            return [f"{name}: cannot be read as parquet"]
+    if expected_rows is None or num_rows == expected_rows:
         return []
-    return [
-        f"{CARD}: input {card.num_input} is not written {card.num_samples} + rejected {card.num_rejected}"
-        f" + duplicates {card.num_duplicates}"
-    ]
-
-
-def _check_table(target: Store, name: str, digest: str | None, problems: list[str]) -> pa.Table | None:
-    try:
-        data = target.read(name)
-    except FileNotFoundError:
-        problems.append(f"{name}: missing")
-        return None
-    if sha256_hex(data) != digest:
-        problems.append(f"{name}: its bytes are not those that the card names")
-        return None
-    return pq.read_table(io.BytesIO(data))
-
-
-def _shards(table: pa.Table | None) -> list[ShardEntry] | None:
-    return None if table is None else [ShardEntry.model_validate(row) for row in table.to_pylist()]
+    return [f"{name}: {num_rows} rows, the card says {expected_rows}"]
 
 
 def _check_sums(card: DatasetCard, shards: list[ShardEntry]) -> list[str]:
@@ -84,54 +152,4 @@ def _check_sums(card: DatasetCard, shards: list[ShardEntry]) -> list[str]:
         problems.append(f"{SHARDS_TABLE}: the shards' digests do not give the card's dataset digest")
     if sum(shard.num_samples for shard in shards) != card.num_samples:
         problems.append(f"{SHARDS_TABLE}: the shards' samples do not add up to the card's {card.num_samples}")
-    return problems
-
-
-def _check_shard(target: Store, shard: ShardEntry, depth: Depth) -> list[str]:
-    info = target.head(shard.name)
-    if info is None:
-        return [f"{shard.name}: missing"]
-    if info.num_bytes != shard.num_bytes:
-        return [f"{shard.name}: {info.num_bytes} bytes, the card says {shard.num_bytes}"]
-    if target.head(index_name(shard.name)) is None:
-        return [f"{index_name(shard.name)}: missing"]
-    if depth == "fast":
-        return []
-    problems = []
-    archive, index = target.read(shard.name), target.read(index_name(shard.name))
-    if sha256_hex(archive) != shard.sha256:
-        problems.append(f"{shard.name}: damaged, its sha256 is not the one in {SHARDS_TABLE}")
-    if sha256_hex(index) != shard.index_sha256:
-        problems.append(f"{index_name(shard.name)}: damaged, its sha256 is not the one in {SHARDS_TABLE}")
-    elif depth == "full" or problems:
-        problems += _check_samples(shard, archive, pq.read_table(io.BytesIO(index)))
-    return problems
-
-
-def _check_samples(shard: ShardEntry, archive: bytes, index: pa.Table) -> list[str]:
-    problems = []
-    rows = index.to_pylist()
-    for row in rows:
-        start, size = row["image_offset"], row["image_bytes"]
-        data = archive[start : start + size]
-        where = f"{shard.name}: sample {row['key']} at byte {start}"
-        if archive[start - 512 : start] != member_header(f"{row['key']}.{row['format']}", size):
-            problems.append(f"{where}: its tar header is damaged")
-        elif sha256_hex(data) != row["sha256"]:
-            problems.append(f"{where}: its bytes are damaged")
-        else:
-            try:
-                decode(data)
-            except ImageRejectedError as error:
-                problems.append(f"{where}: {error.reason}")
-    if not problems:
-        # Imported here: webdataset brings torch along, which the other depths do without.
-        from pipeline.shard.interchange import keys_by_webdataset  # noqa: PLC0415
-
-        try:
-            keys = keys_by_webdataset(archive)
-        except (tarfile.TarError, ValueError):
-            keys = []
-        if keys != [row["key"] for row in rows]:
-            problems.append(f"{shard.name}: webdataset reads other samples than its index names")
     return problems

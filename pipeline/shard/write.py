@@ -1,29 +1,41 @@
 """Write one shard: read each entry, check it by decoding it, append it to the tar, and index it.
 
-The index file carries the shard's entry, its rejects and the digest of its plan. It is put after the tar, so a shard
-whose index is there and names the same plan is done, and a rerun skips it.
+Tar and index are streamed to files, so memory does not grow with the shard. The index file carries the shard's entry,
+its rejects, its statistics and the digest of its plan. It is put after the tar, so a shard whose index is there and
+names the same plan is done, and a rerun skips it.
 """
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.digests import fingerprint, sha256_hex
+from pipeline.base.errors import DamageError, SupersededError
+from pipeline.base.failpoints import reach
 from pipeline.base.store import Store
-from pipeline.images.decode import ImageFacts, ImageRejectedError, decode
+from pipeline.base.store.protocol import ObjectChangedError
+from pipeline.base.store.reading import open_object
+from pipeline.images.check import Checked, CheckOptions
+from pipeline.images.decode import ImageRejectedError, read_header
+from pipeline.images.sandbox import shared_sandbox
 from pipeline.records.corpus import CorpusReader, Reject, key_of
-from pipeline.records.dataset import INDEX_SCHEMA, ShardEntry
-from pipeline.shard.plan import PlannedShard, table_bytes
+from pipeline.records.dataset import CARD, INDEX_SCHEMA, ShardEntry
+from pipeline.shard.plan import PlannedShard, shard_name, table_bytes
+from pipeline.shard.recipe import ShardRecipe
+from pipeline.shard.statistics import ShardStatistics
 from pipeline.shard.tar import ShardTar
 
-_PLAN, _ENTRY, _REJECTS = b"vitpipe.plan", b"vitpipe.entry", b"vitpipe.rejects"
+_PLAN, _ENTRY, _REJECTS, _STATISTICS = b"vitpipe.plan", b"vitpipe.entry", b"vitpipe.rejects", b"vitpipe.statistics"
+_INDEX_ROWS = 8_192  # of a row group of the index
+_READ_ROWS = 1_024  # entries that are looked at as Python objects at a time
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,11 @@ class WrittenShard:
     number: int
     entry: ShardEntry | None
     rejects: tuple[Reject, ...]
+    statistics: ShardStatistics
+
+
+class _NothingWrittenError(Exception):
+    """Every image was rejected: there is no tar to keep."""
 
 
 def plan_digest(shard: PlannedShard, format_fingerprint: str) -> str:
@@ -40,75 +57,154 @@ def plan_digest(shard: PlannedShard, format_fingerprint: str) -> str:
     return fingerprint([format_fingerprint, sha256_hex(table_bytes(shard.entries))])
 
 
-def write_shard(shard: PlannedShard, reader: CorpusReader, target: Store, plan: str) -> WrittenShard:
-    """Write *shard* and its index into *target*. *plan* is its plan digest."""
-    tar = ShardTar()
-    rows: list[dict[str, Any]] = []
-    rejects: list[Reject] = []
-    for entry, data in _read(shard, reader, rejects):
+def write_shard(
+    shard: PlannedShard, reader: CorpusReader, target: Store, plan: str, recipe: ShardRecipe, expected: str = ""
+) -> WrittenShard:
+    """Write *shard* and its index into *target*. *plan* is its plan digest.
+
+    With *expected*, the digest of a tar that a card names, another one is not put, but a DamageError. Without it,
+    nothing is put where a card stands: that is SupersededError.
+    """
+    rejects: dict[int, Reject] = {}  # by place in the plan: the sandbox works ahead of what it gives back
+    statistics = ShardStatistics()
+    with target.incoming(index_name(shard.name)) as index_path:
+        index = _Index(index_path)
         try:
-            _, facts = decode(data)
-        except ImageRejectedError as error:
-            rejects.append(Reject(entry["origin"], error.reason, error.detail))
-            continue
-        rows.append(_add(tar, entry, data, facts))
-    archive = tar.close()
-    if rows:
-        target.put(shard.name, archive)
-    facts_of_shard = {"name": shard.name, "num_bytes": len(archive), "sha256": sha256_hex(archive)}
-    facts_of_shard["num_samples"] = len(rows)
-    index = _index_bytes(rows, rejects, facts_of_shard, plan)
-    target.put(index_name(shard.name), index)
-    return _written(shard.number, facts_of_shard, tuple(rejects), sha256_hex(index))
+            facts = _write_tar(shard, reader, target, recipe, _Sinks(index, rejects, statistics, expected))
+        except _NothingWrittenError:
+            facts = {"name": shard.name, "num_bytes": 0, "sha256": "", "num_samples": 0}
+        reach("shard.after-tar")
+        found = tuple(rejects[place] for place in sorted(rejects))
+        index.close(plan, facts, found, statistics)
+        index_sha256 = _file_sha256(index_path)
+    reach("shard.after-index")
+    return _written(shard.number, facts, found, statistics, index_sha256)
 
 
-def find_written(shard: PlannedShard, target: Store, plan: str) -> WrittenShard | None:
+def find_written(number: int, target: Store, plan: str) -> WrittenShard | None:
     """The shard as an earlier attempt left it, or None when it has to be written."""
+    name = shard_name(number)
     try:
-        index = target.read(index_name(shard.name))
-    except FileNotFoundError:
+        index = target.read(index_name(name))
+        found = pq.ParquetFile(pa.BufferReader(index)).metadata.metadata or {}
+    except (FileNotFoundError, pa.ArrowException, OSError):
         return None
-    try:
-        metadata = pq.read_schema(io.BytesIO(index)).metadata or {}
-    except (pa.ArrowInvalid, OSError):
+    if found.get(_PLAN) != plan.encode():
         return None
-    if metadata.get(_PLAN) != plan.encode():
-        return None
-    facts = json.loads(metadata[_ENTRY])
-    info = target.head(shard.name)
+    facts = json.loads(found[_ENTRY])
+    info = target.head(name)
     if facts["num_samples"] and (info is None or info.num_bytes != facts["num_bytes"]):
         return None
-    rejects = tuple(Reject(**item) for item in json.loads(metadata[_REJECTS]))
-    return _written(shard.number, facts, rejects, sha256_hex(index))
+    rejects = tuple(Reject(**item) for item in json.loads(found[_REJECTS]))
+    return _written(number, facts, rejects, ShardStatistics.from_json(found[_STATISTICS].decode()), sha256_hex(index))
 
 
-def index_name(shard_name: str) -> str:
+def read_statistics(target: Store, shard: str) -> ShardStatistics:
+    """The statistics that the index of *shard* carries."""
+    with open_object(target, index_name(shard)) as file:
+        return ShardStatistics.from_json(pq.ParquetFile(file).metadata.metadata[_STATISTICS].decode())
+
+
+def index_name(shard: str) -> str:
     """The index that stands beside a shard."""
-    return shard_name.removesuffix(".tar") + ".parquet"
+    return shard.removesuffix(".tar") + ".parquet"
 
 
-def _written(number: int, facts: dict[str, Any], rejects: tuple[Reject, ...], index_sha256: str) -> WrittenShard:
+def _written(
+    number: int, facts: dict[str, Any], rejects: tuple[Reject, ...], statistics: ShardStatistics, index_sha256: str
+) -> WrittenShard:
     entry = ShardEntry(**facts, index_sha256=index_sha256) if facts["num_samples"] else None
-    return WrittenShard(number, entry, rejects)
+    return WrittenShard(number, entry, rejects, statistics)
 
 
-def _read(shard: PlannedShard, reader: CorpusReader, rejects: list[Reject]) -> Iterator[tuple[dict[str, Any], bytes]]:
-    images = reader.read(shard.entries)
-    for entry in shard.entries.to_pylist():
+@dataclass(frozen=True)
+class _Sinks:
+    """Where what is learned of a shard goes while its tar is written."""
+
+    index: _Index
+    rejects: dict[int, Reject]
+    statistics: ShardStatistics
+    expected: str
+
+
+def _write_tar(
+    shard: PlannedShard, reader: CorpusReader, target: Store, recipe: ShardRecipe, sinks: _Sinks
+) -> dict[str, Any]:
+    checked = checked_entries(shard.entries, reader, recipe, sinks.rejects)
+    with target.incoming(shard.name) as path:
+        with path.open("wb", buffering=1 << 20) as file:
+            tar = ShardTar(file)
+            for (place, entry), data, outcome in checked:
+                if isinstance(outcome, ImageRejectedError):
+                    sinks.rejects[place] = Reject(entry["origin"], outcome.reason, outcome.detail)
+                else:
+                    sinks.index.add(_add(tar, entry, outcome.data or data, outcome))
+                    sinks.statistics.add(entry["labels"], outcome)
+            digest = tar.close()
+        if not sinks.statistics.num_samples:
+            raise _NothingWrittenError
+        _check_place(target, shard.name, digest, sinks.expected)
+        reach("shard.before-tar")
+    num_samples = sinks.statistics.num_samples
+    return {"name": shard.name, "num_bytes": tar.num_bytes, "sha256": digest, "num_samples": num_samples}
+
+
+def _check_place(target: Store, name: str, digest: str, expected: str) -> None:
+    if expected and digest != expected:
+        raise DamageError(
+            f"{target.uri}/{name} cannot be made again: the source has changed", "shard the corpus under another name"
+        )
+    if not expected and target.head(CARD) is not None:
+        raise SupersededError(f"{target.uri}: another writer has published this dataset meanwhile")
+
+
+_Item = tuple[int, dict[str, Any]]  # an entry's place in the plan, and the entry
+_Outcome = Checked | ImageRejectedError
+
+
+def checked_entries(
+    entries: pa.Table, reader: CorpusReader, recipe: ShardRecipe, rejects: dict[int, Reject]
+) -> Iterator[tuple[_Item, bytes, _Outcome]]:
+    """Place and entry, bytes, and what the check says, in their order. What cannot be read goes to *rejects*."""
+    yield from _check(_read(entries, reader, rejects), recipe)
+
+
+def _read(entries: pa.Table, reader: CorpusReader, rejects: dict[int, Reject]) -> Iterator[tuple[_Item, bytes]]:
+    images = reader.read(entries)
+    columns = entries.select(["origin", "labels"])
+    for start in range(0, entries.num_rows, _READ_ROWS):
+        for place, entry in enumerate(columns.slice(start, _READ_ROWS).to_pylist(), start):
+            try:
+                data = next(images)
+            except OSError as error:
+                rejects[place] = Reject(entry["origin"], _reason(error), type(error).__name__)
+                continue
+            if data is None:
+                rejects[place] = Reject(entry["origin"], "null-image")
+            else:
+                yield (place, entry), data
+
+
+def _reason(error: OSError) -> str:
+    return "changed" if isinstance(error, ObjectChangedError) else "unreadable"
+
+
+def _check(images: Iterator[tuple[_Item, bytes]], recipe: ShardRecipe) -> Iterator[tuple[_Item, bytes, _Outcome]]:
+    if recipe.check == "full":
+        yield from shared_sandbox(CheckOptions(statistics=True, reencode=recipe.resize)).check(images)
+        return
+    for item, data in images:
         try:
-            data = next(images)
-        except OSError as error:
-            rejects.append(Reject(entry["origin"], "unreadable", type(error).__name__))
-            continue
-        if data is None:
-            rejects.append(Reject(entry["origin"], "null-image"))
+            facts = read_header(data)
+        except ImageRejectedError as error:
+            yield item, data, error
         else:
-            yield entry, data
+            yield item, data, Checked(facts, facts.width * facts.height)
 
 
-def _add(tar: ShardTar, entry: dict[str, Any], data: bytes, facts: ImageFacts) -> dict[str, Any]:
-    key, labels = key_of(entry["origin"]), entry["labels"]
-    label_name, label = _label_member(labels)
+def _add(tar: ShardTar, entry: dict[str, Any], data: bytes, checked: Checked) -> dict[str, Any]:
+    key, labels, facts = key_of(entry["origin"]), entry["labels"], checked.facts
+    label_name, label = label_member(labels)
     label_offset = tar.add(f"{key}.{label_name}", label)
     image_offset = tar.add(f"{key}.{facts.format}", data)
     return {
@@ -126,24 +222,43 @@ def _add(tar: ShardTar, entry: dict[str, Any], data: bytes, facts: ImageFacts) -
     }
 
 
-def _label_member(labels: list[int]) -> tuple[str, bytes]:
-    """One label is KEY.cls, as webdataset's decoders expect; none or several are KEY.json."""
+def label_member(labels: list[int]) -> tuple[str, bytes]:
+    """Extension and bytes: one label is KEY.cls, as webdataset's decoders expect; none or several are KEY.json."""
     if len(labels) == 1:
         return "cls", str(labels[0]).encode()
     return "json", json.dumps({"labels": labels}).encode()
 
 
-def _index_bytes(rows: list[dict[str, Any]], rejects: list[Reject], facts: dict[str, Any], plan: str) -> bytes:
-    metadata = {
-        _PLAN: plan.encode(),
-        _ENTRY: json.dumps(facts).encode(),
-        _REJECTS: json.dumps([asdict(reject) for reject in rejects]).encode(),
-    }
-    return parquet_bytes(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA).replace_schema_metadata(metadata))
+class _Index:
+    """Writes the index file as rows come."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(str(path), INDEX_SCHEMA, compression="zstd")
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) == _INDEX_ROWS:
+            self._flush()
+
+    def close(self, plan: str, facts: dict[str, Any], rejects: tuple[Reject, ...], statistics: ShardStatistics) -> None:
+        self._flush()
+        self._writer.add_key_value_metadata(
+            {
+                _PLAN.decode(): plan,
+                _ENTRY.decode(): json.dumps(facts),
+                _REJECTS.decode(): json.dumps([asdict(reject) for reject in rejects]),
+                _STATISTICS.decode(): statistics.to_json(),
+            }
+        )
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=INDEX_SCHEMA))
+            self._rows = []
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
-    """*table* as a parquet file; equal tables give equal bytes with one release of pyarrow."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

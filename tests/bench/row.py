@@ -9,12 +9,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """Ours against a peer's, as people read it, and ours / peer."""
+    """Ours against a peer's, as people read it, and ours / peer. ``least``: what the ratio should be; None: no target."""
 
     what: str
     ours: str
     peer: str
     ratio: float
+    least: float | None = None
+
+    def __str__(self) -> str:
+        """As a line of the table in BENCHMARKS.md."""
+        target = "" if self.least is None else f"{self.least:.2f}"
+        if self.least is not None and self.ratio < self.least:
+            target += " missed"
+        return f"| {self.what} | {self.ours} | {self.peer} | {self.ratio:.2f} | {target} |"
 
 
 def rate(call: Callable[[], int], seconds: float = 3.0) -> float:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
-import uuid
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from boto3.s3.transfer import TransferConfig
 
 from pipeline.base.errors import InputError, StoreAccessError
-from pipeline.base.store import Store, open_store
+from pipeline.base.store import ObjectChangedError, Store, open_store
 from pipeline.base.store import s3 as s3_module
 from pipeline.base.store.reading import open_object
+from pipeline.base.store.sums import sum_matches
 
 NUM_RACERS = 16
 
@@ -186,10 +186,10 @@ def test_put_file_and_fetch(store: Store, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["target"]
 
 
-def test_put_file_above_the_multipart_threshold(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = TransferConfig(multipart_threshold=6 << 20, multipart_chunksize=5 << 20, max_concurrency=2)
-    monkeypatch.setattr(s3_module, "_TRANSFER", small)
-    content = uuid.uuid4().bytes * (12 << 16)  # 12 MiB: three parts
+def test_put_file_and_fetch_in_parts(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_module, "_WHOLE_BYTES", 6 << 20)
+    monkeypatch.setattr(s3_module, "_PART_BYTES", 5 << 20)
+    content = os.urandom(12 << 20)  # three parts
     (tmp_path / "source").write_bytes(content)
     store.put_file("key", tmp_path / "source")
     info = store.head("key")
@@ -199,6 +199,105 @@ def test_put_file_above_the_multipart_threshold(store: Store, tmp_path: Path, mo
     store.fetch("key", tmp_path / "target")
     assert (tmp_path / "target").read_bytes() == content
     assert store.read_range("key", (5 << 20) - 3, 6) == content[(5 << 20) - 3 : (5 << 20) + 3]
+
+
+def test_a_pinned_read_refuses_another_state(store: Store) -> None:
+    store.put("key", b"first")
+    pinned = store.head("key")
+    assert pinned is not None
+    reads = (
+        lambda: store.read("key", pinned.etag),
+        lambda: store.read_range("key", 0, 5, pinned.etag),
+        lambda: store.read_with_sum("key", pinned.etag)[0],
+    )
+    assert [read() for read in reads] == [b"first"] * 3
+    store.put("key", b"other")
+    for read in reads:
+        with pytest.raises(ObjectChangedError):
+            read()
+    store.delete("key")
+    for read in reads:
+        with pytest.raises(FileNotFoundError):
+            read()
+
+
+def test_incoming_is_an_object_when_the_block_ends(store: Store) -> None:
+    with store.incoming("folder/key") as path:
+        path.write_bytes(b"content")
+        assert keys(store) == []
+    assert store.read("folder/key") == b"content"
+    assert keys(store) == ["folder/key"]
+
+
+def test_incoming_is_nothing_when_the_block_raises(store: Store) -> None:
+    store.put("key", b"before")
+
+    def half() -> None:
+        with store.incoming("key") as path:
+            path.write_bytes(b"half")
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        half()
+    assert store.read("key") == b"before"
+    assert store.sweep() == 0
+
+
+def test_parts_in_any_order_make_one_object(store: Store) -> None:
+    content = os.urandom((10 << 20) + 3)
+    size = 5 << 20
+    with store.multipart("folder/key", size) as parts:
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda number: parts.put_part(number, content[number * size :][:size]), [2, 0, 1]))
+        parts.put_part(1, content[size : 2 * size])
+        assert keys(store) == []
+        parts.complete()
+    assert store.read("folder/key") == content
+    assert store.sweep() == 0
+
+
+def test_parts_without_complete_leave_nothing(store: Store) -> None:
+    def half() -> None:
+        with store.multipart("key", 5 << 20) as parts:
+            parts.put_part(0, b"x")
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        half()
+    assert keys(store) == []
+    assert store.sweep() == 0
+
+
+def test_sweep_removes_what_killed_writers_left(store: Store) -> None:
+    store.put("mine/whole", b"x")
+    left = [store.multipart(key, 5 << 20) for key in ("mine/deep/one", "mine/two", "other/three")]
+    for parts in left:
+        parts.put_part(0, b"half")
+    assert store.sweep("mine/", older_than_seconds=3600) == 0
+    assert store.sweep("mine/") == 2
+    assert store.sweep("mine/") == 0
+    assert keys(store) == ["mine/whole"]
+    left[2].complete()
+    assert keys(store) == ["mine/whole", "other/three"]
+
+
+def test_what_a_store_says_of_content_fits_it(store: Store) -> None:
+    content = os.urandom((5 << 20) + 1000)
+    store.put("whole", content)
+    with store.multipart("parts", 5 << 20) as parts:
+        parts.put_part(0, content[: 5 << 20])
+        parts.put_part(1, content[5 << 20 :])
+        parts.complete()
+    for key in ("whole", "parts"):
+        data, found = store.read_with_sum(key)
+        assert data == content
+        if store.uri.startswith("file:"):
+            assert found is store.content_sum(key) is None
+            continue
+        for expected in (found, store.content_sum(key), store.content_sum(key, exact=True)):
+            assert expected is not None
+            assert sum_matches(expected, [content[:1000], content[1000:]])
+            assert not sum_matches(expected, [content[:-1], bytes([content[-1] ^ 1])])
 
 
 def test_delete_twice(store: Store) -> None:

@@ -54,3 +54,22 @@ def ray_cluster(num_raylets: int) -> Iterator[tuple[Cluster, str]]:
     finally:
         cluster.shutdown()
         os.environ["PATH"] = path
+
+
+@contextmanager
+def raylets(num_raylets: int, num_cpus: int) -> Iterator[Cluster]:
+    """A cluster of nodes with *num_cpus* each, without dashboard or jobs: for commands with ``--address``."""
+    node: dict[str, Any] = {"num_cpus": num_cpus, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        for _ in range(num_raylets - 1):
+            cluster.add_node(num_cpus=num_cpus)
+        cluster.wait_for_nodes()
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def raylet_pid(node: Any) -> int:
+    """Process id of the raylet of a cluster's *node*, whose children are the node's workers."""
+    return int(node.all_processes["raylet"][0].process.pid)

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.base.digests import fingerprint
+from pipeline.base.rows import Rows
 from pipeline.base.seeds import derive
 from pipeline.base.store import Store, open_store
-from pipeline.records.corpus import LISTING_SCHEMA, Corpus, Reject
+from pipeline.records.corpus import LISTING_SCHEMA, ClassEntry, Corpus, Reject, rejects_table
 from pipeline.records.dataset import DatasetCard, ShardEntry, dataset_prefix
-from pipeline.shard.commit import make_card, publish, put_tables, statistics_of
-from pipeline.shard.plan import listing_digest, plan_shards
+from pipeline.shard.commit import make_card, publish, put_tables
+from pipeline.shard.identity import identity_of
+from pipeline.shard.plan import plan_shards
 from pipeline.shard.recipe import ShardRecipe
+from pipeline.shard.statistics import ShardStatistics
 from pipeline.shard.write import plan_digest, write_shard
 from tests.support.pictures import noise, png
 
@@ -48,10 +50,28 @@ def listing_of(images: Mapping[str, bytes | None], labels: Mapping[str, list[int
         "origin": origins,
         "file": origins,
         "row": [-1] * len(origins),
+        "offset": [-1] * len(origins),
         "num_bytes": [len(images[origin] or b"") for origin in origins],
+        "etag": [""] * len(origins),
+        "source": [0] * len(origins),
         "labels": [labels.get(origin, []) for origin in origins],
     }
     return pa.table(columns, schema=LISTING_SCHEMA)
+
+
+def corpus_of(
+    images: Mapping[str, bytes | None],
+    labels: Mapping[str, list[int]],
+    class_names: tuple[str, ...],
+    rejects: tuple[Reject, ...] = (),
+) -> Corpus:
+    """A corpus of *images* in memory."""
+    return Corpus(
+        entries=Rows.of(listing_of(images, labels)),
+        classes=tuple(ClassEntry(name=name) for name in class_names),
+        reader=MemoryReader(images),
+        rejects=Rows.of(rejects_table(list(rejects))),
+    )
 
 
 def random_corpus(num_samples: int, num_classes: int, size: int = 28, seed: int = 0) -> Corpus:
@@ -60,33 +80,25 @@ def random_corpus(num_samples: int, num_classes: int, size: int = 28, seed: int 
     images: dict[str, bytes | None] = {
         name: png(noise(size, size, derive(seed, "picture", at)), compress_level=1) for at, name in enumerate(names)
     }
-    listing = listing_of(images, {name: [at % num_classes] for at, name in enumerate(names)})
-    return Corpus(listing, tuple(f"class-{label}" for label in range(num_classes)), MemoryReader(images))
+    labels = {name: [at % num_classes] for at, name in enumerate(names)}
+    return corpus_of(images, labels, tuple(f"class-{label}" for label in range(num_classes)))
 
 
 def shard_corpus(workspace: Store, name: str, corpus: Corpus, recipe: ShardRecipe) -> DatasetCard:
-    """Shard *corpus* as dataset *name* of *workspace*: plan, write, tables, card."""
+    """Shard *corpus* as dataset *name* of *workspace*: plan, write, tables, card; without Ray."""
     target = open_store(f"{workspace.uri}/{dataset_prefix(name)}")
     shards: list[ShardEntry] = []
-    rejects: list[Reject] = list(corpus.rejects)
-    for shard in plan_shards(corpus.listing, recipe):
-        written = write_shard(shard, corpus.reader, target, plan_digest(shard, "test"))
+    rejects = [Reject(**row) for row in corpus.rejects.table().to_pylist()]
+    statistics = ShardStatistics()
+    for shard in plan_shards(corpus.entries, recipe):
+        written = write_shard(shard, corpus.reader, target, plan_digest(shard, "test"), recipe)
         rejects += written.rejects
+        statistics.merge(written.statistics)
         if written.entry is not None:
             shards.append(written.entry)
-    card = make_card(
-        name=name,
-        class_names=corpus.class_names,
-        num_input=corpus.listing.num_rows + len(corpus.rejects),
-        num_rejected=len(rejects),
-        shards=shards,
-        statistics=statistics_of(target, shards, len(corpus.class_names)),
-        recipe=recipe.model_dump(mode="json"),
-        listing_digest=listing_digest(corpus.listing, corpus.class_names),
-        format_fingerprint=fingerprint(["test", recipe.model_dump(mode="json")]),
-        tables=put_tables(target, shards, rejects),
-    )
-    return publish(target, card)
+    tables = put_tables(target, shards, [rejects_table(rejects)], corpus.duplicates.chunks(), {})
+    identity = identity_of(corpus, recipe, {})
+    return publish(target, make_card(name, corpus, identity, shards, statistics, len(rejects), tables))
 
 
 def make_dataset(

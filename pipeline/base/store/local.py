@@ -10,14 +10,18 @@ import stat
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import FailedError, StoreAccessError
-from pipeline.base.store.protocol import ObjectInfo, checked_key, checked_prefix
+from pipeline.base.store.protocol import ObjectChangedError, ObjectInfo, checked_key, checked_prefix
+from pipeline.base.store.sums import ContentSum
 
 _TEMPORARY = ".tmp-"  # prefix of files on their way in; never listed
+_LOCK = f"{_TEMPORARY}lock-"  # never swept: who waits for one must find the same file
 _FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO)
 
 
@@ -34,45 +38,47 @@ class LocalStore:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See :class:`~pipeline.base.store.protocol.Store`. Holds one folder's names at a time, not all."""
-        folder = checked_prefix(prefix).rpartition("/")[0]
+        folder, root = checked_prefix(prefix).rpartition("/")[0], str(self.root)
         with file_errors(self.uri):
             for key in _walk(self.root, folder, prefix):
-                info = self.head(key)
+                info = _info(key, f"{root}/{key}")
                 if info is not None:
                     yield info
 
     def head(self, key: str) -> ObjectInfo | None:
         """See Store. The etag is made of inode, size and mtime: every put makes a new inode and mtime."""
-        try:
-            status = self._path(key).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise _ours(error, self.uri) from error
-        if not stat.S_ISREG(status.st_mode):
-            return None
-        return ObjectInfo(key, status.st_size, f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}")
+        path = self._path(key)
+        with file_errors(self.uri):
+            return _info(key, path)
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, etag: str = "") -> bytes:
         """See Store."""
-        with file_errors(self.uri, absent=key):
-            return self._path(key).read_bytes()
+        with self._opened(key, etag) as file:
+            return file.read()
 
-    def read_range(self, key: str, start: int, length: int) -> bytes:
+    def read_range(self, key: str, start: int, length: int, etag: str = "") -> bytes:
         """See Store."""
-        with file_errors(self.uri, absent=key), self._path(key).open("rb") as file:
+        with self._opened(key, etag) as file:
             file.seek(start)
             return file.read(max(length, 0))
 
+    def read_with_sum(self, key: str, etag: str = "") -> tuple[bytes, ContentSum | None]:
+        """See Store. A folder keeps no sums."""
+        return self.read(key, etag), None
+
+    def content_sum(self, key: str, etag: str = "", exact: bool = False) -> ContentSum | None:
+        """See Store. A folder keeps no sums."""
+        return None
+
     def put(self, key: str, data: bytes) -> None:
         """See Store."""
-        with file_errors(self.uri), self._incoming(key) as temporary:
+        with file_errors(self.uri), self._temporary(key) as temporary:
             _write_synced(temporary, data)
             os.replace(temporary, self._path(key))
 
     def put_file(self, key: str, path: Path) -> None:
         """See Store."""
-        with file_errors(self.uri), self._incoming(key) as temporary:
+        with file_errors(self.uri), self._temporary(key) as temporary:
             with path.open("rb") as source, temporary.open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
                 target.flush()
@@ -80,9 +86,54 @@ class LocalStore:
             _stamp(temporary)
             os.replace(temporary, self._path(key))
 
+    def multipart(self, key: str, part_bytes: int) -> LocalParts:
+        """See Store."""
+        target = self._path(key)
+        with file_errors(self.uri):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            return LocalParts(self.uri, target, part_bytes)
+
+    @contextmanager
+    def incoming(self, key: str) -> Iterator[Path]:
+        """See Store."""
+        target = self._path(key)
+        with file_errors(self.uri):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary_beside(target)
+        try:
+            yield temporary
+            with file_errors(self.uri):
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+                _stamp(temporary)
+                os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def sweep(self, prefix: str = "", older_than_seconds: float = 0.0) -> int:
+        """See Store: temporary files. What is gone meanwhile was another's to count."""
+        folder = checked_prefix(prefix).rpartition("/")[0]
+        oldest, swept = time.time() - older_than_seconds, 0
+        with file_errors(self.uri):
+            for key in _walk(self.root, folder, prefix, temporary=True):
+                path = self.root / key
+                with suppress(FileNotFoundError):
+                    if path.lstat().st_mtime <= oldest:
+                        path.unlink()
+                        swept += 1
+        return swept
+
+    def prune(self) -> None:
+        """See Store. A folder that a writer makes use of meanwhile stays, or is made again by the next put."""
+        for folder, _, _ in os.walk(self.root, topdown=False):
+            with suppress(OSError):
+                os.rmdir(folder)
+        with suppress(OSError):
+            os.rmdir(self.root.parent)
+
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See Store. link(2) fails when the name is taken, so one of many racers wins."""
-        with file_errors(self.uri), self._incoming(key) as temporary:
+        with file_errors(self.uri), self._temporary(key) as temporary:
             _write_synced(temporary, data)
             try:
                 os.link(temporary, self._path(key))
@@ -94,7 +145,7 @@ class LocalStore:
         """See Store."""
         if self.head(key) is None:
             return False
-        lock = self._path(key).with_name(f"{_TEMPORARY}lock-{sha256_hex(key.encode())[:16]}")
+        lock = self._path(key).with_name(f"{_LOCK}{sha256_hex(key.encode())[:16]}")
         with file_errors(self.uri), lock.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             info = self.head(key)
@@ -138,18 +189,64 @@ class LocalStore:
         return self.root / checked_key(key)
 
     @contextmanager
-    def _incoming(self, key: str) -> Iterator[Path]:
+    def _opened(self, key: str, etag: str) -> Iterator[BinaryIO]:
+        """The file at *key*, if its etag is *etag* (when given)."""
+        with file_errors(self.uri, absent=key), self._path(key).open("rb") as file:
+            for is_read in (False, True):  # and nobody wrote into it meanwhile
+                if etag and _etag(os.fstat(file.fileno())) != etag:
+                    raise ObjectChangedError(f"{self.uri}/{key}: it is no longer what it was")
+                if not is_read:
+                    yield file
+
+    @contextmanager
+    def _temporary(self, key: str) -> Iterator[Path]:
         target = self._path(key)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(_TEMPORARY + uuid.uuid4().hex)
+        temporary = _temporary_beside(target)
         try:
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def _walk(root: Path, folder: str, prefix: str) -> Iterator[str]:
-    """Keys below *folder* that start with *prefix*, in the order of the keys: "a.b" stands before "a/b"."""
+class LocalParts:
+    """See PartsWriter: parts are written in place into one temporary file."""
+
+    def __init__(self, uri: str, target: Path, part_bytes: int) -> None:
+        self._uri, self._target, self._part_bytes = uri, target, part_bytes
+        self._temporary = _temporary_beside(target)
+        self._file = self._temporary.open("wb", buffering=0)
+
+    def put_part(self, number: int, data: bytes) -> None:
+        """See PartsWriter."""
+        view, offset = memoryview(data), number * self._part_bytes
+        with file_errors(self._uri):
+            while view:
+                written = os.pwrite(self._file.fileno(), view, offset)
+                view, offset = view[written:], offset + written
+
+    def complete(self) -> None:
+        """See PartsWriter."""
+        with file_errors(self._uri):
+            os.fsync(self._file.fileno())
+            _stamp(self._temporary)
+            os.replace(self._temporary, self._target)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def _walk(root: Path, folder: str, prefix: str, temporary: bool = False) -> Iterator[str]:
+    """Keys below *folder* that start with *prefix*, in the order of the keys: "a.b" stands before "a/b".
+
+    *temporary*: the files on their way in (whose names hide them) instead of the objects.
+    """
     try:
         with os.scandir(root / folder) as entries:
             names = sorted(f"{item.name}/" if item.is_dir(follow_symlinks=False) else item.name for item in entries)
@@ -159,9 +256,28 @@ def _walk(root: Path, folder: str, prefix: str) -> Iterator[str]:
         key = f"{folder}/{name}" if folder else name
         if name.endswith("/"):
             if key.startswith(prefix) or prefix.startswith(key):
-                yield from _walk(root, key[:-1], prefix)
+                yield from _walk(root, key[:-1], prefix, temporary)
+        elif temporary:
+            if name.startswith(_TEMPORARY) and not name.startswith(_LOCK) and key.startswith(prefix):
+                yield key
         elif key.startswith(prefix) and not name.startswith(_TEMPORARY):
             yield key
+
+
+def _temporary_beside(target: Path) -> Path:
+    return target.with_name(_TEMPORARY + uuid.uuid4().hex)
+
+
+def _info(key: str, path: Path | str) -> ObjectInfo | None:
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return ObjectInfo(key, status.st_size, _etag(status)) if stat.S_ISREG(status.st_mode) else None
+
+
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"
 
 
 def _write_synced(path: Path, data: bytes) -> None:
@@ -190,7 +306,7 @@ def file_errors(uri: str, absent: str = "") -> Iterator[None]:
         if absent:
             raise FileNotFoundError(f"{uri}/{absent}") from None
         raise _ours(error, uri) from error
-    except FileNotFoundError:
+    except (FileNotFoundError, ObjectChangedError):
         raise
     except OSError as error:
         raise _ours(error, uri) from error

@@ -6,27 +6,12 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-from pydantic import Field
-
-from pipeline.base.config import Config
 from pipeline.base.errors import InputError
 from pipeline.base.store.local import LocalStore
 from pipeline.base.store.protocol import Store
+from pipeline.base.store.settings import BucketSettings, Stores
 
-
-class BucketSettings(Config):
-    """How one bucket is reached. Credentials never stand here: name a profile, or leave it to boto3's chain."""
-
-    endpoint: str | None = Field(
-        default=None, description="http(s) address; default: AWS_ENDPOINT_URL, else AWS itself"
-    )
-    region: str | None = None
-    profile: str | None = Field(default=None, description="profile of the shared credentials file")
-    anonymous: bool = False
-    requester_pays: bool = False
-
-
-Stores = dict[str, BucketSettings]  # bucket name -> settings
+__all__ = ["Stores", "normalise_uri", "open_store", "split_uri"]
 
 
 def normalise_uri(text: str) -> str:
@@ -91,4 +76,4 @@ def open_store(uri: str, stores: Stores | None = None) -> Store:
     settings = (stores or {}).get(bucket, BucketSettings())
     from pipeline.base.store.s3 import S3Store  # noqa: PLC0415 - importing boto3 takes a while; folders do without
 
-    return S3Store(bucket, prefix, **settings.model_dump())
+    return S3Store(bucket, prefix, settings)

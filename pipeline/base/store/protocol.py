@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 from pipeline.base.errors import InputError
+from pipeline.base.store.sums import ContentSum
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,29 @@ class ObjectInfo:
     key: str
     num_bytes: int
     etag: str
+
+
+class ObjectChangedError(OSError):
+    """The object no longer has the etag that was asked for."""
+
+
+class PartsWriter(Protocol):
+    """An object that is written in parts, in any order and from several threads; nobody sees it before ``complete``.
+
+    Leaving its ``with`` block without ``complete`` removes what was written.
+    """
+
+    def put_part(self, number: int, data: bytes) -> None:
+        """Write part *number*, from 0. All parts but the last have the size that was told; a repeated one replaces."""
+
+    def complete(self) -> None:
+        """Create or replace the object: every part is there."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class Store(Protocol):
@@ -36,17 +62,38 @@ class Store(Protocol):
     def head(self, key: str) -> ObjectInfo | None:
         """What is known of the object at *key*, or None when there is none."""
 
-    def read(self, key: str) -> bytes:
-        """The whole object."""
+    def read(self, key: str, etag: str = "") -> bytes:
+        """The whole object. With *etag*, raises ObjectChangedError when it has another one."""
 
-    def read_range(self, key: str, start: int, length: int) -> bytes:
-        """*length* bytes from *start*; fewer at the end of the object."""
+    def read_range(self, key: str, start: int, length: int, etag: str = "") -> bytes:
+        """*length* bytes from *start*; fewer at the end of the object. *etag* as in ``read``."""
+
+    def read_with_sum(self, key: str, etag: str = "") -> tuple[bytes, ContentSum | None]:
+        """The whole object as it came, not compared, and what the store says of its content (None: nothing)."""
+
+    def content_sum(self, key: str, etag: str = "", exact: bool = False) -> ContentSum | None:
+        """What the store says of the object's content (None: nothing); *exact*: ask for the size of every part."""
 
     def put(self, key: str, data: bytes) -> None:
         """Create or replace the object."""
 
     def put_file(self, key: str, path: Path) -> None:
         """Create or replace the object with the content of the local file *path*."""
+
+    def multipart(self, key: str, part_bytes: int) -> PartsWriter:
+        """Begin an object in parts of *part_bytes* (on S3 at least 5 MiB), of which there is at least one."""
+
+    def incoming(self, key: str) -> AbstractContextManager[Path]:
+        """A local file to write: the object at *key* once the block ends, nothing at all when it raises.
+
+        On disk it is written in place and renamed; for a bucket it is a temporary file that is uploaded.
+        """
+
+    def sweep(self, prefix: str = "", older_than_seconds: float = 0.0) -> int:
+        """Remove what killed writers left unfinished below *prefix*; how many of them there were."""
+
+    def prune(self) -> None:
+        """Remove folders that hold nothing, the store's own and the one above it included; buckets have none."""
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Create the object; False, and nothing written, when there is one already. One of many racers wins."""

@@ -1,83 +1,53 @@
 """A bucket and prefix as a store. The only door to boto3.
 
-Credentials come from boto3's own chain (environment, shared files, instance role). No text made here holds a
-credential: errors are told by their code, never by the server's message, which can quote the access key.
+Credentials come from boto3's own chain (environment, shared files, instance role), which is asked again when the
+store denies a request: they may have been renewed.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
-from boto3.exceptions import Boto3Error
-from boto3.s3.transfer import TransferConfig
 from botocore import UNSIGNED
 from botocore import exceptions as aws
 from botocore.config import Config as ClientConfig
 
-from pipeline.base.errors import DamageError, FailedError, StoreAccessError
-from pipeline.base.store.local import file_errors
+from pipeline.base.errors import DamageError, FailedError
+from pipeline.base.store import s3_errors as told
+from pipeline.base.store.local import LocalStore, file_errors
 from pipeline.base.store.protocol import ObjectInfo, checked_key, checked_prefix
+from pipeline.base.store.s3_answers import Answer, check_received, read_body, sum_of
+from pipeline.base.store.s3_parts import MAX_PARTS, WRITER, S3Parts, each_part
+from pipeline.base.store.settings import BucketSettings
+from pipeline.base.store.sums import ContentSum, sum_matches
 
-_DENIED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
-_DENIED |= {"AllAccessDisabled", "AccountProblem", "RequestTimeTooSkewed"}
-_WRONG_REGION = {
-    "301",
-    "400",
-    "PermanentRedirect",
-    "AuthorizationHeaderMalformed",
-    "IllegalLocationConstraintException",
-}
-_LOST_RACE = {"412", "PreconditionFailed"}
-_CONFLICT = {"409", "ConditionalRequestConflict", "OperationAborted"}  # nobody has won yet: the request may be repeated
-_UNREACHABLE = (
-    aws.EndpointConnectionError,
-    aws.ConnectTimeoutError,
-    aws.ProxyConnectionError,
-    aws.ConnectionClosedError,
-)
-_NO_CREDENTIALS = (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError)
-_BROKEN_BODY = (aws.ReadTimeoutError, aws.ResponseStreamingError, aws.IncompleteReadError, aws.FlexibleChecksumError)
 _ATTEMPTS = 4
 _MAKING = threading.Lock()
-_WRITER = "vitpipe-put"  # metadata that tells which conditional put wrote an object
-_CLIENT = ClientConfig(
-    connect_timeout=5,
-    read_timeout=60,
-    retries={"mode": "standard", "max_attempts": _ATTEMPTS},
-    max_pool_connections=16,
-    signature_version=None,
-)
-_TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=16 << 20, max_concurrency=4)
+_RENEW_SECONDS = 2.0  # a client that is younger has just read the credentials
+_WHOLE_BYTES = 64 << 20  # bigger files travel in parts
+_PART_BYTES = 16 << 20
 
 
 class S3Store:
     """Objects below ``s3://bucket/prefix``. The client is made at first use, once per process."""
 
-    def __init__(
-        self,
-        bucket: str,
-        prefix: str,
-        *,
-        endpoint: str | None = None,
-        region: str | None = None,
-        profile: str | None = None,
-        anonymous: bool = False,
-        requester_pays: bool = False,
-    ) -> None:
+    def __init__(self, bucket: str, prefix: str, settings: BucketSettings | None = None) -> None:
         self.bucket, self.prefix = bucket, prefix.strip("/")
-        self._settings = (endpoint, region, profile, anonymous)
-        self._extra: dict[str, Any] = {"RequestPayer": "requester"} if requester_pays else {}
-        self._made: tuple[int, Any] | None = None
+        self._settings = settings or BucketSettings()
+        self._extra: dict[str, Any] = {"RequestPayer": "requester"} if self._settings.requester_pays else {}
+        self._made: tuple[int, float, Any] | None = None
         self._bucket_seen = False
 
     @property
@@ -94,7 +64,7 @@ class S3Store:
         AWS and most others list in the order of keys. SeaweedFS goes folder by folder, and directory buckets have
         no order: those listings are held and sorted.
         """
-        lead = f"{self.prefix}/" if self.prefix else ""
+        lead = self._lead
         with self._told():
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=lead + checked_prefix(prefix), **self._extra
@@ -116,37 +86,92 @@ class S3Store:
     def head(self, key: str) -> ObjectInfo | None:
         """See Store."""
         try:
-            with self._told(key):
-                found = self._client.head_object(**self._at(key))
+            found = self._call("head_object", key)
         except FileNotFoundError:
             return None
         return ObjectInfo(key, found["ContentLength"], found["ETag"])
 
-    def read(self, key: str) -> bytes:
-        """See Store."""
-        return self._get(key)
+    def read(self, key: str, etag: str = "") -> bytes:
+        """See Store. Compared with the checksum, where the answer has one; ETags are left to ``read_with_sum``."""
+        for _ in range(2):
+            answer, data = self._get(key, etag)
+            expected = sum_of(answer, self.bucket)
+            if expected is None or expected.kind not in ("sha256", "crc32") or sum_matches(expected, [data]):
+                return data
+        raise DamageError(f"{self.uri}/{key}: the bytes that came are not those of its checksum", "look at the object")
 
-    def read_range(self, key: str, start: int, length: int) -> bytes:
+    def read_range(self, key: str, start: int, length: int, etag: str = "") -> bytes:
         """See Store."""
         if length <= 0:
             return b""
         try:
-            return self._get(key, Range=f"bytes={start}-{start + length - 1}")
-        except _PastTheEndError:
+            return self._get(key, etag, start, Range=f"bytes={start}-{start + length - 1}")[1]
+        except told.PastTheEndError:
             return b""
+
+    def read_with_sum(self, key: str, etag: str = "") -> tuple[bytes, ContentSum | None]:
+        """See Store."""
+        answer, data = self._get(key, etag)
+        return data, self._with_sizes(sum_of(answer, self.bucket), key, answer["ETag"], exact=False)
+
+    def content_sum(self, key: str, etag: str = "", exact: bool = False) -> ContentSum | None:
+        """See Store. The sizes of parts take a request for the first one, or one for each."""
+        condition = {"IfMatch": etag} if etag else {}
+        answer = self._call("head_object", key, ChecksumMode="ENABLED", **condition)
+        return self._with_sizes(sum_of(answer, self.bucket), key, answer["ETag"], exact)
 
     def put(self, key: str, data: bytes) -> None:
         """See Store."""
-        with self._told(key):
-            self._client.put_object(**self._at(key), Body=data)
+        self._put_checked("put_object", key, data)
 
     def put_file(self, key: str, path: Path) -> None:
         """See Store. Above 64 MiB in parts; an object appears when its last part is confirmed."""
-        with self._told(key):
-            target = self._at(key)
-            self._client.upload_file(
-                str(path), target["Bucket"], target["Key"], ExtraArgs=self._extra or None, Config=_TRANSFER
+        where = path.parent.absolute().as_uri()
+        with file_errors(where):
+            size = path.stat().st_size
+            if size <= _WHOLE_BYTES:
+                self.put(key, path.read_bytes())
+                return
+        part_bytes = max(_PART_BYTES, -(-size // MAX_PARTS))
+
+        def send(number: int) -> None:
+            with file_errors(where), path.open("rb") as file:
+                file.seek(number * part_bytes)
+                data = file.read(part_bytes)
+            parts.put_part(number, data)
+
+        with self.multipart(key, part_bytes) as parts:
+            each_part(send, -(-size // part_bytes))
+            parts.complete()
+
+    def multipart(self, key: str, part_bytes: int) -> S3Parts:
+        """See Store."""
+        return S3Parts(self._call, self._put_checked, key, f"{self.uri}/{key}")
+
+    @contextmanager
+    def incoming(self, key: str) -> Iterator[Path]:
+        """See Store."""
+        with tempfile.TemporaryDirectory(prefix="vitpipe-put-") as folder:
+            path = Path(folder) / "object"
+            yield path
+            self.put_file(key, path)
+
+    def sweep(self, prefix: str = "", older_than_seconds: float = 0.0) -> int:
+        """See Store: unfinished multipart uploads. Their age is told by the server's own clock."""
+        lead, swept = self._lead, 0
+        with self._told():
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=lead + checked_prefix(prefix), **self._extra
             )
+            for page in pages:
+                now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+                for upload in page.get("Uploads", []):
+                    if upload["Initiated"].timestamp() <= now - older_than_seconds:
+                        swept += self._abort(upload["Key"], upload["UploadId"])
+        return swept
+
+    def prune(self) -> None:
+        """See Store."""
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See Store."""
@@ -157,26 +182,25 @@ class S3Store:
         return self._conditional_put(key, data, IfMatch=etag)
 
     def fetch(self, key: str, path: Path) -> None:
-        """See Store."""
-        temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-        target = self._at(key)
-        with (
-            file_errors(path.parent.absolute().as_uri()),
-            self._told(key),
-        ):  # in this order: some of botocore's are OSError
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._client.download_file(
-                    target["Bucket"], target["Key"], str(temporary), ExtraArgs=self._extra or None, Config=_TRANSFER
-                )
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+        """See Store. Every range asks for the same ETag, so that two states never mix."""
+        info = self.head(key)
+        if info is None:
+            raise FileNotFoundError(f"{self.uri}/{key}")
+        target = LocalStore(path.parent.absolute())
+        if info.num_bytes <= _WHOLE_BYTES:
+            target.put(path.name, self.read(key))
+            return
+
+        def take(number: int) -> None:
+            parts.put_part(number, self.read_range(key, number * _PART_BYTES, _PART_BYTES, info.etag))
+
+        with target.multipart(path.name, _PART_BYTES) as parts:
+            each_part(take, -(-info.num_bytes // _PART_BYTES))
+            parts.complete()
 
     def delete(self, key: str) -> None:
         """See Store."""
-        with self._told(key):
-            self._client.delete_object(**self._at(key))
+        self._call("delete_object", key)
 
     def local_path(self, key: str) -> Path | None:
         """See Store: there is none."""
@@ -201,32 +225,72 @@ class S3Store:
     def _client(self) -> Any:
         with _MAKING:  # a client may be shared by threads, but making one takes 0.2 s of CPU
             if self._made is None or self._made[0] != os.getpid():  # a client must not cross a fork
-                self._made = (os.getpid(), self._make_client())
-            return self._made[1]
+                self._made = (os.getpid(), time.monotonic(), self._make_client())
+            return self._made[2]
 
     def _make_client(self) -> Any:
-        endpoint, region, profile, anonymous = self._settings
-        session = boto3.session.Session(profile_name=profile, region_name=region)
-        config = _CLIENT.merge(ClientConfig(signature_version=UNSIGNED)) if anonymous else _CLIENT
+        settings = self._settings
+        session = boto3.session.Session(profile_name=settings.profile, region_name=settings.region)
+        config = ClientConfig(
+            connect_timeout=5,
+            read_timeout=settings.low_speed_seconds,
+            retries={"mode": "standard", "max_attempts": _ATTEMPTS},
+            max_pool_connections=settings.connections,
+            signature_version=UNSIGNED if settings.anonymous else None,
+        )
         return session.client(
-            "s3", endpoint_url=endpoint, config=config, region_name=session.region_name or "us-east-1"
+            "s3", endpoint_url=settings.endpoint, config=config, region_name=session.region_name or "us-east-1"
         )
 
-    def _at(self, key: str) -> dict[str, Any]:
-        full = f"{self.prefix}/{checked_key(key)}" if self.prefix else checked_key(key)
-        return {"Bucket": self.bucket, "Key": full, **self._extra}
+    def _renew(self) -> None:
+        """Let the next request look for credentials again."""
+        with _MAKING:
+            if self._made is not None and time.monotonic() - self._made[1] > _RENEW_SECONDS:
+                self._made = None
 
-    def _get(self, key: str, **extra: str) -> bytes:
-        """The body of one answer. boto3 repeats requests, but not bodies that break off: that is done here."""
+    @property
+    def _lead(self) -> str:
+        return f"{self.prefix}/" if self.prefix else ""
+
+    def _at(self, key: str) -> dict[str, Any]:
+        return {"Bucket": self.bucket, "Key": self._lead + checked_key(key), **self._extra}
+
+    def _call(self, operation: str, key: str, **arguments: Any) -> Answer:
+        """One request about the object at *key*."""
         with self._told(key):
-            for attempt in range(1, _ATTEMPTS + 1):
-                try:
-                    body: bytes = self._client.get_object(**self._at(key), **extra)["Body"].read()
-                    break
-                except _BROKEN_BODY:
-                    if attempt == _ATTEMPTS:
-                        raise
-        return body
+            answer: Answer = getattr(self._client, operation)(**self._at(key), **arguments)
+        return answer
+
+    def _get(self, key: str, etag: str, start: int = 0, **more: str) -> tuple[Answer, bytes]:
+        """One answer with its body. boto3 repeats requests, but not bodies that break off: that is done here."""
+        condition = {"IfMatch": etag} if etag else {}
+        broken = ""
+        for attempt in range(_ATTEMPTS):
+            _wait_before(attempt)
+            answer = self._call("get_object", key, **condition, **more)
+            if etag and answer.get("ETag", etag) != etag:
+                raise told.LostRaceError(f"{self.uri}/{key}: it is no longer what it was")
+            try:
+                data = read_body(answer, self._settings.low_speed_bytes, self._settings.low_speed_seconds)
+            except told.BrokenBodyError as error:
+                broken = str(error)
+                continue
+            if "ETag" in answer and answer.get("ContentRange", f"bytes {start}-").startswith(f"bytes {start}-"):
+                return answer, data
+            broken = "another answer than was asked for"
+        raise FailedError(f"{self.uri}/{key}: the answer broke off ({broken})", "give the same command again")
+
+    def _put_checked(self, operation: str, key: str, data: bytes, **more: Any) -> Answer:
+        """Send *data*, and look at what the server says that it received; again when that is something else."""
+        for attempt in range(_ATTEMPTS):
+            _wait_before(attempt)
+            try:
+                answer = self._call(operation, key, Body=data, **more)
+                check_received(answer, data, f"{self.uri}/{key}", self.bucket)
+                return answer
+            except (DamageError, told.OtherAnswerError) as error:
+                failure = error
+        raise failure
 
     def _conditional_put(self, key: str, data: bytes, **condition: str) -> bool:
         """Put if *condition* holds. Each put carries a token of its own, which tells whose object is there.
@@ -234,26 +298,48 @@ class S3Store:
         The token is needed because a request is repeated when its answer gets lost, and then loses against itself.
         """
         token = uuid.uuid4().hex
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(_ATTEMPTS):
+            _wait_before(attempt)
             try:
-                with self._told(key):
-                    self._client.put_object(**self._at(key), Body=data, Metadata={_WRITER: token}, **condition)
+                self._put_checked("put_object", key, data, Metadata={WRITER: token}, **condition)
                 return True
-            except _LostRaceError:
+            except told.LostRaceError:
                 return self._writer(key) == token
             except FileNotFoundError:  # if-match of an object that is gone
                 return False
-            except _ConflictError:
-                time.sleep(random.uniform(0, 0.1 * 2**attempt))
+            except told.ObjectConflictError:
+                continue
         raise FailedError(f"{self.uri}/{key}: other writers kept this put from ending", "give the same command again")
 
     def _writer(self, key: str) -> str | None:
         try:
-            with self._told(key):
-                found: dict[str, str] = self._client.head_object(**self._at(key))["Metadata"]
+            found: dict[str, str] = self._call("head_object", key)["Metadata"]
         except FileNotFoundError:
             return None
-        return found.get(_WRITER)
+        return found.get(WRITER)
+
+    def _with_sizes(self, found: ContentSum | None, key: str, etag: str, exact: bool) -> ContentSum | None:
+        """*found*, and for an object that was written in parts their sizes; None when the store does not tell them."""
+        if found is None or found.kind != "md5-parts":
+            return found
+        count = int(found.value.rpartition("-")[2])
+        sizes = []
+        for number in range(1, (count if exact else 1) + 1):
+            part = self._call("head_object", key, PartNumber=number, IfMatch=etag)
+            if part.get("PartsCount", 1) != count:
+                return None
+            sizes.append(int(part["ContentLength"]))
+        return ContentSum(found.kind, found.value, tuple(sizes), exact or count == 1)
+
+    def _abort(self, key: str, upload: str) -> int:
+        """1 when the upload was there, as the caller counts."""
+        try:
+            self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload, **self._extra)
+        except aws.ClientError as error:
+            if told.code_of(error) not in ("NoSuchUpload", "404"):
+                raise
+            return 0
+        return 1
 
     @contextmanager
     def _told(self, key: str = "") -> Iterator[None]:
@@ -262,63 +348,21 @@ class S3Store:
         try:
             yield
         except aws.ClientError as error:
-            raise self._from_code(error, where) from None
-        except Boto3Error as error:  # wraps what broke an upload or a download, and quotes the server
-            inner = getattr(error, "last_exception", None) or error.__context__
-            if isinstance(inner, aws.ClientError):
-                raise self._from_code(inner, where) from None
-            raise self._from_client(inner or error, where) from None
+            code = told.code_of(error)
+            has_bucket = code != "404" or self._has_bucket()
+            ours = told.from_code(code, where, self.bucket, has_bucket)
+            if isinstance(ours, told.DeniedError):
+                self._renew()
+            raise ours from None
         except (aws.BotoCoreError, ValueError) as error:
-            raise self._from_client(error, where) from None
-
-    def _from_client(self, error: BaseException, where: str) -> Exception:
-        """What an error means that boto3 met on this side of the network."""
-        name = type(error).__name__
-        if isinstance(error, aws.ProfileNotFound):
-            return StoreAccessError(f"{where}: no such profile", "name one of the shared credentials file")
-        if isinstance(error, _NO_CREDENTIALS):
-            return StoreAccessError(
-                f"{where}: no credentials found", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
-            )
-        if isinstance(error, _UNREACHABLE):
-            return StoreAccessError(
-                f"{where}: no answer from endpoint {self._endpoint()}", "check AWS_ENDPOINT_URL and the network"
-            )
-        if isinstance(error, aws.FlexibleChecksumError):
-            return DamageError(f"{where}: the bytes that came are not those of its checksum", "look at the object")
-        if isinstance(error, _BROKEN_BODY):
-            return FailedError(f"{where}: the answer broke off ({name})", "give the same command again")
-        return StoreAccessError(f"{where}: {name}", "check endpoint, bucket and network")
+            raise told.from_client(error, where, self._endpoint()) from None
 
     def _endpoint(self) -> str:
         """The endpoint as shown to people: without a user's name and password."""
         names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-        text = self._settings[0] or next((os.environ[name] for name in names if os.environ.get(name)), "")
+        text = self._settings.endpoint or next((os.environ[name] for name in names if os.environ.get(name)), "")
         parts = urlsplit(text)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if text else "of AWS"
-
-    def _from_code(self, error: aws.ClientError, where: str) -> Exception:  # noqa: PLR0911 - a table
-        """What an answer of the server means. Only its code is told."""
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        if code in _LOST_RACE:
-            return _LostRaceError(where)
-        if code in _CONFLICT:
-            return _ConflictError(f"{where}: the store answered {code}", "give the same command again")
-        if code in ("416", "InvalidRange"):
-            return _PastTheEndError(f"{where}: the store answered {code}")
-        if code in _DENIED:
-            return StoreAccessError(
-                f"{where}: access denied ({code})", "check the credentials and what they may do in this bucket"
-            )
-        if code in _WRONG_REGION:
-            return StoreAccessError(f"{where}: refused ({code})", "check the bucket's region, endpoint and credentials")
-        if code == "NoSuchBucket":
-            return self._no_bucket(where)
-        if code == "NoSuchKey" or (code == "404" and self._has_bucket()):
-            return FileNotFoundError(where)
-        if code == "404":
-            return self._no_bucket(where)
-        return FailedError(f"{where}: the store answered {code}", "give the same command again")
 
     def _has_bucket(self) -> bool:
         """False when the bucket is missing, which a HEAD of an object does not tell from a missing key."""
@@ -326,24 +370,15 @@ class S3Store:
             try:
                 self._client.head_bucket(Bucket=self.bucket)
             except aws.ClientError as error:
-                if error.response.get("Error", {}).get("Code") in ("404", "NoSuchBucket"):
+                if told.code_of(error) in ("404", "NoSuchBucket"):
                     return False
             except aws.BotoCoreError:
                 return True  # not known; the next call will tell what is wrong
             self._bucket_seen = True  # or it may read objects and not look at the bucket
         return True
 
-    def _no_bucket(self, where: str) -> StoreAccessError:
-        return StoreAccessError(f"{where}: no bucket {self.bucket!r}", "create it, or check its name")
 
-
-class _LostRaceError(Exception):
-    """A conditional put found another state than the one it asked for."""
-
-
-class _ConflictError(FailedError):
-    """Two requests met at one key; the store let neither through."""
-
-
-class _PastTheEndError(FailedError):
-    """A range that begins behind the last byte."""
+def _wait_before(attempt: int) -> None:
+    """Longer and longer before each repeated *attempt*, and never the same for two clients."""
+    if attempt:
+        time.sleep(random.uniform(0, 0.1 * 2**attempt))

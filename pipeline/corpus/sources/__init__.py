@@ -1,1 +1,15 @@
-"""One file per kind of source; each has a function ``list_*`` that gives a Corpus."""
+"""One file per kind of source. The order here is that in which a place is looked at: the first that knows it has it.
+
+README.md says how to add one.
+"""
+
+from pipeline.corpus.sources.folder import FOLDER
+from pipeline.corpus.sources.imagenet import IMAGENET
+from pipeline.corpus.sources.manifest import MANIFEST
+from pipeline.corpus.sources.parquet import PARQUET
+from pipeline.corpus.sources.source import SourceKind
+from pipeline.corpus.sources.webdataset import WEBDATASET
+
+KINDS: tuple[SourceKind, ...] = (MANIFEST, IMAGENET, WEBDATASET, PARQUET, FOLDER)
+
+__all__ = ["KINDS"]

@@ -23,7 +23,13 @@ from tests.support.subjects import put_network, tiny
 
 ROOT = Path(__file__).parents[3]
 SMALL = ROOT / "tests" / "support" / "small.yaml"
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+GROUPS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = {name: command for name, command in GROUPS.items() if not hasattr(command, "commands")}
+COMMANDS |= {
+    f"{name} {inner}": command
+    for name, group in GROUPS.items()
+    for inner, command in getattr(group, "commands", {}).items()
+}
 
 
 @dataclass(frozen=True)
@@ -320,7 +326,7 @@ def test_what_was_not_foreseen_is_one_line_too(vitpipe: Vitpipe, monkeypatch: py
     def broken(*_: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("jobs.cli.open_store", broken)
+    monkeypatch.setattr("jobs.commands.cluster.open_store", broken)
     said = vitpipe("status", "-w", "ws")
     assert (said.code, len(said.lines)) == (1, 1)
     assert said.lines[0] == "vitpipe: ZeroDivisionError: by zero - add --debug to see where"
@@ -328,7 +334,7 @@ def test_what_was_not_foreseen_is_one_line_too(vitpipe: Vitpipe, monkeypatch: py
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_mentions_every_option(name: str) -> None:
-    shown = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [name, "--help"], terminal_width=200)
+    shown = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [*name.split(), "--help"], terminal_width=200)
     assert shown.exit_code == 0
     command = COMMANDS[name]
     given = [parameter for parameter in command.params if parameter.param_type_name == "option"]
@@ -346,7 +352,7 @@ def test_help_names_every_command() -> None:
     assert {"demo", "shard", "verify", "pretrain", "evaluate", "report", "run", "submit", "status", "doctor"} <= set(
         COMMANDS
     )
-    for name in COMMANDS:
+    for name in GROUPS:
         assert name in shown.output
     assert "Exit codes" in shown.output
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import ConflictError, DamageError, TooManyRejectsError
 from pipeline.base.store import Store, open_store
-from pipeline.records.corpus import Corpus, Reject
-from pipeline.records.dataset import CARD, DatasetCard, dataset_digest, read_dataset_card
+from pipeline.records.corpus import DUPLICATES_SCHEMA, Reject, rejects_table
+from pipeline.records.dataset import CARD, DatasetCard, ShardEntry, dataset_digest, read_dataset_card
 from pipeline.records.record import parse_record
-from pipeline.shard.commit import publish, put_tables, statistics_of
+from pipeline.shard.commit import publish, put_tables, read_shards, sweep
+from pipeline.shard.identity import identity_of
 from pipeline.shard.recipe import ShardRecipe
-from tests.support.datasets import MemoryReader, listing_of, make_dataset, shard_corpus
+from tests.support.datasets import corpus_of, make_dataset, shard_corpus
 from tests.support.pictures import bmp, noise, png
 
 
@@ -42,7 +44,7 @@ def test_the_card_adds_up(workspace: Store) -> None:
     assert card.num_bytes == sum(map(len, tars))
     assert card.digest == dataset_digest([sha256_hex(tar) for tar in tars])
     assert {name: sha256_hex(target.read(name)) for name in card.tables} == card.tables
-    assert set(card.tables) == {"shards.parquet", "rejects.parquet"}
+    assert set(card.tables) == {"shards.parquet", "rejects.parquet", "duplicates.parquet"}
 
 
 def test_the_card_and_all_files_are_the_same_wherever_they_are_made(tmp_path: Path) -> None:
@@ -52,7 +54,7 @@ def test_the_card_and_all_files_are_the_same_wherever_they_are_made(tmp_path: Pa
         make_dataset(workspace, "tiny", num_samples=30)
         contents.append({info.key: sha256_hex(workspace.read(info.key)) for info in workspace.list()})
     assert contents[0] == contents[1]
-    assert len(contents[0]) == 2 * 2 + 3
+    assert len(contents[0]) == 2 * 2 + 4
 
 
 def test_the_card_names_no_place(workspace: Store) -> None:
@@ -68,26 +70,44 @@ def test_statistics_cover_all_shards(workspace: Store) -> None:
         "d": b"junk",
     }
     labels = {"a": [1], "b": [], "c": [0, 1]}
-    corpus = Corpus(listing_of(images, labels), ("x", "y", "z"), MemoryReader(images))
+    corpus = corpus_of(images, labels, ("x", "y", "z"))
     card = shard_corpus(workspace, "mixed", corpus, ShardRecipe(max_samples=1))
     facts = card.statistics
     assert facts.label_counts == (1, 2, 0)
     assert facts.formats == {"bmp": 1, "png": 2}
     assert (facts.width_min, facts.width_max, facts.height_min, facts.height_max) == (2, 9, 3, 8)
     assert (card.num_samples, card.num_rejected, card.num_shards) == (3, 1, 3)
-    assert statistics_of(dataset_store(workspace, "mixed"), [], 2).label_counts == (0, 0)
 
 
-def test_rejects_are_kept_with_their_reason_in_the_order_of_origins(workspace: Store) -> None:
-    rejects = [Reject("b", "empty"), Reject("a", "truncated", "cut at 5")]
-    digests = put_tables(workspace, [], rejects)
-    data = workspace.read("rejects.parquet")
-    assert digests["rejects.parquet"] == sha256_hex(data)
-    assert pq.read_table(io.BytesIO(data)).to_pylist() == [
-        {"origin": "a", "reason": "truncated", "detail": "cut at 5"},
-        {"origin": "b", "reason": "empty", "detail": ""},
-    ]
-    assert put_tables(workspace, [], rejects[::-1]) == digests
+def test_the_tables_are_kept_with_their_digests(workspace: Store) -> None:
+    rejects = rejects_table([Reject("b", "empty"), Reject("a", "truncated", "cut at 5")])
+    copies = pa.Table.from_pylist(
+        [{"origin": "c", "reason": "same-file", "of": "a", "labels_differ": False}], schema=DUPLICATES_SCHEMA
+    )
+    digests = put_tables(workspace, [], [rejects], [copies], {})
+    assert digests == {name: sha256_hex(workspace.read(name)) for name in digests}
+    assert pq.read_table(io.BytesIO(workspace.read("rejects.parquet"))) == rejects
+    assert pq.read_table(io.BytesIO(workspace.read("duplicates.parquet"))) == copies
+    assert put_tables(workspace, [], [rejects], [copies], digests) == digests
+
+
+def test_tables_that_come_out_otherwise_replace_nothing(workspace: Store) -> None:
+    digests = put_tables(workspace, [], [rejects_table([Reject("a", "empty")])], [], {})
+    before = {name: workspace.read(name) for name in digests}
+    with pytest.raises(DamageError, match=r"rejects\.parquet cannot be made again"):
+        put_tables(workspace, [], [rejects_table([Reject("b", "empty")])], [], digests)
+    assert {info.key: workspace.read(info.key) for info in workspace.list()} == before
+
+
+def test_sweeping_leaves_what_the_card_names(workspace: Store) -> None:
+    card = make_dataset(workspace, "tiny", num_samples=20, max_samples=10)
+    target = dataset_store(workspace)
+    named = {info.key for info in target.list()}
+    for key in ("work/plan-00000.bin", "shard-000007.parquet", "shard-000009.tar"):
+        target.put(key, b"left behind")
+    target.put("notes.txt", b"a person's")
+    assert sweep(target, read_shards(target, card)) == 3
+    assert {info.key for info in target.list()} == named | {"notes.txt"}
 
 
 def test_publishing_the_same_card_twice_is_no_conflict(workspace: Store) -> None:
@@ -104,26 +124,6 @@ def test_publishing_another_card_is_a_conflict_that_names_the_difference(workspa
         publish(dataset_store(workspace), card.model_copy(update={"num_rejected": 7}))
     assert caught.value.exit_code == 1
     assert dataset_store(workspace).read(CARD) == stored
-
-
-def test_the_card_is_put_last(workspace: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    put: list[str] = []
-    kind = type(workspace)
-    original_put, original_create = kind.put, kind.put_if_absent
-
-    def noted_put(self: Store, key: str, data: bytes) -> None:
-        put.append(key)
-        original_put(self, key, data)
-
-    def noted_create(self: Store, key: str, data: bytes) -> bool:
-        put.append(f"create {key}")
-        return original_create(self, key, data)
-
-    monkeypatch.setattr(kind, "put", noted_put)
-    monkeypatch.setattr(kind, "put_if_absent", noted_create)
-    make_dataset(workspace, "tiny", num_samples=20, max_samples=10)
-    assert len(put) == 2 * 2 + 2 + 1
-    assert put[-1] == "create dataset.json"
 
 
 @pytest.mark.parametrize("cut", [0, 1, 20, -3])
@@ -149,15 +149,24 @@ def test_a_cut_card_is_damage(workspace: Store, cut: int) -> None:
         (4, 5, {"max_reject_ratio": 1.0}, True),
     ],
 )
-def test_how_many_rejects_fail_the_stage(num_rejected: int, num_input: int, recipe: dict, passes: bool) -> None:
-    from pipeline.shard.build import _check_rejects  # brings ray.data along, which the other tests do without
+def test_how_many_rejects_fail_the_stage(
+    workspace: Store, num_rejected: int, num_input: int, recipe: dict, passes: bool
+) -> None:
+    from pipeline.shard.build import Sharding, Written, check_rejects  # ray.data, which the other tests do without
 
     rejects = [Reject(f"image {at:03d}", "empty" if at % 2 else "truncated") for at in reversed(range(num_rejected))]
+    images: dict[str, bytes | None] = {str(at): b"" for at in range(num_input)}
+    corpus, plain = corpus_of(images, {}, ()), ShardRecipe(**recipe)
+    work = Sharding("x", corpus, plain, workspace, identity_of(corpus, plain, {}))
+    written = Written()
+    written.add_rejects(0, rejects)
+    if num_rejected < num_input:
+        written.entries[0] = ShardEntry(name="", num_bytes=1, sha256="", num_samples=1, index_sha256="")
     if passes:
-        _check_rejects(rejects, num_input, ShardRecipe(**recipe))
+        check_rejects(written, work, ended=True)
         return
     with pytest.raises(TooManyRejectsError) as caught:
-        _check_rejects(rejects, num_input, ShardRecipe(**recipe))
+        check_rejects(written, work, ended=True)
     assert f"{num_rejected} of {num_input}" in str(caught.value)
     assert "first: image 000" in str(caught.value)
     assert "truncated" in str(caught.value)

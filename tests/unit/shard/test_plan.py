@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.base.config import build
-from pipeline.base.errors import RecipeError
-from pipeline.records.corpus import LISTING_SCHEMA
+from pipeline.base.errors import InputError, RecipeError
+from pipeline.base.rows import Rows, RowsWriter
+from pipeline.records.corpus import LISTING_SCHEMA, ClassEntry
 from pipeline.shard.plan import PlannedShard, listing_digest, num_shards, plan_shards, table_bytes, table_from_bytes
 from pipeline.shard.recipe import ShardRecipe
 from pipeline.shard.write import plan_digest
@@ -27,14 +28,38 @@ RECIPES = st.builds(
 )
 
 
-def table_of(entries: list[Any], chunk: int = 1_000) -> pa.Table:
-    """A listing of (origin, bytes, labels), in chunks of so many rows."""
+PLACE = {"row": -1, "offset": -1, "etag": "", "source": 0}
+
+
+def table_of(entries: list[Any]) -> pa.Table:
+    """A listing of (origin, bytes, labels)."""
     rows = [
-        {"origin": origin, "file": origin, "row": -1, "num_bytes": num_bytes, "labels": labels}
+        {
+            "origin": origin,
+            "file": origin,
+            "row": -1,
+            "offset": -1,
+            "num_bytes": num_bytes,
+            "etag": "",
+            "source": 0,
+            "labels": labels,
+        }
         for origin, num_bytes, labels in entries
     ]
-    parts = [pa.Table.from_pylist(rows[at : at + chunk], schema=LISTING_SCHEMA) for at in range(0, len(rows), chunk)]
-    return pa.concat_tables(parts)
+    return pa.Table.from_pylist(rows, schema=LISTING_SCHEMA)
+
+
+def rows_of(table: pa.Table, chunk: int = 1_000) -> Rows:
+    """*table* as the rows of a corpus, added in pieces of *chunk*."""
+    writer = RowsWriter(LISTING_SCHEMA)
+    for start in range(0, table.num_rows, chunk):
+        writer.add(table.slice(start, chunk))
+    return writer.close()
+
+
+def classes(*names: str) -> tuple[ClassEntry, ...]:
+    """A class table of names alone."""
+    return tuple(ClassEntry(name=name) for name in names)
 
 
 def numbered(count: int, num_bytes: int = 10) -> pa.Table:
@@ -48,17 +73,17 @@ def test_the_plan_does_not_depend_on_how_the_listing_came(
     entries: list[Any], recipe: ShardRecipe, draw: Any, chunk: int
 ) -> None:
     other = draw.sample(entries, len(entries))
-    ours, theirs = table_of(entries), table_of(other, chunk)
+    ours, theirs = rows_of(table_of(entries)), rows_of(table_of(other), chunk)
     assert [(shard.name, table_bytes(shard.entries)) for shard in plan_shards(ours, recipe)] == [
         (shard.name, table_bytes(shard.entries)) for shard in plan_shards(theirs, recipe)
     ]
-    assert listing_digest(ours, ("a", "b")) == listing_digest(theirs, ("a", "b"))
+    assert listing_digest(ours, classes("a", "b")) == listing_digest(theirs, classes("a", "b"))
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(ENTRIES, RECIPES)
 def test_every_entry_is_in_exactly_one_shard_and_limits_are_kept(entries: list[Any], recipe: ShardRecipe) -> None:
-    shards = list(plan_shards(table_of(entries), recipe))
+    shards = list(plan_shards(rows_of(table_of(entries)), recipe))
     planned = [row for shard in shards for row in shard.entries.to_pylist()]
     by_origin = sorted(planned, key=lambda row: row["origin"])
     assert by_origin == sorted(table_of(entries).to_pylist(), key=lambda row: row["origin"])
@@ -74,7 +99,7 @@ def test_every_entry_is_in_exactly_one_shard_and_limits_are_kept(entries: list[A
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(ENTRIES, RECIPES)
 def test_a_plan_that_travelled_to_a_task_has_the_same_digest(entries: list[Any], recipe: ShardRecipe) -> None:
-    for shard in plan_shards(table_of(entries, 3), recipe):
+    for shard in plan_shards(rows_of(table_of(entries), 3), recipe):
         arrived = PlannedShard(shard.number, table_from_bytes(table_bytes(shard.entries)))
         assert arrived.entries == shard.entries
         assert plan_digest(arrived, "format") == plan_digest(shard, "format")
@@ -82,7 +107,7 @@ def test_a_plan_that_travelled_to_a_task_has_the_same_digest(entries: list[Any],
 
 def order_of(listing: pa.Table, **fields: Any) -> list[str]:
     """The origins in the order of the plan."""
-    shards = plan_shards(listing, ShardRecipe(**fields))
+    shards = plan_shards(rows_of(listing), ShardRecipe(**fields))
     return [origin for shard in shards for origin in shard.entries["origin"].to_pylist()]
 
 
@@ -106,7 +131,7 @@ def test_the_size_of_shards_does_not_change_the_order() -> None:
 def test_classes_are_mixed() -> None:
     """A corpus comes sorted by class; the first tenth of the plan must still hold all of ten classes."""
     listing = table_of([(f"class-{at // 100}/{at}", 1, [at // 100]) for at in range(1_000)])
-    first = next(plan_shards(listing, ShardRecipe(max_samples=100)))
+    first = next(plan_shards(rows_of(listing), ShardRecipe(max_samples=100)))
     assert {label for labels in first.entries["labels"].to_pylist() for label in labels} == set(range(10))
 
 
@@ -127,12 +152,20 @@ def test_num_shards(num_entries: int, num_bytes: int, max_samples: int, max_byte
 
 
 def test_the_golden_plan() -> None:
-    """Changing it changes every dataset that was ever planned: raise ``build._FORMAT`` then."""
-    shards = [shard.entries["origin"].to_pylist() for shard in plan_shards(numbered(9), ShardRecipe(max_samples=4))]
+    """Changing it changes every dataset that was ever planned: raise ``identity._FORMAT`` then."""
+    shards = [
+        shard.entries["origin"].to_pylist() for shard in plan_shards(rows_of(numbered(9)), ShardRecipe(max_samples=4))
+    ]
     assert shards == GOLDEN_PLAN
 
 
 GOLDEN_PLAN = [["000000", "000004", "000007"], ["000002", "000005", "000008"], ["000003", "000001", "000006"]]
+
+
+def test_an_origin_that_is_listed_twice_is_named() -> None:
+    twice = table_of([("a", 1, []), ("b", 1, []), ("a", 2, [])])
+    with pytest.raises(InputError, match="'a' is listed twice"):
+        list(plan_shards(rows_of(twice), ShardRecipe()))
 
 
 @pytest.mark.parametrize(
@@ -142,12 +175,14 @@ def test_the_listings_digest_knows_every_field(column: str, value: Any) -> None:
     rows = numbered(5).to_pylist()
     rows[3][column] = value
     changed = pa.Table.from_pylist(rows, schema=LISTING_SCHEMA)
-    assert listing_digest(changed, ("a",)) != listing_digest(numbered(5), ("a",))
+    assert listing_digest(rows_of(changed), classes("a")) != listing_digest(rows_of(numbered(5)), classes("a"))
 
 
 def test_the_listings_digest_knows_the_class_names() -> None:
-    digests = {listing_digest(numbered(5), names) for names in [("a", "b"), ("b", "a"), ("a",), ("ab",), ()]}
-    assert len(digests) == 5
+    tables = [classes(*names) for names in [("a", "b"), ("b", "a"), ("a",), ("ab",), ()]]
+    tables += [(ClassEntry(name="a", synset="b"),), (ClassEntry(name="a", parent="b"),)]
+    digests = {listing_digest(rows_of(numbered(5)), table) for table in tables}
+    assert len(digests) == 7
 
 
 @pytest.mark.parametrize(
@@ -159,6 +194,8 @@ def test_the_listings_digest_knows_the_class_names() -> None:
         ({"seed": -1}, "seed"),
         ({"max_reject_ratio": 1.5}, "max_reject_ratio"),
         ({"max_sample": 5}, "did you mean 'max_samples'"),
+        ({"check": "header", "resize": {"mode": "short"}}, "resize needs decoded images"),
+        ({"check": "none"}, "check"),
     ],
 )
 def test_recipes_that_cannot_be_honoured(fields: dict[str, Any], problem: str) -> None:

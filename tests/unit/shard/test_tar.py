@@ -22,13 +22,17 @@ GOLDEN_SHA256 = "0ca23ebb226865d639be3de55d85dd0c98dbf66fe6095eb567f2d8afc4e44d4
 
 def archive_of(members: dict[str, bytes]) -> tuple[bytes, dict[str, int]]:
     """The archive of *members* and the offsets that the writer named."""
-    tar = ShardTar()
+    file = io.BytesIO()
+    tar = ShardTar(file)
     offsets = {name: tar.add(name, data) for name, data in members.items()}
-    return tar.close(), offsets
+    digest = tar.close()
+    assert digest == sha256_hex(file.getvalue())
+    assert tar.num_bytes == len(file.getvalue())
+    return file.getvalue(), offsets
 
 
 def test_the_golden_archive() -> None:
-    """Changing it changes the bytes of every shard: raise ``build._FORMAT`` then."""
+    """Changing it changes the bytes of every shard: raise ``identity._FORMAT`` then."""
     archive, _ = archive_of(MEMBERS)
     assert sha256_hex(archive) == GOLDEN_SHA256
 
@@ -60,7 +64,7 @@ def test_webdataset_reads_the_samples(tmp_path: Path) -> None:
     assert samples[0]["cls"] == b"7"
     assert samples[0]["jpg"] == MEMBERS["0a1b.jpg"]
     assert samples[1]["png"] == MEMBERS["ffee.png"]
-    assert keys_by_webdataset(archive) == ["0a1b", "ffee"]
+    assert keys_by_webdataset(io.BytesIO(archive)) == ["0a1b", "ffee"]
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

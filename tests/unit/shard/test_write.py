@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import pytest
 import webdataset
 
 from pipeline.base.digests import sha256_hex
+from pipeline.base.errors import DamageError, SupersededError
 from pipeline.base.store import Store, open_store
+from pipeline.images.check import Reencode
 from pipeline.images.decode import decode
 from pipeline.records.corpus import Reject, key_of
-from pipeline.records.dataset import INDEX_SCHEMA
+from pipeline.records.dataset import CARD, INDEX_SCHEMA
 from pipeline.shard.plan import PlannedShard
+from pipeline.shard.recipe import ShardRecipe
 from pipeline.shard.write import WrittenShard, find_written, index_name, write_shard
 from tests.support.datasets import MemoryReader, listing_of
 from tests.support.pictures import bmp, noise, png, png_that_claims
@@ -41,7 +45,7 @@ def shard_of(images: dict[str, bytes | None], labels: dict[str, list[int]] | Non
 
 def write(target: Store, images: dict[str, bytes | None], labels: dict[str, list[int]] | None = None) -> WrittenShard:
     """Write one shard of *images*, as plan "plan"."""
-    return write_shard(shard_of(images, labels), MemoryReader(images), target, "plan")
+    return write_shard(shard_of(images, labels), MemoryReader(images), target, "plan", ShardRecipe())
 
 
 def index_of(target: Store) -> list[dict[str, Any]]:
@@ -50,7 +54,7 @@ def index_of(target: Store) -> list[dict[str, Any]]:
 
 
 def test_the_golden_shard(target: Store) -> None:
-    """Bitmaps, since their bytes depend on no encoder. Changing it means: raise ``build._FORMAT``."""
+    """Bitmaps, since their bytes depend on no encoder. Changing it means: raise ``identity._FORMAT``."""
     written = write(target, PICTURES, LABELS)
     assert written.entry is not None
     assert written.entry.sha256 == GOLDEN_SHA256
@@ -113,7 +117,7 @@ def test_bad_images_are_rejected_with_their_reason_and_the_rest_is_kept(target: 
         "6": png(noise(4, 4, 6)),
     }
     shard = shard_of({**images, "7": b""})
-    written = write_shard(shard, MemoryReader(images), target, "plan")  # the reader finds no "7"
+    written = write_shard(shard, MemoryReader(images), target, "plan", ShardRecipe())  # the reader finds no "7"
     assert [(reject.origin, reject.reason) for reject in written.rejects] == [
         ("1", "truncated"),
         ("2", "empty"),
@@ -142,23 +146,23 @@ def test_a_shard_of_rejects_alone_has_no_tar_but_is_remembered(target: Store) ->
     assert written.entry is None
     assert len(written.rejects) == 2
     assert target.head("shard-000003.tar") is None
-    assert find_written(shard_of(images), target, "plan") == written
+    assert find_written(3, target, "plan") == written
 
 
 def test_what_was_written_is_found_again(target: Store) -> None:
     images = {**PICTURES, "bad": b"junk"}
     written = write(target, images)
     assert written.rejects == (Reject("bad", "not-an-image"),)
-    assert find_written(shard_of(images), target, "plan") == written
+    assert find_written(3, target, "plan") == written
 
 
 def test_another_plan_is_not_taken_up(target: Store) -> None:
     write(target, PICTURES, LABELS)
-    assert find_written(shard_of(PICTURES), target, "another plan") is None
+    assert find_written(3, target, "another plan") is None
 
 
 def test_nothing_is_found_where_nothing_is(target: Store) -> None:
-    assert find_written(shard_of(PICTURES), target, "plan") is None
+    assert find_written(3, target, "plan") is None
 
 
 @pytest.mark.parametrize("loss", ["tar missing", "tar cut", "index missing", "index cut", "index empty"])
@@ -170,23 +174,89 @@ def test_half_a_shard_is_not_taken_up(target: Store, loss: str) -> None:
     target.delete(key)
     if what != "missing":
         target.put(key, data[:-5] if what == "cut" else b"")
-    assert find_written(shard_of(PICTURES), target, "plan") is None
+    assert find_written(3, target, "plan") is None
     again = write(target, PICTURES, LABELS)
     assert target.read(key) == data
-    assert find_written(shard_of(PICTURES), target, "plan") == again
+    assert find_written(3, target, "plan") == again
 
 
 def test_the_index_is_put_after_the_tar(target: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     put: list[str] = []
-    original = type(target).put
+    original = os.replace
 
-    def noted(self: Any, key: str, data: bytes) -> None:
-        put.append(key)
-        original(self, key, data)
+    def noted(source: Path, place: Path) -> None:
+        put.append(Path(place).name)
+        original(source, place)
 
-    monkeypatch.setattr(type(target), "put", noted)
+    monkeypatch.setattr(os, "replace", noted)
     write(target, PICTURES, LABELS)
     assert put == ["shard-000003.tar", "shard-000003.parquet"]
+
+
+def test_where_a_card_stands_nothing_is_put(target: Store) -> None:
+    """Another writer was faster: what it published must not be touched."""
+    target.put(CARD, b"{}")
+    with pytest.raises(SupersededError):
+        write(target, PICTURES, LABELS)
+    assert [info.key for info in target.list()] == [CARD]
+
+
+def test_a_shard_that_is_made_again_must_have_the_digest_of_the_card(target: Store) -> None:
+    entry = write(target, PICTURES, LABELS).entry
+    assert entry is not None
+    target.put(CARD, b"{}")
+    tar = target.read(entry.name)
+    shard, reader = shard_of(PICTURES, LABELS), MemoryReader(PICTURES)
+    again = write_shard(shard, reader, target, "plan", ShardRecipe(), entry.sha256)
+    assert again.entry == entry
+    with pytest.raises(DamageError, match="the source has changed"):
+        write_shard(shard, reader, target, "plan", ShardRecipe(), "0" * 64)
+    assert target.read(entry.name) == tar
+
+
+def test_the_header_check_reads_no_pixels(target: Store) -> None:
+    damaged = bytearray(png(noise(40, 50, 1)))
+    damaged[1000:1010] = bytes(10)
+    images: dict[str, bytes | None] = {"damaged": bytes(damaged), "junk": b"junk", "whole": png(noise(4, 5, 0))}
+    written = write_shard(shard_of(images), MemoryReader(images), target, "plan", ShardRecipe(check="header"))
+    assert [(reject.origin, reject.reason) for reject in written.rejects] == [("junk", "not-an-image")]
+    assert [(row["origin"], row["width"], row["height"]) for row in index_of(target)] == [
+        ("damaged", 50, 40),
+        ("whole", 5, 4),
+    ]
+    assert written.statistics.summary(1).channel_mean is None
+
+
+def test_resized_images_are_stored_and_indexed_as_they_are_stored(target: Store) -> None:
+    images: dict[str, bytes | None] = {"big": png(noise(40, 60, 1)), "small": png(noise(8, 9, 1))}
+    recipe = ShardRecipe(resize=Reencode(mode="short", size=20, format="png", quality=95))
+    write_shard(shard_of(images), MemoryReader(images), target, "plan", recipe)
+    archive = target.read("shard-000003.tar")
+    for row, size in zip(index_of(target), [(30, 20), (9, 8)], strict=True):
+        stored = archive[row["image_offset"] : row["image_offset"] + row["image_bytes"]]
+        assert (row["width"], row["height"]) == size
+        assert decode(stored)[0].shape == (size[1], size[0], 3)
+        assert row["sha256"] == sha256_hex(stored)
+
+
+def test_statistics_are_exact(target: Store) -> None:
+    pictures = [noise(5, 7, 1), noise(6, 4, 2), noise(30, 3, 3)]
+    images: dict[str, bytes | None] = {str(at): png(pixels) for at, pixels in enumerate(pictures)}
+    written = write(target, images, {"0": [1], "1": [0, 1], "2": []})
+    facts = written.statistics.summary(2)
+    means = np.mean([pixels.reshape(-1, 3).mean(0) for pixels in pictures], axis=0)
+    squares = np.mean([(pixels.reshape(-1, 3).astype(float) ** 2).mean(0) for pixels in pictures], axis=0)
+    assert facts.channel_mean == pytest.approx(tuple(means), abs=1e-6)
+    assert facts.channel_std == pytest.approx(tuple(np.sqrt(squares - means**2)), abs=1e-6)
+    assert facts.label_counts == (1, 2)
+    assert facts.num_multi_label == 1
+    assert (facts.width_min, facts.width_max, facts.height_min, facts.height_max) == (3, 7, 5, 30)
+    assert facts.width_mean == pytest.approx(14 / 3)
+    assert facts.short_sides == {"2": 1, "4": 2}
+    assert facts.aspects == {"0": 1, "0.5": 1, "1.25": 1}
+    again = find_written(3, target, "plan")
+    assert again is not None
+    assert again.statistics == written.statistics
 
 
 def test_the_name_of_the_index() -> None:

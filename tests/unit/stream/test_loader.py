@@ -13,14 +13,13 @@ from pipeline.base.errors import DamageError, MismatchError, RecipeError
 from pipeline.base.store import Store, open_store
 from pipeline.base.world import World
 from pipeline.images.decode import decode
-from pipeline.records.corpus import Corpus
 from pipeline.shard.recipe import ShardRecipe
 from pipeline.stream.augment import augment
 from pipeline.stream.dataset import DatasetReader
 from pipeline.stream.loader import Batch, StreamLoader
 from pipeline.stream.order import Order
 from pipeline.stream.recipe import AugmentRecipe, StreamRecipe
-from tests.support.datasets import MemoryReader, listing_of, make_dataset, shard_corpus
+from tests.support.datasets import corpus_of, make_dataset, shard_corpus
 from tests.support.pictures import noise, png
 
 RECIPE = StreamRecipe(batch_size=8, partitions=4, window=6, augment=AugmentRecipe(size=12))
@@ -178,7 +177,7 @@ def test_a_world_that_does_not_divide_is_refused_before_anything_is_read(tiny_wo
 def test_samples_without_exactly_one_label_are_refused_by_key(tmp_path: Any, labels: list[int]) -> None:
     workspace = open_store(str(tmp_path))
     images: dict[str, bytes | None] = {"x.png": png(noise(4, 4))}
-    corpus = Corpus(listing_of(images, {"x.png": labels}), ("a", "b"), MemoryReader(images))
+    corpus = corpus_of(images, {"x.png": labels}, ("a", "b"))
     shard_corpus(workspace, "tiny", corpus, ShardRecipe())
     reader = DatasetReader(workspace, "tiny")
     with pytest.raises(DamageError, match=f"{reader.keys(0)[0]} has {len(labels)} labels"):

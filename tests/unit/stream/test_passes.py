@@ -11,11 +11,10 @@ import torch
 from pipeline.base.store import Store, open_store
 from pipeline.images.decode import decode
 from pipeline.images.transform import EvaluationTransform
-from pipeline.records.corpus import Corpus
 from pipeline.shard.recipe import ShardRecipe
 from pipeline.stream.dataset import DatasetReader
 from pipeline.stream.passes import each_once
-from tests.support.datasets import MemoryReader, listing_of, shard_corpus
+from tests.support.datasets import corpus_of, shard_corpus
 from tests.support.pictures import noise, png
 
 TRANSFORM = EvaluationTransform(size=12, resize=14)
@@ -45,7 +44,7 @@ def test_pixels_and_labels_are_those_of_the_samples(tiny_workspace: Store) -> No
 
 def test_samples_without_a_label_have_minus_one(tmp_path: Path) -> None:
     images: dict[str, bytes | None] = {str(at): png(noise(4, 4, at)) for at in range(3)}
-    corpus = Corpus(listing_of(images, {"1": [1]}), ("a", "b"), MemoryReader(images))
+    corpus = corpus_of(images, {"1": [1]}, ("a", "b"))
     workspace = open_store(str(tmp_path))
     shard_corpus(workspace, "tiny", corpus, ShardRecipe())
     reader = DatasetReader(workspace, "tiny")

@@ -1,0 +1,27 @@
+"""Fail points: places at which a test may have this process killed. Without VITPIPE_FAIL_AT they do nothing.
+
+``VITPIPE_FAIL_AT=shard.before-card`` kills the process with SIGKILL when it reaches that point;
+``VITPIPE_FAIL_AT=shard.before-card:FILE`` does it once over all processes: the one that creates FILE dies.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+VARIABLE = "VITPIPE_FAIL_AT"
+
+
+def reach(point: str) -> None:
+    """Say that *point* is reached."""
+    name, _, once = os.environ.get(VARIABLE, "").partition(":")
+    if name == point and (not once or _first(once)):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _first(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    return True

@@ -1,0 +1,61 @@
+"""What stands between a listed corpus and its shards: scan, duplicates, split. Does only what was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.base.store.protocol import Store
+from pipeline.corpus.duplicates import needed_depth, without_duplicates
+from pipeline.corpus.ranges import RangeReader
+from pipeline.corpus.recipe import DuplicatesRecipe, SplitRecipe
+from pipeline.corpus.scan import Scanner
+from pipeline.corpus.splits import shape_of, split
+from pipeline.records.corpus import Corpus
+from pipeline.records.dataset import read_dataset_card
+
+_FEW_SHARDS = 2  # that many passes over a source that is read in order cost no more than copying it
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done to a corpus before it is sharded. *workspace* holds the evaluation sets that are named."""
+
+    duplicates: DuplicatesRecipe
+    split: SplitRecipe
+    workspace: Store
+
+    def shapes(self) -> dict[str, dict[str, Any]]:
+        """What ``prepare`` will add to ``made_of``, by part; "" when nothing is split. Reads nothing but cards.
+
+        Raises InputError when an evaluation set is not there.
+        """
+        shape: dict[str, Any] = {}
+        if needed_depth(self.duplicates) != "bytes":
+            against = {name: read_dataset_card(self.workspace, name).digest for name in self.duplicates.against}
+            shape["duplicates"] = self.duplicates.model_dump(mode="json") | {"against": against}
+        if not self.split.parts:
+            return {"": shape}
+        return {part: shape | {"split": shape_of(self.split, part)} for part in sorted(self.split.parts)}
+
+
+def prepare(corpus: Corpus, preparation: Preparation, scanner: Scanner, num_shards: int) -> dict[str, Corpus]:
+    """The corpora to shard, by part; {"": ...} when nothing is split.
+
+    A corpus that has to be read in order, and would be read by more than a few of *num_shards*, is copied into
+    ``scanner.work`` on the way: the corpora then read from there. Raises InputError when a part would be empty or an
+    evaluation set is missing, DamageError when one is damaged.
+    """
+    shape = next(iter(preparation.shapes().values()))
+    depth = needed_depth(preparation.duplicates)
+    spill = not corpus.random_access and num_shards > _FEW_SHARDS
+    if depth != "bytes" or spill:
+        scanned = scanner.scan(corpus, depth, spill=spill)
+        if spill:
+            corpus = replace(corpus, reader=RangeReader(scanner.work), random_access=True)
+        corpus = without_duplicates(corpus, scanned, preparation.duplicates, preparation.workspace, scanner)
+    if "duplicates" in shape:
+        corpus = replace(corpus, made_of=corpus.made_of | {"duplicates": shape["duplicates"]})
+    if not preparation.split.parts:
+        return {"": corpus}
+    return split(corpus, preparation.split, scanner.progress)

@@ -1,0 +1,115 @@
+"""ImageNet's tar of tars: members ``n01440764.tar`` that hold the JPEGs of one class each.
+
+Nothing is unpacked: entries point into the outer tar. The class is the inner tar's name; a class table may map such
+synsets to names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pipeline.base.store import ObjectInfo
+from pipeline.corpus.sources.place import Place, suffix_of
+from pipeline.corpus.sources.reading import FileReader
+from pipeline.corpus.sources.samples import is_unsafe
+from pipeline.corpus.sources.source import IMAGE_SUFFIXES, Collected, Found, LabelsAre, SourceKind, is_text
+from pipeline.corpus.sources.tar_bytes import RangedBytes
+from pipeline.corpus.sources.tar_scan import Break, Member, scan
+from pipeline.records.corpus import ClassEntry
+
+
+class ImagenetSource:
+    """See the top of this file."""
+
+    kind = "imagenet"
+    random_access = True
+    may_repeat = False
+    labels_are: LabelsAre = "names"
+    declared: Sequence[ClassEntry] = ()
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self.reader = FileReader(place.store)
+
+    def chunks(self) -> Iterator[Found]:
+        """See Source."""
+        collected = Collected()
+        for info in self._place.objects("tar"):
+            if not is_text(info.key):
+                collected.reject(info.key, "name-not-unicode", "the name of an archive")
+                continue
+            try:
+                yield from _outer(collected, info, RangedBytes(self._place.store, info))
+            except OSError as error:
+                collected.reject(f"{info.key}@0", "unreadable", type(error).__name__)
+        yield collected.take()
+
+
+def _outer(collected: Collected, info: ObjectInfo, data: RangedBytes) -> Iterator[Found]:
+    seen: set[str] = set()
+    told_cut = False
+    for member in scan(data, early=True):
+        if isinstance(member, Break):
+            if not (told_cut and member.reason == "tar-cut"):  # one cut goes through both archives
+                collected.reject(f"{info.key}@{member.offset}", member.reason, member.detail)
+            continue
+        name = member.name.removeprefix("./")
+        if suffix_of(name) != "tar":
+            continue
+        told_cut = False
+        if is_unsafe(name) or member.kind or not is_text(name):
+            collected.reject(f"{info.key}/{name}", "member-refused", member.kind or "a name that cannot be used")
+            continue
+        for problem in _inner(collected, info, data, member, is_repeated=name in seen):
+            told_cut = told_cut or problem == "tar-cut"
+            if collected.is_full:
+                yield collected.take()
+        seen.add(name)
+
+
+def _inner(
+    collected: Collected, info: ObjectInfo, data: RangedBytes, outer: Member, *, is_repeated: bool
+) -> Iterator[str]:
+    """Collect the images of one class. Gives the reason of each reject, "" for what is fine."""
+    archive = outer.name.removeprefix("./")
+    where = f"{info.key}/{archive}"
+    synset = archive.rpartition("/")[2].removesuffix(".tar")
+    seen: set[str] = set()
+    for member in scan(data, outer.offset, outer.offset + outer.num_bytes):
+        reason, detail = "", ""
+        if isinstance(member, Break):
+            collected.reject(f"{where}@{member.offset - outer.offset}", member.reason, member.detail)
+            yield member.reason
+            continue
+        name = member.name.removeprefix("./")
+        if member.kind == "folder" or suffix_of(name) not in IMAGE_SUFFIXES - {""}:
+            continue
+        if is_unsafe(name) or member.kind:
+            reason, detail = "member-refused", member.kind or "a name that points outside the archive"
+        elif not is_text(name):
+            reason = "name-not-unicode"
+        elif is_repeated or name in seen:
+            reason = "key-repeated"
+        if reason:
+            collected.reject(f"{where}/{name}@{member.offset}", reason, detail)
+        else:
+            seen.add(name)
+            collected.add(f"{where}/{name}", info.key, [synset], member.num_bytes, info.etag, member.offset)
+        yield reason
+
+
+def _matches(place: Place) -> bool:
+    """Whether the first member of the first tar is a tar itself."""
+    if not place.count("tar"):
+        return False
+    info = next(place.objects("tar"), None)
+    if info is None:
+        return False
+    try:
+        first = next((member for member in scan(RangedBytes(place.store, info), early=True)), None)
+    except OSError:
+        return False
+    return isinstance(first, Member) and suffix_of(first.name) == "tar"
+
+
+IMAGENET = SourceKind("imagenet", _matches, ImagenetSource)

@@ -1,0 +1,116 @@
+"""What a source is: something that finds images and can read their bytes. See README.md of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import pyarrow as pa
+
+from pipeline.corpus.sources.place import Place
+from pipeline.records.corpus import FOUND_SCHEMA, ClassEntry, CorpusReader, Reject
+
+CHUNK = 16_384  # rows of one chunk: what a source holds at most
+LabelsAre = Literal["names", "numbers", "either"]
+
+# What may be an image by its name; what it is, its content decides. No suffix at all is looked into as well.
+IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff", ""})
+
+
+class Found(NamedTuple):
+    """A bounded part of what a source found: rows of FOUND_SCHEMA, and what it had to leave out."""
+
+    entries: pa.Table
+    rejects: list[Reject]
+
+
+class Source(Protocol):
+    """One place of images. The properties hold once ``chunks`` has come to its end."""
+
+    @property
+    def kind(self) -> str:
+        """Its name in recipes."""
+
+    @property
+    def reader(self) -> CorpusReader:
+        """What reads the entries that it found."""
+
+    @property
+    def random_access(self) -> bool:
+        """Whether entries can be read in any order at the cost of reading them."""
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether one origin may be found twice; else origins are unique by themselves."""
+
+    @property
+    def labels_are(self) -> LabelsAre:
+        """What the texts of labels are; ``either``: numbers if all of them are, else names."""
+
+    @property
+    def declared(self) -> Sequence[ClassEntry]:
+        """The classes in the order of their numbers, where the source itself names them."""
+
+    def chunks(self) -> Iterator[Found]:
+        """Everything that is there, in a fixed order. May be called once."""
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """A line of the registry: its name in recipes, whether it knows a place for its own, and how it opens it."""
+
+    name: str
+    matches: Callable[[Place], bool]
+    open: Callable[[Place], Source]
+
+
+class Collected:
+    """Rows and rejects on their way into a chunk."""
+
+    def __init__(self) -> None:
+        self._columns: tuple[list[object], ...] = tuple([] for _ in FOUND_SCHEMA)
+        self._rejects: list[Reject] = []
+
+    def add(
+        self,
+        origin: str,
+        file: str,
+        labels: Sequence[str | None] | None,
+        num_bytes: int,
+        etag: str = "",
+        offset: int = -1,
+    ) -> None:
+        """One image: the object *file*, or *num_bytes* of it from *offset*."""
+        for column, value in zip(self._columns, (origin, file, -1, offset, num_bytes, etag, labels), strict=True):
+            column.append(value)
+
+    def reject(self, origin: str, reason: str, detail: str = "") -> None:
+        """One image that is left out."""
+        self._rejects.append(Reject(shown(origin), reason, shown(detail)[:200]))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time to hand on what was collected."""
+        return len(self._columns[0]) + len(self._rejects) >= CHUNK
+
+    def take(self) -> Found:
+        """What was collected; afterwards nothing is."""
+        arrays = [pa.array(column, field.type) for column, field in zip(self._columns, FOUND_SCHEMA, strict=True)]
+        found = Found(pa.table(arrays, schema=FOUND_SCHEMA), self._rejects)
+        self.__init__()  # type: ignore[misc]
+        return found
+
+
+def shown(name: str) -> str:
+    """*name* as text that can be stored: bytes of a file name that are no UTF-8 are written as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def is_text(name: str) -> bool:
+    """Whether *name* can be stored as it is."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,190 @@
+"""WebDataset tars, to be sharded again: ``KEY.jpg`` with ``KEY.cls`` or ``KEY.json``; plain, or gzipped as a whole.
+
+The label is the text of ``.cls``, or of ``.json`` what stands under ``labels``, ``label`` or ``class``. Other fields
+are not read; nothing is ever unpickled. Class names come from a ``dataset.json`` beside the tars, as vitpipe's own
+shards have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.base.errors import InputError
+from pipeline.base.store import ObjectInfo
+from pipeline.corpus.sources.gzipped import TarReader
+from pipeline.corpus.sources.place import Place, suffix_of
+from pipeline.corpus.sources.samples import LABEL_ENDINGS, Sample, samples
+from pipeline.corpus.sources.source import Collected, Found, LabelsAre, SourceKind, is_text
+from pipeline.corpus.sources.tar_bytes import ArchiveBytes, InflatedBytes, RangedBytes
+from pipeline.corpus.sources.tar_scan import Break, scan
+from pipeline.corpus.sources.texts import DamagedLabelError, parse_json, texts_of
+from pipeline.records.corpus import ClassEntry
+
+_GZIPPED = ("tgz", "tar.gz")
+_SUFFIXES = ("tar", *_GZIPPED)
+_CARD = "dataset.json"
+_IN_JSON = ("labels", "label", "class")
+
+
+@dataclass
+class _Archive:
+    info: ObjectInfo
+    data: ArchiveBytes
+    seen: set[str] = field(default_factory=set)
+
+    @property
+    def folder(self) -> str:
+        return self.info.key.rpartition("/")[0]
+
+
+class WebdatasetSource:
+    """See the top of this file."""
+
+    kind = "webdataset"
+    may_repeat = False
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self.reader = TarReader(place.store)
+        self.random_access = not place.count(*_GZIPPED)
+        self.declared: Sequence[ClassEntry] = _declared(place)
+
+    @property
+    def labels_are(self) -> LabelsAre:
+        """See Source."""
+        return "numbers" if self.declared else "either"
+
+    def chunks(self) -> Iterator[Found]:
+        """See Source."""
+        collected = Collected()
+        held: tuple[_Archive, Sample] | None = None  # the next archive may begin with the rest of it
+        for archive, sample in self._samples():
+            is_rest = held is not None and _is_rest(*held, archive, sample)
+            if held is not None:
+                _add(collected, *held, is_split=is_rest)
+                held = None
+            if isinstance(sample, Break):
+                collected.reject(f"{archive.info.key}@{sample.offset}", sample.reason, sample.detail)
+            elif sample.key in archive.seen:
+                collected.reject(f"{archive.info.key}/{sample.key}@{sample.offset}", "key-repeated")
+            elif not is_rest:
+                archive.seen.add(sample.key)
+                held = archive, sample
+            if collected.is_full:
+                yield collected.take()
+        if held is not None:
+            _add(collected, *held)
+        yield collected.take()
+
+    def _samples(self) -> Iterator[tuple[_Archive, Sample | Break]]:
+        for info in self._place.objects(*_SUFFIXES):
+            archive = _open(self._place, info)
+            broken = False
+            try:
+                if not is_text(info.key):
+                    yield archive, Break(0, "name-not-unicode", "the name of an archive")
+                    continue
+                for sample in samples(scan(archive.data, keep=LABEL_ENDINGS)):
+                    broken = broken or isinstance(sample, Break)
+                    yield archive, _by_gzip(sample, archive.data)
+            except OSError as error:
+                yield archive, Break(0, "unreadable", type(error).__name__)
+            if isinstance(archive.data, InflatedBytes):
+                self.random_access = False
+                archive.data.close()
+                if archive.data.damage and not broken and archive.data.damage != InflatedBytes.CUT:
+                    yield archive, Break(0, "tar-damaged", archive.data.damage)
+
+
+def _by_gzip(sample: Sample | Break, data: ArchiveBytes) -> Sample | Break:
+    """*sample*; where an archive ends too early because its compression is damaged, that is told."""
+    if isinstance(sample, Break) and isinstance(data, InflatedBytes) and data.damage not in ("", InflatedBytes.CUT):
+        return Break(sample.offset, "tar-damaged", data.damage)
+    return sample
+
+
+def _open(place: Place, info: ObjectInfo) -> _Archive:
+    plain = suffix_of(info.key) not in _GZIPPED
+    return _Archive(info, RangedBytes(place.store, info) if plain else InflatedBytes(place.store, info))
+
+
+def _is_rest(archive: _Archive, last: Sample, following: _Archive, sample: Sample | Break) -> bool:
+    """Whether *sample* at the start of the *following* archive is the rest of *last*: one of them has the image."""
+    return (
+        following is not archive
+        and following.folder == archive.folder
+        and isinstance(sample, Sample)
+        and sample.key == last.key
+        and bool(sample.images) != bool(last.images)
+    )
+
+
+def _add(collected: Collected, archive: _Archive, sample: Sample, *, is_split: bool = False) -> None:
+    key = archive.info.key
+    origin = f"{key}/{sample.key}"
+    images = sample.images
+    if is_split:
+        collected.reject(origin, "sample-split", "the other part is in the next archive")
+    elif not is_text(sample.key):
+        collected.reject(origin, "name-not-unicode")
+    elif sample.refused:
+        collected.reject(origin, "member-refused", sample.refused)
+    elif not images:
+        collected.reject(origin, "image-missing", f"fields: {', '.join(sample.fields)}")
+    elif len(images) > 1:
+        collected.reject(origin, "image-ambiguous", f"fields: {', '.join(sample.fields)}")
+    elif not is_text(images[0].name):
+        collected.reject(origin, "name-not-unicode")
+    else:
+        try:
+            labels = _labels(sample)
+        except DamagedLabelError as error:
+            collected.reject(origin, "label-damaged", str(error))
+            return
+        image = images[0]
+        name = f"{key}/{image.name.removeprefix('./')}"
+        collected.add(name, key, labels, image.num_bytes, archive.info.etag, image.offset)
+
+
+def _labels(sample: Sample) -> list[str | None] | None:
+    if sample.label is None:
+        return None
+    name, member = sample.label
+    if member.data is None and member.num_bytes:
+        raise DamagedLabelError(f"{member.num_bytes} bytes are no label")
+    try:
+        text = (member.data or b"").decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise DamagedLabelError("not UTF-8") from None
+    if name == "cls":
+        return texts_of(text)
+    fields: Any = parse_json(text)
+    if not isinstance(fields, dict):
+        return texts_of(fields)
+    return texts_of(next((fields[key] for key in _IN_JSON if key in fields), None))
+
+
+def _declared(place: Place) -> list[ClassEntry]:
+    """The classes of the dataset card beside the tars, if there is one. Raises InputError when it is damaged."""
+    store, where = place.store, f"{place.folder}/{_CARD}"
+    if store.head(_CARD) is None:
+        return []
+    try:
+        card = parse_json(store.read(_CARD))
+        return [
+            ClassEntry.model_validate(entry if isinstance(entry, dict) else {"name": entry})
+            for entry in card.get("class_table") or card["class_names"]
+        ]
+    except (DamagedLabelError, ValidationError, LookupError, AttributeError, TypeError):
+        raise InputError(f"{where} is no dataset card", "mend it, or take it away to do without class names") from None
+
+
+def _matches(place: Place) -> bool:
+    return place.count(*_SUFFIXES) > 0
+
+
+WEBDATASET = SourceKind("webdataset", _matches, WebdatasetSource)

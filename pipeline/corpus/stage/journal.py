@@ -1,0 +1,123 @@
+"""What is copied already: parts of rows, one series for each attempt, read back by a stager that goes on.
+
+Objects are begun in the order of their keys and end nearly in it: at most ``WINDOW`` are under way. So each series
+can be read as a sorted one with a heap of that size, whatever its length.
+"""
+
+from __future__ import annotations
+
+import heapq
+import io
+import itertools
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import astuple
+from typing import Generic, TypeVar
+
+import pyarrow as pa
+
+from pipeline.base.store import ObjectInfo, Store
+from pipeline.corpus.stage.manifest import DATA, JOURNAL, STAGED_SCHEMA, Copied, Entry
+
+WINDOW = 2048
+ItemType = TypeVar("ItemType", Copied, ObjectInfo)
+_FLUSH_SECONDS = 2.0
+_FLUSH_ROWS = 20_000
+
+
+class StageJournal:
+    """Collects copied objects and puts them down every two seconds. Threads may share it."""
+
+    def __init__(self, target: Store) -> None:
+        self._target, self._name = target, f"{JOURNAL}{uuid.uuid4().hex}"
+        self._rows: list[Copied] = []
+        self._parts, self._flushed = 0, time.monotonic()
+        self._guard = threading.Lock()
+
+    def add(self, copied: Copied) -> None:
+        """Note that *copied* stands in the target, for good."""
+        with self._guard:
+            self._rows.append(copied)
+            if len(self._rows) >= _FLUSH_ROWS or time.monotonic() - self._flushed > _FLUSH_SECONDS:
+                self._flush()
+
+    def flush(self) -> None:
+        """Put down what was noted."""
+        with self._guard:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            columns = [list(column) for column in zip(*map(astuple, self._rows), strict=True)]
+            buffer = io.BytesIO()
+            with pa.ipc.new_stream(buffer, STAGED_SCHEMA) as writer:
+                writer.write_table(pa.table(columns, schema=STAGED_SCHEMA))
+            self._target.put(f"{self._name}-{self._parts:08d}.arrow", buffer.getvalue())
+            self._parts += 1
+            self._rows = []
+        self._flushed = time.monotonic()
+
+
+def read_journal(target: Store) -> Iterator[Copied]:
+    """What all attempts noted, in the order of the keys; a key can come more than once."""
+    keys = [info.key for info in target.list(JOURNAL)]
+    attempts = [list(group) for _, group in itertools.groupby(keys, key=lambda key: key.rpartition("-")[0])]
+    return heapq.merge(*(_sorted(_rows_of(target, parts)) for parts in attempts), key=_key)
+
+
+def still_to_copy(entries: Iterator[Entry], target: Store) -> Iterator[Entry | Copied]:
+    """*entries*, and in their stead what stands in *target* in that very state.
+
+    That is: it is noted as copied in the listed state, and an object of its size is there.
+    """
+    done, present = _Cursor(read_journal(target)), _Cursor(_below_data(target))
+    for entry in entries:
+        state = (entry.num_bytes, entry.etag)
+        noted = [copied for copied in done.at(entry.key) if (copied.num_bytes, copied.etag) == state]
+        there = [info for info in present.at(entry.key) if info.num_bytes == entry.num_bytes]
+        yield noted[-1] if noted and there else entry
+
+
+def _below_data(target: Store) -> Iterator[ObjectInfo]:
+    for info in target.list(DATA):
+        yield ObjectInfo(info.key.removeprefix(DATA), info.num_bytes, info.etag)
+
+
+class _Cursor(Generic[ItemType]):
+    """Walks sorted items beside ascending keys."""
+
+    def __init__(self, items: Iterator[ItemType]) -> None:
+        self._items: Iterator[ItemType] = items
+        self._next: ItemType | None = next(items, None)
+
+    def at(self, key: str) -> list[ItemType]:
+        """The items of *key*, which stands behind the keys that were asked for before."""
+        found = []
+        while self._next is not None and self._next.key <= key:
+            if self._next.key == key:
+                found.append(self._next)
+            self._next = next(self._items, None)
+        return found
+
+
+def _rows_of(target: Store, parts: list[str]) -> Iterator[Copied]:
+    for part in parts:
+        with pa.ipc.open_stream(target.read(part)) as reader:
+            for row in zip(*(column.to_pylist() for column in reader.read_all().columns), strict=True):
+                yield Copied(*row)
+
+
+def _sorted(rows: Iterator[Copied]) -> Iterator[Copied]:
+    heap: list[tuple[str, int, Copied]] = []
+    for number, copied in enumerate(rows):
+        heapq.heappush(heap, (copied.key, number, copied))
+        if len(heap) > 2 * WINDOW:
+            yield heapq.heappop(heap)[2]
+    while heap:
+        yield heapq.heappop(heap)[2]
+
+
+def _key(copied: Copied) -> str:
+    return copied.key

@@ -1,0 +1,58 @@
+"""What the fault tests of sharding share: one cluster, one corpus, and what an undisturbed run makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from tests.support.cluster import raylets
+from tests.support.faults import Sharding, content, make_photographs
+
+# So slow to write that a kill falls into the middle of a shard: every image is resized and encoded anew.
+SLOW = ("max_samples=40", "resize.mode=short", "resize.size=256", "resize.enlarge=true", "resize.format=webp")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """One raylet with two CPUs."""
+    with raylets(1, 2) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 images in nested classes, and four files that must be rejected. Nobody changes it."""
+    return make_photographs(tmp_path_factory.mktemp("photographs"), 300)
+
+
+@pytest.fixture
+def sharding(cluster: Cluster, photographs: Path) -> Sharding:
+    """The command on the shared cluster; a new mark for each test."""
+    return Sharding(photographs, address=cluster.address)
+
+
+@pytest.fixture
+def slow_sharding(cluster: Cluster, photographs: Path) -> Sharding:
+    """The same, writing slowly."""
+    return Sharding(photographs, SLOW, cluster.address)
+
+
+@pytest.fixture(scope="session")
+def calm_content(cluster: Cluster, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Digest by name of all that an undisturbed ``sharding`` leaves in its workspace."""
+    return _calm(Sharding(photographs, address=cluster.address), tmp_path_factory.mktemp("calm-shards"))
+
+
+@pytest.fixture(scope="session")
+def slow_calm_content(cluster: Cluster, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The same of ``slow_sharding``."""
+    return _calm(Sharding(photographs, SLOW, cluster.address), tmp_path_factory.mktemp("slow-calm-shards"))
+
+
+def _calm(sharding: Sharding, workspace: Path) -> dict[str, str]:
+    ended = sharding.run(workspace)
+    assert ended.code == 0, ended.told
+    return content(workspace)
