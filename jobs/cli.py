@@ -34,6 +34,7 @@ resumable.""",
 
 for command in (
     training.demo,
+    data.stage,
     data.shard,
     data.verify,
     training.pretrain,

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.base.quantities import format_seconds
 
@@ -109,9 +110,9 @@ def print_text(text: str) -> None:
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A table on stdout; as wide as it needs to be where stdout is no terminal."""
-    table = Table(*columns, title=title, title_justify="left", title_style="bold")
+    """A table on stdout; as wide as it needs to be where stdout is no terminal. Nothing in it is taken for markup."""
+    table = Table(*columns, title=Text(title), title_justify="left", title_style="bold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)

@@ -11,7 +11,7 @@ from jobs.console import print_json, print_text
 from jobs.recipe import ChainRecipe
 from pipeline.base.config import build
 from pipeline.base.errors import InputError
-from pipeline.base.store import Stores, normalise_uri
+from pipeline.base.store import BucketSettings, Stores, normalise_uri
 
 Recipe = Annotated[str, typer.Argument(help="recipe file, or the name of one that ships with vitpipe (tiny)")]
 Overrides = Annotated[
@@ -53,6 +53,22 @@ def stores_of(workspace: str | None, endpoint: str | None) -> Stores:
     if not uri.startswith("s3://"):
         raise InputError("--endpoint is for an s3:// workspace", "leave it out")
     return build(ChainRecipe, {"workspace": uri, "stores": {uri.split("/")[2]: {"endpoint": endpoint}}}).stores
+
+
+def bucket_settings(uri: str, given: dict[str, Any], known: Stores) -> Stores:
+    """The settings of the bucket of *uri* with what is *given* as options; nothing given: nothing.
+
+    Raises InputError when something is given for what is no bucket.
+    """
+    changed = {name: value for name, value in given.items() if value is not None}
+    uri = normalise_uri(uri)
+    if not changed:
+        return {}
+    if not uri.startswith("s3://"):
+        raise InputError(f"--{next(iter(changed))} is for s3:// URIs", "leave it out")
+    bucket = uri.split("/")[2]
+    tree = known.get(bucket, BucketSettings()).model_dump() | changed
+    return build(ChainRecipe, {"workspace": uri, "stores": {bucket: tree}}).stores
 
 
 def needed(workspace: str | None) -> str:

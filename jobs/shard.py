@@ -16,6 +16,7 @@ from pipeline.corpus.prepare import Preparation, prepare
 from pipeline.corpus.scan import Scanner
 from pipeline.records.corpus import Corpus
 from pipeline.records.dataset import WORK, DatasetCard, dataset_prefix, read_dataset_card
+from pipeline.shard.commit import read_shards, sweep
 from pipeline.shard.estimate import Estimate, estimate
 from pipeline.shard.identity import Identity, find_existing, identity_of
 from pipeline.shard.plan import num_shards, total_bytes
@@ -105,6 +106,7 @@ def _shard_stage(listed: Listed, recipe: ChainRecipe, progress: Progress, check_
     if undone:
         progress.say(f"{listed.stage.name}: {_estimate(listed, recipe, cluster_cpus(), probe=False)}")
         _make(listed, recipe, undone, progress)
+    _clear_work(listed.stage, recipe)
     workspace = open_store(recipe.workspace, recipe.stores)
     return [read_dataset_card(workspace, part.name) for part in parts]
 
@@ -115,7 +117,7 @@ def _make(listed: Listed, recipe: ChainRecipe, undone: list[_Part], progress: Pr
     from pipeline.shard.build import Sharding, build_dataset  # noqa: PLC0415
 
     stage, plain = listed.stage, _plain(listed.stage)
-    work = open_store(f"{recipe.workspace}/{dataset_prefix(stage.name)}/{WORK}", recipe.stores)
+    work = _work_of(stage, recipe)
     entries = listed.corpus.entries
     count = num_shards(entries.num_rows, total_bytes(entries), plain)
     prepared = prepare(
@@ -124,8 +126,18 @@ def _make(listed: Listed, recipe: ChainRecipe, undone: list[_Part], progress: Pr
     for part in undone:
         sharding = Sharding(part.name, prepared[part.part], plain, part.target, part.identity)
         build_dataset(sharding, progress, part.existing)
-    for info in list(work.list()):  # of a split: the parts share it, and none of them owns it
+
+
+def _work_of(stage: ShardStage, recipe: ChainRecipe) -> Store:
+    return open_store(f"{recipe.workspace}/{dataset_prefix(stage.name)}/{WORK}", recipe.stores)
+
+
+def _clear_work(stage: ShardStage, recipe: ChainRecipe) -> None:
+    """Remove what the parts of a split share and none of them owns; also where an earlier attempt left it."""
+    work = _work_of(stage, recipe)
+    for info in list(work.list()):
         work.delete(info.key)
+    work.sweep()
     work.prune()
 
 
@@ -156,6 +168,7 @@ def _is_whole(part: _Part, progress: Progress, check_existing: bool) -> bool:
             progress.say(f"{part.name}: making again what is damaged: {'; '.join(problems[:3])}")
             clear_damage(part.target, problems)
             return False
+    sweep(part.target, read_shards(part.target, part.existing))  # an attempt may have died between card and sweep
     progress.say(
         f"dataset {part.name} is there already: {part.existing.num_samples} samples, digest {part.existing.digest[:12]}"
     )

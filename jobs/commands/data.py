@@ -2,16 +2,84 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Literal
 
 import typer
 
 from jobs.console import make_progress, print_table, print_text
-from jobs.options import Address, Debug, Endpoint, Json, Overrides, Workspace, changes, finish, needed, stores_of
+from jobs.options import (
+    Address,
+    Debug,
+    Endpoint,
+    Json,
+    Overrides,
+    Workspace,
+    bucket_settings,
+    changes,
+    finish,
+    needed,
+    stores_of,
+)
 from jobs.recipe import ChainRecipe, ShardStage, load_chain, require
 from pipeline.base.config import apply_overrides, build
 from pipeline.base.errors import FailedError, InputError
 from pipeline.base.store import open_store
+
+
+def stage(
+    source: Annotated[str, typer.Argument(help="what to copy: an s3:// prefix or object, or a folder")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="changes, like part_bytes=64MB or stores.BUCKET.requester_pays=true")
+    ] = None,
+    workspace: Workspace = None,
+    name: Annotated[str | None, typer.Option(help="name of the corpus in the workspace")] = None,
+    to: Annotated[str | None, typer.Option(help="folder or s3:// prefix to copy to, instead of a workspace")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="patterns to take, like '*.jpg' or 'train/**'")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="patterns to leave out; they win")] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="requests at once")] = 8,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what it will cost, and write nothing")] = False,
+    check: Annotated[str, typer.Option(help="how a corpus that is there is compared: sizes or digests")] = "sizes",
+    source_endpoint: Annotated[str | None, typer.Option(help="S3 endpoint of the source's bucket")] = None,
+    source_profile: Annotated[str | None, typer.Option(help="credentials profile for the source's bucket")] = None,
+    anonymous: Annotated[bool, typer.Option("--anonymous", help="read the source without credentials")] = False,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Copy a corpus into the workspace: verified, resumable, with a manifest. Given again, it mends what is damaged.
+
+    `vitpipe stage s3://bucket/images --workspace ws --name photos --exclude '*.txt'`
+    """
+    from jobs import stage as job
+    from pipeline.corpus.stage import StageRecipe
+
+    if check not in ("sizes", "digests"):
+        raise InputError(f"--check {check}: there are sizes and digests")
+    target = job.target_uri(workspace, name, to)
+    options = {"include": include or [], "exclude": exclude or [], "parallel": parallel}
+    tree = apply_overrides(options, overrides or [])
+    named = build(ChainRecipe, {"workspace": target, "stores": tree.pop("stores", {})}, "stage").stores
+    recipe = build(StageRecipe, tree, "stage")
+    reached = {"endpoint": source_endpoint, "profile": source_profile, "anonymous": anonymous or None}
+    source_stores = named | bucket_settings(source, reached, named)
+    if dry_run:
+        estimated = job.estimate(source, recipe, make_progress(), source_stores=source_stores)
+        shown = job.describe(estimated)
+        finish(as_json, dataclasses.asdict(estimated), lambda: print_table(source, ("", "estimate"), shown))
+        return
+    target_stores = named | bucket_settings(target, {"endpoint": endpoint}, named)
+    done = job.stage(
+        source,
+        target,
+        recipe,
+        make_progress(),
+        source_stores=source_stores,
+        target_stores=target_stores,
+        check="digests" if check == "digests" else "sizes",
+    )
+    text = f"{done.as_text()}\nto shard it: vitpipe shard {done.data_uri} --name NAME -w WORKSPACE"
+    finish(as_json, done.as_result(), lambda: print_text(text))
 
 
 def shard(
@@ -76,7 +144,9 @@ def _show_datasets(chain: ChainRecipe, address: str | None, as_json: bool, debug
 
 
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(help="datasets; default: all of the workspace")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="datasets, and corpora/NAME for staged ones; default: all of them")
+    ] = None,
     workspace: Workspace = None,
     fast: Annotated[bool, typer.Option("--fast", help="cards, tables and sizes only")] = False,
     full: Annotated[
@@ -86,7 +156,7 @@ def verify(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compare datasets with their cards: every byte by default. Names what is damaged, and exits 1."""
+    """Compare datasets and staged corpora with their cards: every byte by default. Names damage, and exits 1."""
     from jobs.verify import verify as run_verify
 
     depth: Literal["fast", "bytes", "full"] = "full" if full else "fast" if fast else "bytes"
@@ -96,4 +166,4 @@ def verify(
     result = {"workspace": uri, "depth": depth, "problems": problems}
     finish(as_json, result, lambda: print_text("\n".join(found) or f"whole ({depth}): {', '.join(problems)}"))
     if found:
-        raise FailedError(f"{len(found)} problems; first: {found[0]}", "shard the dataset again")
+        raise FailedError(f"{len(found)} problems; first: {found[0]}", "shard the dataset again, or stage the corpus")

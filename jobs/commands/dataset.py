@@ -19,7 +19,8 @@ def show(
     name: Name, workspace: Workspace = None, endpoint: Endpoint = None, as_json: Json = False, debug: Debug = False
 ) -> None:
     """Print the card of a dataset: counts, classes and their balance, sizes, colours, what was left out and why."""
-    from jobs.dataset import describe, print_description
+    from jobs.dataset import describe
+    from jobs.dataset_tables import print_description
 
     found = describe(needed(workspace), stores_of(workspace, endpoint), name)
     finish(as_json, found, lambda: print_description(found))

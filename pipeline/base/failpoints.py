@@ -1,7 +1,8 @@
 """Fail points: places at which a test may have this process killed. Without VITPIPE_FAIL_AT they do nothing.
 
 ``VITPIPE_FAIL_AT=shard.before-card`` kills the process with SIGKILL when it reaches that point;
-``VITPIPE_FAIL_AT=shard.before-card:FILE`` does it once over all processes: the one that creates FILE dies.
+``VITPIPE_FAIL_AT=shard.before-card:FILE`` does it once over all processes: the one that creates FILE dies, and FILE then
+holds its process id. ``stop@shard.before-card:FILE`` stops it there (SIGSTOP), for somebody to wake it later.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ VARIABLE = "VITPIPE_FAIL_AT"
 
 def reach(point: str) -> None:
     """Say that *point* is reached."""
-    name, _, once = os.environ.get(VARIABLE, "").partition(":")
+    named, _, once = os.environ.get(VARIABLE, "").partition(":")
+    action, _, name = named.rpartition("@")
     if name == point and (not once or _first(once)):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGSTOP if action == "stop" else signal.SIGKILL)
 
 
 def _first(path: str) -> bool:
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        number = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
         return False
+    os.write(number, str(os.getpid()).encode())
+    os.close(number)
     return True

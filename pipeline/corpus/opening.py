@@ -40,7 +40,10 @@ def open_corpus(
 def _open(recipe: SourceRecipe, stores: Stores | None) -> Source:
     place = look(recipe.source, stores)
     if recipe.kind != "auto":
-        return next(kind for kind in KINDS if kind.name == recipe.kind).open(place)
+        named = next(kind for kind in KINDS if kind.name == recipe.kind)
+        if not named.matches(place):
+            raise InputError(f"nothing of the kind {recipe.kind!r} in {recipe.source}", "leave the kind out to look")
+        return named.open(place)
     _refuse_mixtures(place)
     for kind in KINDS:
         if kind.matches(place):

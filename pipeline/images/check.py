@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -38,15 +38,15 @@ class CheckOptions:
 
     statistics: bool = False
     pixels_sha256: bool = False
-    reencode: Reencode = Reencode()
+    reencode: Reencode = field(default_factory=Reencode)
 
 
 @dataclass(frozen=True)
 class Checked:
     """A decoded image. ``facts`` are of the bytes that will be stored.
 
-    ``sums`` and ``squares``: per channel (R, G, B), over all pixels of the decoded original, of value and value squared;
-    None unless asked for. ``pixels_sha256``: digest of height, width and RGB bytes, "" unless asked for.
+    ``sums`` and ``squares``: per channel (R, G, B), over all pixels of the decoded original, of value and value
+    squared; None unless asked for. ``pixels_sha256``: digest of height, width and RGB bytes, "" unless asked for.
     ``data``: the re-encoded bytes, None when the bytes are kept.
     """
 

@@ -33,39 +33,49 @@ class Header:
     channels: int
 
 
+class _OddError(Exception):
+    """Not the plain case."""
+
+
 def jpeg_header(data: bytes) -> Header | None:
     """The header of a plain JPEG: 8 bits, 1, 3 or 4 channels, baseline or progressive. None for all else."""
+    try:
+        return _plain_jpeg(data) if data.startswith(b"\xff\xd8\xff") else None
+    except (_OddError, IndexError):
+        return None
+
+
+def _plain_jpeg(data: bytes) -> Header:
     size: tuple[int, int, int] | None = None
     exif: int | None = None
     turned_by_xmp = False
-    at, end = 2, len(data) - 4
-    if data[:2] != b"\xff\xd8":
-        return None
-    while at < end:
-        if data[at] != 0xFF:
-            return None
-        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
-        if marker == _SCAN:
-            break
-        body, at = at + 4, at + 2 + length
-        if at > len(data):
-            return None
+    marker, body, at = _segment(data, 2)
+    while marker != _SCAN:
         if marker in _FRAMES:
-            if size or length < 9 or data[body] != 8:
-                return None
+            if size or at - body < 7 or data[body] != 8:
+                raise _OddError
             size = (data[body + 3] << 8 | data[body + 4], data[body + 1] << 8 | data[body + 2], data[body + 5])
-        elif marker not in _PASSED or length < 2:
-            return None
+        elif marker not in _PASSED:
+            raise _OddError
         elif marker == _APP1 and data.startswith(_EXIF, body):
-            found = None if exif is not None else exif_orientation(data[body + 6 : at])
-            if found is None:
-                return None
+            found = exif_orientation(data[body + len(_EXIF) : at])
+            if exif is not None or found is None:
+                raise _OddError
             exif = found
         elif marker == _APP1 and data.startswith(_XMP, body):
             turned_by_xmp = turned_by_xmp or b"Orientation" in data[body:at]
-    if not size or at >= end or 0 in size or size[2] not in (1, 3, 4) or (turned_by_xmp and not exif):
-        return None
+        marker, body, at = _segment(data, at)
+    if not size or 0 in size or size[2] not in (1, 3, 4) or (turned_by_xmp and not exif):
+        raise _OddError
     return Header(size[0], size[1], exif or 1, size[2])
+
+
+def _segment(data: bytes, at: int) -> tuple[int, int, int]:
+    """The marker at *at*, where its body starts, and where it ends."""
+    end = at + 2 + (data[at + 2] << 8 | data[at + 3])
+    if data[at] != 0xFF or end < at + 4 or end > len(data):
+        raise _OddError
+    return data[at + 1], at + 4, end
 
 
 def exif_orientation(tiff: bytes) -> int | None:

@@ -1,7 +1,7 @@
 """Images are decoded in another process, so that one which crashes, hangs or fills the memory costs itself alone.
 
 One child decodes; it is kept from call to call. While it works on some images, the caller works on others. When it
-dies, the image it was at is tried once more by a new child, and those behind it are sent again. Why a rejection is never
+dies, the image it was at is tried once more by a new child, and those behind it are sent again. A rejection is never
 the machine's fault: the clock that finds a hang counts only what the child itself used or slept away while this side
 was waiting for it, and a child that was killed or stopped from outside does not count as a try.
 """
@@ -38,7 +38,7 @@ class Limits:
     seconds: float = 2.0
     seconds_per_megapixel: float = 0.5
     tries: int = 2
-    memory_bytes: int = 6 << 30  # address space of the child; 64 megapixels of the most wasteful kind take 3 GB
+    memory_bytes: int = 4 << 30  # address space of the child; 64 megapixels of the most wasteful kind take 2.7 GB
     window_images: int = 128
     window_bytes: int = 16 << 20
 
@@ -118,14 +118,12 @@ class Sandbox:
             source = iter(images)
             while self._fill(flight, source):
                 job = flight[0]
-                if job.result is None:
-                    self._wait_for(job)  # type: ignore[arg-type]
-                elif self._child and self._child.num_unsent:
+                if job.result and self._child and self._child.num_unsent:
                     self._deliver(self._child.exchange(0.0))
+                result = self._wait_for(job)  # type: ignore[arg-type]
                 flight.popleft()
                 self._flight_bytes -= len(job.data)
-                assert job.result is not None
-                yield job.tag, job.data, job.result
+                yield job.tag, job.data, result
         finally:
             self._busy = False
             if flight:  # the caller has left, or the source failed: nobody wants the answers that are under way
@@ -148,7 +146,7 @@ class Sandbox:
                 self._child.queue(data)
         return bool(flight)
 
-    def _wait_for(self, job: _Job[object]) -> None:
+    def _wait_for(self, job: _Job[object]) -> Checked | ImageRejectedError:
         while job.result is None:
             child = self._child or self._start()
             bodies = child.exchange(_TICK_SECONDS)
@@ -158,13 +156,15 @@ class Sandbox:
                     self._after_death(child)
             elif fault := self._tick(child, job):
                 self._end_of_try(job, fault)
+        return job.result
 
     def _deliver(self, bodies: list[memoryview] | None) -> None:
         """Give what the child said to the images it was said of: it answers in order."""
         waiting = (job for job in self._flight if job.result is None)
         job = next(waiting, None) if bodies else None
         for body in bodies or ():
-            assert job is not None
+            if job is None:
+                raise FailedError("the decoder's process answered out of turn", "run it again")
             self._clock = _Clock()
             if body[:1] == SIZE:
                 (job.num_pixels,) = SIZE_BODY.unpack_from(body, 1)

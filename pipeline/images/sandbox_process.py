@@ -50,9 +50,9 @@ class Child:
         except OSError as error:
             self._errors.close()
             raise _no_start(str(error)) from None
-        assert self._process.stdin and self._process.stdout
         self.pid = self._process.pid
-        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self._streams = [stream for stream in (self._process.stdin, self._process.stdout) if stream]
+        self._to, self._from = (stream.fileno() for stream in self._streams)
         for number in (self._to, self._from):
             os.set_blocking(number, False)
             with contextlib.suppress(OSError):  # over the user's allowance: then it stays at 64 kB
@@ -172,8 +172,7 @@ class Child:
         if code is None:
             self._process.kill()
             self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream
+        for stream in self._streams:
             stream.close()
         return code is not None and -code in _OUTSIDE
 

@@ -40,5 +40,5 @@ def pixels_digest(pixels: NDArray[np.uint8]) -> str:
     """sha256, in hex, of the line ``<height> <width>`` and the RGB bytes: equal pixels, equal digest."""
     height, width = pixels.shape[:2]
     digest = hashlib.sha256(f"{height} {width}\n".encode())
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()

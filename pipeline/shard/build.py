@@ -14,7 +14,7 @@ from pipeline.base.progress import Progress
 from pipeline.base.rows import Spool
 from pipeline.base.store import Store
 from pipeline.records.corpus import REJECTS_SCHEMA, Corpus, Reject, rejects_table
-from pipeline.records.dataset import DatasetCard, ShardEntry
+from pipeline.records.dataset import CARD, DatasetCard, ShardEntry
 from pipeline.shard.commit import make_card, publish, put_tables, read_shards, sweep
 from pipeline.shard.identity import Identity, find_existing
 from pipeline.shard.plan import PlannedShard, plan_shards, shard_number
@@ -77,7 +77,9 @@ def build_dataset(work: Sharding, progress: Progress, existing: DatasetCard | No
         theirs = None if existing else find_existing(work.target, work.identity)
         if theirs is None:
             raise
-        return theirs  # a racer made the same dataset, and swept what was still needed here
+        # a racer made the same dataset, and swept what was still needed here; what was put here since goes as well
+        sweep(work.target, read_shards(work.target, theirs))
+        return theirs
     sweep(work.target, written.shards())
     return card
 
@@ -172,6 +174,8 @@ def check_rejects(written: Written, work: Sharding, *, ended: bool) -> None:
 
 def _discard(target: Store) -> None:
     """Remove what was written of a dataset that will get no card, so that nothing of it is taken up later."""
+    if target.head(CARD) is not None:
+        return  # of another writer meanwhile: it is theirs now
     for info in list(target.list()):
         target.delete(info.key)
     target.sweep()

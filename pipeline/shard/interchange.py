@@ -42,7 +42,7 @@ def keys_by_webdataset(archive: BinaryIO) -> list[str]:
 
 def _files(members: tarfile.TarFile) -> Iterator[dict[str, Any]]:
     for member in members:
-        members.members = []  # type: ignore[attr-defined] - or it keeps every one of them
+        members.members = []  # type: ignore[attr-defined]  # or it keeps every one of them
         if member.isfile():
             yield {"fname": member.name, "data": b"", "__url__": ""}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -130,19 +131,22 @@ class _Walk:
     def _image(self, row: dict[str, Any]) -> bytes | None:
         """The bytes of a sample's image, or None when something is wrong with the sample."""
         if key_of(row["origin"]) != row["key"]:
-            return self._tell_of_index(row, "its key is not the one of its origin")
+            self._tell_of_index(row, "its key is not the one of its origin")
+            return None
         extension, label = label_member(row["labels"])
         label_name, image_name = f"{row['key']}.{extension}", f"{row['key']}.{row['format']}"
         image = self._member(image_name, row["image_offset"], row["image_bytes"])
         if image is None:
-            return self._tell(row, "its tar header is damaged")
-        if sha256_hex(image) != row["sha256"]:
-            return self._tell(row, "its bytes are damaged")
-        if self._member(label_name, row["label_offset"], row["label_bytes"]) != label:
-            return self._tell(row, "its label is not the one of the index")
-        self._again.add(label_name, label)
-        self._again.add(image_name, image)
-        return image
+            self._tell(row, "its tar header is damaged")
+        elif sha256_hex(image) != row["sha256"]:
+            self._tell(row, "its bytes are damaged")
+        elif self._member(label_name, row["label_offset"], row["label_bytes"]) != label:
+            self._tell(row, "its label is not the one of the index")
+        else:
+            self._again.add(label_name, label)
+            self._again.add(image_name, image)
+            return image
+        return None
 
     def _member(self, name: str, offset: int, num_bytes: int) -> bytes | None:
         """The bytes of a member, or None when its header is not what it has to be."""
@@ -169,8 +173,8 @@ class _Walk:
         self.problems.append(f"{index_name(self._shard.name)}: sample {row['key']}: {what}")
 
 
-class _Nowhere:
+class _Nowhere(io.BytesIO):
     """A file that keeps nothing."""
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any) -> int:
         return len(data)

@@ -6,9 +6,11 @@ images were checked by their headers only may hold one that kills a decoder.
 
 from __future__ import annotations
 
+import bisect
 import io
 import math
 import unicodedata
+from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -97,14 +99,13 @@ class _Pen:
     def __init__(self, draw: ImageDraw.ImageDraw) -> None:
         self.draw = draw
 
-    def write(
-        self, place: tuple[int, int], text: str, size: int, colour: tuple[int, int, int], max_width: int
-    ) -> None:
+    def write(self, place: tuple[int, int], text: str, size: int, colour: tuple[int, int, int], max_width: int) -> None:
         """Write *text* at *place* (its left upper corner), elided in its middle to *max_width* pixels."""
         font = _font(size)
         self.draw.text(place, _elided(_writable(text, font), font, max_width), colour, font)
 
 
+@cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
@@ -114,13 +115,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def _elided(text: str, font: ImageFont.FreeTypeFont, max_width: int) -> str:
     """*text*, or its two ends: of a nested class the last name says most."""
-    text = text[:1_000]
     if font.getlength(text) <= max_width:
         return text
-    kept = len(text)
-    while kept and font.getlength(_ends(text, kept)) > max_width:
-        kept -= 1
-    return _ends(text, kept)
+    fitting = bisect.bisect_right(
+        range(1, len(text)), max_width, key=lambda kept: math.ceil(font.getlength(_ends(text, kept)))
+    )
+    return _ends(text, fitting)
 
 
 def _ends(text: str, kept: int) -> str:
@@ -137,8 +137,9 @@ def _letter(letter: str, font: ImageFont.FreeTypeFont, missing: bytes) -> str:
     if letter.isspace():
         return " "
     plain = unicodedata.normalize("NFKD", letter)[0]
+    if unicodedata.combining(letter):
+        return ""
     for candidate in (letter, plain):
-        if candidate.isprintable() and not unicodedata.combining(candidate):
-            if candidate.isascii() or bytes(font.getmask(candidate)) != missing:
-                return candidate
-    return "" if unicodedata.combining(letter) else "?"
+        if candidate.isprintable() and (candidate.isascii() or bytes(font.getmask(candidate)) != missing):
+            return candidate
+    return "?"

@@ -42,4 +42,7 @@ def _photographs() -> list[tuple[str, Image.Image]]:
     """The two photographs that scikit-learn carries, 640 x 427 pixels each."""
     bunch = load_sample_images()
     names = [name.replace("\\", "/").rpartition("/")[2] for name in bunch.filenames]
-    return sorted(((name, Image.fromarray(pixels)) for name, pixels in zip(names, bunch.images, strict=True)), key=lambda pair: pair[0])
+    return sorted(
+        ((name, Image.fromarray(pixels)) for name, pixels in zip(names, bunch.images, strict=True)),
+        key=lambda pair: pair[0],
+    )

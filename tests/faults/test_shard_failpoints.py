@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.faults import Sharding, assert_no_process_left, content
+from tests.support.faults import NAME, Sharding, assert_no_process_left, content, put
 
 IN_DRIVER = (
     "shard.after-plan",
@@ -33,6 +33,8 @@ def test_the_driver_dies_at_each_point_in_turn(
 
 
 def test_the_driver_dies_while_it_sweeps(sharding: Sharding, calm_content: dict[str, str], tmp_path: Path) -> None:
+    for name in ("shard-000999.tar", "shard-000999.parquet", ".tmp-of-a-killed-writer"):  # of an attempt long ago
+        put(tmp_path, f"datasets/{NAME}/{name}", b"left")
     assert sharding.failing("shard.in-sweep").run(tmp_path).code == KILLED
     assert sharding.run(tmp_path).code == 0
     assert content(tmp_path) == calm_content

@@ -34,7 +34,9 @@ def jpegs(count: int, seed: int) -> Iterator[bytes]:
         image = smooth(draw.randrange(1, 130), draw.randrange(1, 130), number)
         if number % 10 == 0:
             sampling = draw.choice(["440", "411", "422", "420", "444", "Gray"])
-            yield simplejpeg.encode_jpeg(np.ascontiguousarray(image), draw.randrange(30, 100), colorsubsampling=sampling)
+            yield simplejpeg.encode_jpeg(
+                np.ascontiguousarray(image), draw.randrange(30, 100), colorsubsampling=sampling
+            )
             continue
         options: dict[str, Any] = {"quality": draw.randrange(1, 101), "subsampling": draw.choice([0, 1, 2])}
         options |= draw.choice([{}, {"exif": exif(draw.randrange(10))}])
@@ -57,5 +59,7 @@ def damaged(data: bytes, draw: random.Random) -> bytes:
         stop = start + draw.randrange(1, 30)
         return data[:start] + draw.choice([b"", data[start:stop] * 2]) + data[stop:]
     for _ in range(draw.choice([1, 1, 2, 5])):
-        file[draw.randrange(min(len(file), 700 if kind == 3 else 10**9))] = draw.choice([0, 255, 1, draw.randrange(256)])
+        file[draw.randrange(min(len(file), 700 if kind == 3 else 10**9))] = draw.choice(
+            [0, 255, 1, draw.randrange(256)]
+        )
     return bytes(file)

@@ -99,17 +99,18 @@ def _inner(
 
 
 def _matches(place: Place) -> bool:
-    """Whether the first member of the first tar is a tar itself."""
+    """Whether the first member of the first tar is a tar itself; what is damaged before it is passed by."""
     if not place.count("tar"):
         return False
     info = next(place.objects("tar"), None)
     if info is None:
         return False
     try:
-        first = next((member for member in scan(RangedBytes(place.store, info), early=True)), None)
+        members = scan(RangedBytes(place.store, info), early=True)
+        first = next((member for member in members if isinstance(member, Member) and member.kind != "folder"), None)
     except OSError:
         return False
-    return isinstance(first, Member) and suffix_of(first.name) == "tar"
+    return first is not None and suffix_of(first.name) == "tar"
 
 
 IMAGENET = SourceKind("imagenet", _matches, ImagenetSource)

@@ -96,11 +96,16 @@ class InflatedBytes:
             if not self._waiting:
                 self.damage = self.CUT
                 return False
+            before = self._inflate.copy()
             try:
                 data = self._inflate.decompress(self._waiting, length)
             except zlib.error:
-                self.damage = "the gzip stream is damaged"
-                return False
+                if length == 1:
+                    self.damage = "the gzip stream is damaged"
+                    return False
+                self._inflate = before  # what came before the damage is not lost: it is taken in small steps
+                length = 512 if length > 512 else 1
+                continue
             self._waiting = self._inflate.unconsumed_tail
             if data:
                 self._held += data

@@ -266,19 +266,3 @@ def test_a_folder_of_other_files_is_refused_naming_their_kinds(tmp_path: Path) -
 )
 def test_suffixes(key: str, suffix: str) -> None:
     assert suffix_of(key) == suffix
-
-
-def test_a_folder_in_a_bucket(s3_workspace: str) -> None:
-    store = open_store(f"{s3_workspace}/pictures")
-    for name in ("cat/1 é.jpg", "dog/2.png", "3.jpg", "dog/.hidden.jpg", "readme.txt"):
-        store.put(name, name.encode())
-    open_store(f"{s3_workspace}/pictures-of-others").put("owl/1.jpg", b"x")
-    corpus = open_corpus(f"{s3_workspace}/pictures")
-    assert labels_of(corpus) == {"cat/1 é.jpg": ["cat"], "dog/2.png": ["dog"]}
-    assert rejects_of(corpus) == [("3.jpg", "label-missing")]
-    assert images_of(corpus) == {origin: origin.encode() for origin in ("cat/1 é.jpg", "dog/2.png")}
-
-
-def test_an_empty_prefix_of_a_bucket_is_refused(s3_workspace: str) -> None:
-    with pytest.raises(InputError, match="it is empty"):
-        open_corpus(f"{s3_workspace}/nothing")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.base.errors import InputError
-from pipeline.base.store import ObjectChangedError, open_store
+from pipeline.base.store import ObjectChangedError
 from pipeline.corpus import open_corpus
 from pipeline.records.corpus import LISTING_SCHEMA, Corpus
 from tests.support.sources import rejects_of
@@ -375,21 +375,3 @@ def test_a_file_that_is_lost_after_listing_costs_its_own_rows_only(tmp_path: Pat
 def test_the_reader_travels_to_the_tasks(tmp_path: Path) -> None:
     corpus = open_tables(tmp_path, table_of([0, 1, 0, 1]))
     assert list(pickle.loads(pickle.dumps(corpus.reader)).read(corpus.entries.table())) == IMAGES
-
-
-def test_parquet_files_in_a_bucket(s3_workspace: str) -> None:
-    store = open_store(f"{s3_workspace}/hub")
-    for number in range(2):
-        images = [f"{number}/{at}".encode() for at in range(4)]
-        store.put(f"data/train-{number}.parquet", parquet_bytes(table_of([1, 0, 1, 0], images, ["cat", "dog"])))
-    corpus = open_corpus(f"{s3_workspace}/hub")
-    assert corpus.class_names == ("cat", "dog")
-    assert list(corpus.reader.read(corpus.entries.table().take([5, 2]))) == [b"1/1", b"0/2"]
-    single = open_corpus(f"{s3_workspace}/hub/data/train-1.parquet")
-    assert images_of(single) == [b"1/0", b"1/1", b"1/2", b"1/3"]
-
-
-def test_what_is_no_parquet_file_in_a_bucket_is_refused(s3_workspace: str) -> None:
-    open_store(s3_workspace).put("x/broken.parquet", b"PAR1 nothing of the kind PAR1")
-    with pytest.raises(InputError, match="not a parquet file"):
-        open_corpus(f"{s3_workspace}/x")

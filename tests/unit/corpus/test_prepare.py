@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from pipeline.base.errors import InputError
+from pipeline.base.progress import Silent
 from pipeline.base.store import open_store
 from pipeline.corpus.prepare import Preparation, prepare
 from pipeline.corpus.recipe import DuplicatesRecipe, SplitRecipe
+from pipeline.corpus.scan import Scanner
 from pipeline.records.corpus import Corpus
 from tests.support.pictures import bmp, noise, png
-from tests.support.scanning import corpus_of, origins_of, put_evaluation_set, scanner_in
+from tests.support.scanning import corpus_of, in_process, origins_of, put_evaluation_set, scanner_in
 
 IMAGES: dict[str, bytes | None] = {f"{at:02d}.png": png(noise(8, 8, at)) for at in range(20)}
 PLANTED = IMAGES | {
@@ -112,3 +114,18 @@ def test_what_was_rejected_while_listing_is_kept(tmp_path: Path) -> None:
     )[""]
     assert origins_of(done.rejects) == ["bad.jpg", "html.jpg", "null.jpg"]
     assert done.num_input == len(PLANTED) + 1
+
+
+def test_workspace_in_a_bucket(s3_workspace: str) -> None:
+    workspace = open_store(s3_workspace)
+    put_evaluation_set(
+        workspace, "exam", {"t": png(noise(8, 8, 99)), "u": png(noise(8, 8, 7)), "v": png(noise(8, 8, 98))}
+    )
+    scanner = Scanner(open_store(f"{s3_workspace}/datasets/new/work"), in_process, Silent())
+    corpus = corpus_of(PLANTED, LABELS, random_access=False)
+    asked = Preparation(DuplicatesRecipe(within="pixels", against=("exam",)), SplitRecipe(), workspace)
+    for _ in range(2):
+        done = prepare(corpus, asked, scanner, 9)[""]
+        assert sorted(origins_of(done.duplicates)) == ["07.png", "copy.bmp", "copy.png", "exam.png"]
+        assert read_all(done) == {name: data for name, data in IMAGES.items() if name != "07.png"}
+    assert corpus.reader.reads == list(PLANTED)

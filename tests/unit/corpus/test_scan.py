@@ -77,7 +77,10 @@ def test_chunks_do_not_depend_on_how_rows_were_added(monkeypatch: pytest.MonkeyP
     in_pieces, at_once = (list(chunks.chunks_of(rows)) for rows in (writer.close(), Rows.of(whole)))
     assert [table.num_rows for table in in_pieces] == [table.num_rows for table in at_once]
     assert pa.concat_tables(in_pieces).equals(whole)
-    assert max(sum(table["num_bytes"].to_pylist()) for table in in_pieces) <= 7_000
+    sizes = [table["num_bytes"].to_pylist() for table in in_pieces]
+    assert max(map(sum, sizes)) <= 7_000
+    for at, size in enumerate(sizes[:-1]):  # none is smaller than it has to be
+        assert sum(len(earlier) for earlier in sizes[: at + 1]) % 10 == 0 or sum(size) + sizes[at + 1][0] > 7_000
     assert max(table.num_rows for table in in_pieces) <= 10
 
 

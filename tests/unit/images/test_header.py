@@ -77,7 +77,7 @@ def test_a_png_that_is_cut_is_no_plain_png() -> None:
 
 
 def test_an_orientation_in_the_text_of_a_png_is_left_to_pillow() -> None:
-    xmp = b"XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation=\"6\"/>"
+    xmp = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'
     data = png(noise(3, 8))
     data = data[:33] + png_chunk(b"iTXt", xmp) + data[33:]
     assert png_header(data) is None

@@ -55,7 +55,16 @@ def test_the_same_bytes_each_time_and_no_metadata(kind: Any) -> None:
     assert facts.format == kind
     image = Image.open(io.BytesIO(data))
     assert not image.getexif()
-    assert set(image.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density", "loop", "background", "timestamp", "duration"}
+    assert set(image.info) <= {
+        "jfif",
+        "jfif_version",
+        "jfif_unit",
+        "jfif_density",
+        "loop",
+        "background",
+        "timestamp",
+        "duration",
+    }
 
 
 def test_the_same_bytes_with_and_without_vector_instructions() -> None:
@@ -94,7 +103,10 @@ def test_resizing_is_the_same_bit_by_bit_on_every_machine(filter_name: str, monk
         monkeypatch.setattr(module.resizer, "Resizer", resizer)
         images = [noise(height, width, 3) // 128 * 255 for height, width, _, _ in sizes]
         results.append(
-            [module._resize(image, new[3], new[2], filter_name).tobytes() for image, new in zip(images, sizes, strict=True)]
+            [
+                module._resize(image, new[3], new[2], filter_name).tobytes()
+                for image, new in zip(images, sizes, strict=True)
+            ]
         )
     assert all(result == results[0] for result in results)
 

@@ -50,7 +50,15 @@ def sandbox() -> Iterator[Sandbox]:
 def test_it_says_what_examine_says_in_the_same_order(options: CheckOptions) -> None:
     draw = random.Random(3)
     images = [data if draw.random() < 0.7 else damaged(data, draw) for data in jpegs(60, seed=3)]
-    images += [b"", b"x", b"<html>", png_that_claims(2**31 - 1, 1), png(noise(9, 9)), encoded(smooth(8, 9), "WEBP"), b""]
+    images += [
+        b"",
+        b"x",
+        b"<html>",
+        png_that_claims(2**31 - 1, 1),
+        png(noise(9, 9)),
+        encoded(smooth(8, 9), "WEBP"),
+        b"",
+    ]
     with Sandbox(options) as sandbox:
         got = list(sandbox.check(enumerate(images)))
     assert [tag for tag, _, _ in got] == list(range(len(images)))
@@ -217,10 +225,10 @@ def test_a_parent_that_ends_leaves_no_process() -> None:
 
 def test_a_child_that_cannot_start_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox_process, "_PROGRAM", "pipeline.images.no_such_program")
-    with pytest.raises(FailedError, match="cannot start: .*no_such_program"):
+    with pytest.raises(FailedError, match=r"cannot start: .*no_such_program"):
         list(Sandbox(CheckOptions()).check([(1, b"x")]))
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    with pytest.raises(FailedError, match="cannot start: .*No such file"):
+    with pytest.raises(FailedError, match=r"cannot start: .*No such file"):
         list(Sandbox(CheckOptions()).check([(1, b"x")]))
 
 

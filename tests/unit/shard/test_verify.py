@@ -230,9 +230,7 @@ def test_counts_that_fit_each_other_and_not_the_shards_are_told(target: Store, d
         ("label_counts", [20], "counts 1 classes, names 4"),
     ],
 )
-def test_statistics_that_do_not_add_up_are_told(
-    target: Store, field: str, value: Any, told: str, depth: Depth
-) -> None:
+def test_statistics_that_do_not_add_up_are_told(target: Store, field: str, value: Any, told: str, depth: Depth) -> None:
     edit_card(target, lambda card: card["statistics"].update({field: value}))
     assert problems_of(target, depth) == [f"dataset.json: {told}"]
 
