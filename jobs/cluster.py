@@ -66,7 +66,7 @@ def cluster_cpus() -> float:
     """CPUs of the cluster that ray is connected to."""
     import ray  # noqa: PLC0415 - see connected()
 
-    return max(1.0, ray.cluster_resources().get("CPU", 1))
+    return max(1.0, float(ray.cluster_resources().get("CPU", 1)))
 
 
 def _prepare(debug: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from jobs.cluster import cluster_cpus, connected, require_cpus
 from jobs.corpora.embedded import resolve_source
 from jobs.recipe import ChainRecipe, ShardStage
+from pipeline.base.errors import FailedError
 from pipeline.base.progress import Progress
 from pipeline.base.store import Store, open_store
 from pipeline.corpus import open_corpus
@@ -105,7 +106,12 @@ def _shard_stage(listed: Listed, recipe: ChainRecipe, progress: Progress, check_
     undone = [part for part in parts if not _is_whole(part, progress, check_existing)]
     if undone:
         progress.say(f"{listed.stage.name}: {_estimate(listed, recipe, cluster_cpus(), probe=False)}")
-        _make(listed, recipe, undone, progress)
+        try:
+            _make(listed, recipe, undone, progress)
+        except (FailedError, FileNotFoundError):
+            if any(part.existing or find_existing(part.target, part.identity) is None for part in undone):
+                raise
+            progress.say(f"{listed.stage.name}: another writer was faster, and made the same")
     _clear_work(listed.stage, recipe)
     workspace = open_store(recipe.workspace, recipe.stores)
     return [read_dataset_card(workspace, part.name) for part in parts]

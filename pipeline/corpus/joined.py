@@ -99,6 +99,7 @@ def join(parts: Sequence[Part], classes: Sequence[ClassEntry] = ()) -> Corpus:
 
 
 def _told(listed: _Listed, num_taken: int) -> dict[str, Any]:
+    """What the card says of a source. Both numbers count what was rejected too: input is what was taken."""
     part = listed.part
     told = {"kind": part.source.kind, "name": part.name, "weight": part.weight}
     return told | {"num_listed": listed.num_listed, "num_taken": num_taken}

@@ -24,6 +24,7 @@ from pipeline.records.corpus import ClassEntry
 
 MISSING, OUT_OF_RANGE, UNKNOWN = -1, -2, -3  # instead of a number
 REASONS = {MISSING: "label-missing", OUT_OF_RANGE: "label-out-of-range", UNKNOWN: "label-unknown"}
+_MOST_CHARS = 100_000_000  # of all texts together: names of classes are short
 _WHOLE = re.compile(r"[0-9]{1,18}")
 
 
@@ -32,6 +33,7 @@ class LabelsSeen:
 
     def __init__(self) -> None:
         self.texts: set[str] = set()
+        self._num_chars = 0
         self.num_empty = 0
         self.num_null = 0
 
@@ -39,10 +41,13 @@ class LabelsSeen:
         """Take in a column of lists. Raises InputError when there are more texts than a class table may have."""
         self.num_null += labels.null_count
         self.num_empty += pc.sum(pc.equal(pc.list_value_length(labels), 0)).as_py() or 0
-        self.texts.update(pc.unique(pc.list_flatten(labels).drop_null()).to_pylist())
-        if len(self.texts) > MAX_CLASSES:
+        new = set(pc.unique(pc.list_flatten(labels).drop_null()).to_pylist()) - self.texts
+        self.texts |= new
+        self._num_chars += sum(map(len, new))
+        if len(self.texts) > MAX_CLASSES or self._num_chars > _MOST_CHARS:
             raise InputError(
-                f"more than {MAX_CLASSES} different labels", "is that column one of labels? name the classes in a file"
+                f"more than {MAX_CLASSES} different labels, or as many as {_MOST_CHARS} letters",
+                "is that column one of labels? name the classes in a file",
             )
 
 
@@ -94,8 +99,7 @@ def resolve(sources: Sequence[Said], given: Sequence[ClassEntry] = ()) -> ClassT
     if not labelled:
         if given:
             raise InputError("a class table was given, but no image has a label", "leave the class table out")
-        classes = _united([said.declared for said in sources])
-        return ClassTable(classes, tuple(Meaning(False) for _ in sources))
+        return ClassTable((), tuple(Meaning(False) for _ in sources))
     without = [said.name for said in sources if not said.is_labelled and (said.seen.num_null or said.seen.num_empty)]
     if without:
         raise InputError(f"source {without[0]} has no labels, source {labelled[0].name} has", "leave one of them out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.base.rows import Rows, Spool
@@ -40,7 +41,7 @@ def _repeated_in(bucket: pa.Table) -> NDArray[np.int64]:
     origins = ordered.column("origin").combine_chunks()
     if len(origins) < 2:
         return np.empty(0, np.int64)
-    same = pa.compute.equal(origins[1:], origins[:-1]).to_numpy(zero_copy_only=False)
+    same = pc.equal(origins[1:], origins[:-1]).to_numpy(zero_copy_only=False)
     positions: NDArray[np.int64] = ordered.column("position").to_numpy()
     again: NDArray[np.int64] = positions[1:][same]
     return again

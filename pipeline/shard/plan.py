@@ -63,7 +63,8 @@ def plan_shards(entries: Rows, recipe: ShardRecipe) -> Iterator[PlannedShard]:
     spool = Spool(LISTING_SCHEMA, entries.num_rows, tie="origin")
     for table in entries.chunks():
         spool.add(table, places(table["origin"], recipe.seed))
-    number, held, num_held = 0, [], 0
+    number, num_held = 0, 0
+    held: list[pa.Table] = []
     for table in spool.in_order():
         _check_origins(table["origin"])
         start = 0

@@ -54,15 +54,11 @@ class ShardStatistics:
         self.num_samples += other.num_samples
         self.num_multi_label += other.num_multi_label
         self.num_decoded += other.num_decoded
-        for ours, theirs in (
-            (self.labels, other.labels),
-            (self.formats, other.formats),
-            (self.short_sides, other.short_sides),
-            (self.aspects, other.aspects),
-        ):
-            ours.update(theirs)
-        combine = (min, max, _add) * 2
-        self.sides = [join(a, b) for join, a, b in zip(combine, self.sides, other.sides, strict=True)]
+        for name in ("labels", "formats", "short_sides", "aspects"):
+            getattr(self, name).update(getattr(other, name))
+        for at in (0, 3):
+            ours, theirs = self.sides[at : at + 3], other.sides[at : at + 3]
+            self.sides[at : at + 3] = [min(ours[0], theirs[0]), max(ours[1], theirs[1]), ours[2] + theirs[2]]
         self.channels = [a + b for a, b in zip(self.channels, other.channels, strict=True)]
 
     def to_json(self) -> str:
@@ -100,10 +96,6 @@ class ShardStatistics:
             return None
         values = [total / (_FIXED * self.num_samples) for total in self.channels]
         return of(values[0], values[3]), of(values[1], values[4]), of(values[2], values[5])
-
-
-def _add(a: int, b: int) -> int:
-    return a + b
 
 
 def _aspect_bin(aspect: float) -> str:

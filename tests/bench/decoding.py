@@ -128,7 +128,8 @@ def _compare(
 
 def _pillow(data: bytes) -> Any:
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-        return np.asarray(image.convert("RGB"))
+        image.load()
+        return np.asarray(image)
 
 
 def _decoders() -> dict[str, Call]:

@@ -9,11 +9,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from tests.support.cluster import raylets
-from tests.support.faults import Sharding, content, make_photographs
-
-# So slow to write that a kill falls into the middle of a shard: every image is resized and encoded anew.
-SLOW = ("max_samples=40", "resize.mode=short", "resize.size=256", "resize.enlarge=true", "resize.format=webp")
-
+from tests.support.faults import SLOW, Sharding, content, make_photographs
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.faults.conftest import SLOW
 from tests.support.cluster import raylet_pid, raylets
 from tests.support.faults import (
+    SLOW,
     Sharding,
     assert_no_process_left,
     content,

@@ -144,7 +144,15 @@ def test_a_manifest_and_objects_in_other_buckets_by_their_own_settings(
     open_store(s3_workspace).put("images/1.jpg", b"one")
     settings = {bucket: BucketSettings(endpoint=s3_server.environment()["AWS_ENDPOINT_URL"])}
     uri = f"s3://{bucket}/prefix/images/1.jpg"
-    rows = ["path,label", "1.jpg,cat", f"{uri},dog", "/etc/passwd,cat", "file:///etc/passwd,cat", "../1.jpg,cat", "no.jpg,cat"]
+    rows = [
+        "path,label",
+        "1.jpg,cat",
+        f"{uri},dog",
+        "/etc/passwd,cat",
+        "file:///etc/passwd,cat",
+        "../1.jpg,cat",
+        "no.jpg,cat",
+    ]
     open_store(s3_workspace).put("images/list.csv", "\n".join(rows).encode())
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     corpus = open_corpus([SourceRecipe(source=f"{s3_workspace}/images/list.csv")], settings)

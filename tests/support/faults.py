@@ -35,6 +35,8 @@ REJECTED = {  # what is planted, and the reason that must stand in rejects.parqu
     "places/china/temple/page.jpg": "not-an-image",
     "places/china/temple/bomb.png": "too-large",
 }
+# So slow to write that a kill falls into the middle of a shard: every image is resized and encoded anew.
+SLOW = ("max_samples=40", "resize.mode=short", "resize.size=256", "resize.enlarge=true", "resize.format=webp")
 _MARK = "VITPIPE_TEST_MARK"
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # how Ray Jobs hand a driver the environment of its workers
 _SECONDS = 90  # guards against hanging

@@ -171,15 +171,12 @@ class LocalStore:
         return self._path(key)
 
     def check_writable(self) -> None:
-        """See Store. Folders that had to be made for the probe are removed again."""
-        probe = self.root / f"{_TEMPORARY}probe-{uuid.uuid4().hex}"
-        made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+        """See Store. No folder is made: the nearest one that is there is tried."""
+        nearest = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        probe = nearest / f"{_TEMPORARY}probe-{uuid.uuid4().hex}"
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(b"")
             probe.unlink()
-            for folder in made:
-                folder.rmdir()
         except OSError as error:
             raise StoreAccessError(
                 f"workspace {self.uri} cannot be written: {error.strerror}", "choose another --workspace"

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pipeline.base.store import ObjectInfo
-from pipeline.corpus.sources.place import Place, suffix_of
+from pipeline.corpus.sources.place import Place, suffix_of, unreadable
 from pipeline.corpus.sources.reading import FileReader
 from pipeline.corpus.sources.samples import is_unsafe
 from pipeline.corpus.sources.source import IMAGE_SUFFIXES, Collected, Found, LabelsAre, SourceKind, is_text
 from pipeline.corpus.sources.tar_bytes import RangedBytes
 from pipeline.corpus.sources.tar_scan import Break, Member, scan
+from pipeline.corpus.sources.walk import is_hidden
 from pipeline.records.corpus import ClassEntry
 
 
@@ -41,7 +42,7 @@ class ImagenetSource:
             try:
                 yield from _outer(collected, info, RangedBytes(self._place.store, info))
             except OSError as error:
-                collected.reject(f"{info.key}@0", "unreadable", type(error).__name__)
+                raise unreadable(self._place, info, error) from None
         yield collected.take()
 
 
@@ -83,6 +84,8 @@ def _inner(
             continue
         name = member.name.removeprefix("./")
         if member.kind == "folder" or suffix_of(name) not in IMAGE_SUFFIXES - {""}:
+            continue
+        if is_hidden(name) and not is_unsafe(name):
             continue
         if is_unsafe(name) or member.kind:
             reason, detail = "member-refused", member.kind or "a name that points outside the archive"

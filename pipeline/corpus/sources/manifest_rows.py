@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from pipeline.base.errors import InputError
 from pipeline.corpus.sources.texts import DamagedLabelError, texts_in_cell, texts_of
@@ -15,6 +15,14 @@ from pipeline.corpus.sources.texts import DamagedLabelError, texts_in_cell, text
 _PATHS = ("path", "file", "image", "uri", "file_name", "filename")
 _LABELS = ("label", "labels", "class")
 _LONGEST_LINE = 4_000_000
+
+
+class CsvReader(Protocol):
+    """What ``csv.reader`` gives."""
+
+    line_num: int
+
+    def __iter__(self) -> Iterator[list[str]]: ...
 
 
 @dataclass(frozen=True)
@@ -38,13 +46,11 @@ def rows_of(file: BinaryIO, suffix: str, where: str) -> Iterator[ManifestRow]:
             yield from _json_rows(text)
     except UnicodeDecodeError:
         raise InputError(f"{where} is not UTF-8 text", "convert it") from None
-    except csv.Error as error:
-        raise InputError(f"{where} is not a table: {error}", "look for a quote that is not closed") from None
 
 
 def _table_rows(text: io.TextIOWrapper, delimiter: str, where: str) -> Iterator[ManifestRow]:
     reader = csv.reader(text, delimiter=delimiter, strict=True)
-    heading = [name.strip().lower() for name in next(reader, [])]
+    heading = [name.strip().lower() for name in next(_parsed(reader, where), [])]
     path_at, label_at = _column(heading, _PATHS), _column(heading, _LABELS)
     if path_at is None:
         raise InputError(
@@ -52,7 +58,7 @@ def _table_rows(text: io.TextIOWrapper, delimiter: str, where: str) -> Iterator[
             f"the first line must name one of: {', '.join(_PATHS)}; and for labels: {', '.join(_LABELS)}",
         )
     number = 0
-    for cells in reader:
+    for cells in _parsed(reader, where):
         if not cells:
             continue
         number += 1
@@ -61,6 +67,14 @@ def _table_rows(text: io.TextIOWrapper, delimiter: str, where: str) -> Iterator[
         else:
             row = [*cells, *[""] * (len(heading) - len(cells))]
             yield _row(number, row[path_at], None if label_at is None else row[label_at])
+
+
+def _parsed(reader: CsvReader, where: str) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        what = f"{where} is not a table: line {reader.line_num}: {error}"
+        raise InputError(what, "look for a quote that is not closed") from None
 
 
 def _column(heading: list[str], names: tuple[str, ...]) -> int | None:

@@ -73,6 +73,12 @@ class Place:
             yield info
 
 
+def unreadable(place: Place, info: ObjectInfo, error: OSError) -> InputError:
+    """What to raise for an object of many images that cannot be read: one reject for all of them would hide them."""
+    reason = error.strerror or type(error).__name__
+    return InputError(f"{place.folder}/{info.key} cannot be read: {reason}", "mend or remove it")
+
+
 def look(uri: str, stores: Stores | None) -> Place:
     """The place that *uri* names. Raises InputError when there is nothing."""
     uri = normalise_uri(uri)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from pipeline.corpus.sources.source import IMAGE_SUFFIXES
 from pipeline.corpus.sources.tar_scan import Break, Member
+from pipeline.corpus.sources.walk import is_hidden
 
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _FIRST = ["jpg", "jpeg", "png", "webp"]  # of several images in a sample the first of these is meant
@@ -78,9 +79,12 @@ def samples(members: Iterable[Member | Break]) -> Iterator[Sample | Break]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Key and field of a member's name; no field where webdataset sees none."""
-    match = _NAME.fullmatch(name.removeprefix("./"))
-    return (match[1], match[2].lower()) if match else (name, "")
+    """Key and field of a member's name; no field where webdataset sees none, and where the name is hidden."""
+    plain = name.removeprefix("./")
+    match = _NAME.fullmatch(plain)
+    if match is None or (is_hidden(plain) and not is_unsafe(plain)):
+        return name, ""
+    return match[1], match[2].lower()
 
 
 def _refusal(member: Member, name: str) -> str:

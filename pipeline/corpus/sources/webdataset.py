@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pipeline.base.errors import InputError
 from pipeline.base.store import ObjectInfo
 from pipeline.corpus.sources.gzipped import TarReader
-from pipeline.corpus.sources.place import Place, suffix_of
+from pipeline.corpus.sources.place import Place, suffix_of, unreadable
 from pipeline.corpus.sources.samples import LABEL_ENDINGS, Sample, samples
 from pipeline.corpus.sources.source import Collected, Found, LabelsAre, SourceKind, is_text
 from pipeline.corpus.sources.tar_bytes import ArchiveBytes, InflatedBytes, RangedBytes
@@ -92,7 +92,7 @@ class WebdatasetSource:
                     broken = broken or isinstance(sample, Break)
                     yield archive, _by_gzip(sample, archive.data)
             except OSError as error:
-                yield archive, Break(0, "unreadable", type(error).__name__)
+                raise unreadable(self._place, info, error) from None
             if isinstance(archive.data, InflatedBytes):
                 self.random_access = False
                 archive.data.close()

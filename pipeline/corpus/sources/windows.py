@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.corpus.sources.reading import Want, wants
 from pipeline.records.corpus import CorpusReader
@@ -59,9 +60,7 @@ class InTurns(Iterator[bytes | None]):
     def __init__(self, numbers: Sequence[int], entries: pa.Table, readers: Mapping[int, CorpusReader]) -> None:
         array = pa.array(numbers, pa.int64())
         self._numbers = iter(numbers)
-        self._parts = {
-            number: readers[number].read(entries.filter(pa.compute.equal(array, number))) for number in set(numbers)
-        }
+        self._parts = {number: readers[number].read(entries.filter(pc.equal(array, number))) for number in set(numbers)}
 
     def __next__(self) -> bytes | None:
         return next(self._parts[next(self._numbers)])

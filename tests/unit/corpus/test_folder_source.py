@@ -262,7 +262,15 @@ def test_a_folder_of_other_files_is_refused_naming_their_kinds(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("key", "suffix"),
-    [("a/b.JPG", "jpg"), ("b.tar.gz", "tar.gz"), ("b.gz", "gz"), ("dir.d/file", ""), ("x", ""), ("a.b/c.png", "png"), ("x.", "")],
+    [
+        ("a/b.JPG", "jpg"),
+        ("b.tar.gz", "tar.gz"),
+        ("b.gz", "gz"),
+        ("dir.d/file", ""),
+        ("x", ""),
+        ("a.b/c.png", "png"),
+        ("x.", ""),
+    ],
 )
 def test_suffixes(key: str, suffix: str) -> None:
     assert suffix_of(key) == suffix

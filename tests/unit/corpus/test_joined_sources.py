@@ -202,7 +202,9 @@ def test_labels_of_200_000_entries_are_resolved_in_bounded_memory() -> None:
     for num_chunks in (4, 20):
         tracemalloc.start()
         before = pa.total_allocated_bytes()
-        corpus = join([Part(MadeUp(many(num_chunks, before), "either"), "big"), Part(numbered(10, "x"), "small")], TABLE)
+        corpus = join(
+            [Part(MadeUp(many(num_chunks, before), "either"), "big"), Part(numbered(10, "x"), "small")], TABLE
+        )
         peaks[num_chunks] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert corpus.num_input == 200_010
@@ -262,7 +264,9 @@ def test_a_kind_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert {kind.name for kind in KINDS} == set(get_args(Kind)) - {"auto"}
 
 
-@pytest.mark.parametrize("uri", ["pipe:cat x", "gs://b/x", "s3://k:secret@b/x", "s3://b-b/../x", "file://host/x", "", "x\0y"])
+@pytest.mark.parametrize(
+    "uri", ["pipe:cat x", "gs://b/x", "s3://k:secret@b/x", "s3://b-b/../x", "file://host/x", "", "x\0y"]
+)
 def test_uris_that_are_refused(uri: str) -> None:
     with pytest.raises(InputError) as caught:
         open_corpus(uri)

@@ -121,7 +121,9 @@ def test_rows_that_are_none(tmp_path: Path) -> None:
     assert labels_of(corpus) == {"3.jpg": ["cat"]}
     reasons = [("m.csv:1", "path-missing"), ("m.csv:2", "row-damaged"), ("2.jpg", "label-missing")]
     assert sorted(rejects_of(corpus)) == sorted(reasons)
-    lines = '{"path": "1.jpg"}\n{"path": 3}\n{"path":\n[1]\n' + '{"path": "' + "x" * 5_000_000 + '"}\n{"path": "2.jpg"}\n'
+    lines = (
+        '{"path": "1.jpg"}\n{"path": 3}\n{"path":\n[1]\n' + '{"path": "' + "x" * 5_000_000 + '"}\n{"path": "2.jpg"}\n'
+    )
     corpus = open_text(tmp_path, lines, "m.jsonl")
     assert sorted(labels_of(corpus)) == ["1.jpg", "2.jpg"]
     assert [reason for _, reason in rejects_of(corpus)] == ["path-missing", *["row-damaged"] * 3]
@@ -213,7 +215,7 @@ def test_names_are_taken_as_they_are(tmp_path: Path) -> None:
     [
         ("a.jpg,cat\n", "m.csv", "no column of paths"),
         ("", "m.csv", "no column of paths"),
-        ('path,label\n"x.jpg,cat\n', "m.csv", "is not a table"),
+        ('path,label\n"x.jpg,cat\n', "m.csv", "is not a table: line 2"),
         (b"path\n\xff\xfe\n", "m.csv", "not UTF-8"),
         (b'{"path": "\xff"}\n', "m.jsonl", "not UTF-8"),
     ],

@@ -196,6 +196,22 @@ def test_a_name_that_is_not_unicode(tmp_path: Path) -> None:
     assert origins_of(corpus) == ["a.tar/0.jpg"]
 
 
+def test_hidden_members_are_passed_by(tmp_path: Path) -> None:
+    names = ["./._1.jpg", "./1.jpg", "__MACOSX/._1.jpg", "x/.thumbs/2.jpg", "x/._2.jpg", "x/2.jpg"]
+    corpus = open_tar(tmp_path, tar_of([(name, name.encode()) for name in names]))
+    assert images_of(corpus) == {"a.tar/1.jpg": b"./1.jpg", "a.tar/x/2.jpg": b"x/2.jpg"}
+    assert rejects_of(corpus) == []
+
+
+def test_an_archive_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_of(samples(0, 3)))
+    (tmp_path / "b.tar").symlink_to("/proc/self/mem")  # can be opened, and gives an input/output error
+    (tmp_path / "c.tar.gz").symlink_to("/proc/self/mem")
+    for name, kind in (("b.tar", "tar"), ("c.tar.gz", "gz")):
+        with pytest.raises(InputError, match=f"{name} cannot be read"):
+            open_corpus(str(tmp_path / name if kind == "gz" else tmp_path))
+
+
 def test_repeated_keys(tmp_path: Path) -> None:
     files = [*samples(0, 3), *samples(1, 2), ("7.jpg", b"x"), ("7.cls", b"0"), ("7.jpg", b"y"), ("7.cls", b"0")]
     corpus = open_tar(tmp_path, tar_of(files))

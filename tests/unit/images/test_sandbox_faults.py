@@ -88,6 +88,16 @@ def test_a_fault_that_happens_once_costs_nothing() -> None:
         assert found == [True] * 60
 
 
+def test_a_child_that_dies_between_two_images_costs_neither() -> None:
+    with Sandbox(CheckOptions(), Limits(tries=1)) as sandbox:
+        assert reasons(sandbox, [good(1)]) == [""]
+        idle = psutil.Process(sandbox.pid)
+        idle.send_signal(signal.SIGSEGV)
+        while idle.status() != psutil.STATUS_ZOMBIE:
+            os.sched_yield()
+        assert reasons(sandbox, [good(2), good(3)]) == ["", ""]
+
+
 def test_without_the_variable_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VITPIPE_FAIL_AT")
     with Sandbox(CheckOptions(), QUICK) as sandbox:
