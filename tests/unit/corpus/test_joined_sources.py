@@ -216,7 +216,7 @@ def test_labels_of_200_000_entries_are_resolved_in_bounded_memory() -> None:
     assert labels.slice(0, 4).to_pylist() == [[0], [1], [2], [3]]
     assert labels.slice(990, 3).to_pylist() == [[3, 1], [], [994]]
     assert corpus.made_of["labels"] == "multi"
-    assert peaks[20] < 1.3 * peaks[4] + 1_000_000
+    assert peaks[20] < peaks[4] + 8_000_000  # as Python objects the rows that are more would be 50 MB
 
 
 TABLE = [ClassEntry(name=f"c{at}") for at in range(999)] + [ClassEntry(name="cat")]
@@ -247,7 +247,7 @@ def test_a_look_tells_the_kind(tmp_path: Path) -> None:
     (tmp_path / "tars/x.tar").write_bytes(archive.getvalue())
     assert [kind(name) for name in ("images", "hub", "tars")] == ["folder", "parquet", "webdataset"]
     fill(tmp_path / "hub", "more/1.jpg", "more/2.jpg")
-    with pytest.raises(InputError, match="3 images beside 1 tars or parquet files.*kind folder"):
+    with pytest.raises(InputError, match=r"3 images beside 1 tars or parquet files.*kind folder"):
         kind("hub")
     parquet = open_corpus([SourceRecipe(source=str(tmp_path / "hub"), kind="parquet")])
     assert parquet.entries.num_rows == 2

@@ -205,11 +205,9 @@ def test_hidden_members_are_passed_by(tmp_path: Path) -> None:
 
 def test_an_archive_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_of(samples(0, 3)))
-    (tmp_path / "b.tar").symlink_to("/proc/self/mem")  # can be opened, and gives an input/output error
-    (tmp_path / "c.tar.gz").symlink_to("/proc/self/mem")
-    for name, kind in (("b.tar", "tar"), ("c.tar.gz", "gz")):
-        with pytest.raises(InputError, match=f"{name} cannot be read"):
-            open_corpus(str(tmp_path / name if kind == "gz" else tmp_path))
+    (tmp_path / "b.tar.gz").symlink_to("/proc/self/mem")  # can be opened, and gives an input/output error
+    with pytest.raises(InputError, match=r"b\.tar\.gz cannot be read: Input/output error"):
+        open_corpus(str(tmp_path))
 
 
 def test_repeated_keys(tmp_path: Path) -> None:
