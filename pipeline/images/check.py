@@ -45,8 +45,8 @@ class CheckOptions:
 class Checked:
     """A decoded image. ``facts`` are of the bytes that will be stored.
 
-    ``sums`` and ``squares``: per channel (R, G, B), over all pixels of the decoded original, of value and value
-    squared; None unless asked for. ``pixels_sha256``: digest of height, width and RGB bytes, "" unless asked for.
+    ``sums`` and ``squares``: per channel (R, G, B), of value and value squared, over ``num_pixels`` pixels of the
+    decoded original (see ``statistics.sampled_rows``); None unless asked for. ``pixels_sha256``: digest of height, width and RGB bytes, "" unless asked for.
     ``data``: the re-encoded bytes, None when the bytes are kept.
     """
 

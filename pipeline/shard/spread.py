@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray.data
 import ray.exceptions
 
+from pipeline.base import errors
 from pipeline.base.digests import fingerprint, sha256_hex
 from pipeline.base.errors import DamageError, FailedError, VitpipeError
 from pipeline.base.store import Store
@@ -27,6 +29,7 @@ from pipeline.shard.verify import check_shard
 from pipeline.shard.write import WrittenShard, find_written, write_shard
 
 _PART_BYTES = 32_000_000
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")  # a line of a traceback that says what was raised
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,22 @@ def run_plan(
         yield WrittenShard(int(row["number"]), entry, rejects, ShardStatistics.from_json(row["statistics"]))
 
 
+class _Told:
+    """A task whose errors that concern the user come back as values: through Ray only their text would."""
+
+    def __init__(self, task: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        self._task = task
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._task(row)
+        except VitpipeError as error:
+            return {"error": json.dumps([type(error).__name__, error.what, error.way_out])}
+        except OSError as error:  # of what is written: what is read is rejected
+            what = f"a shard could not be written: {error.strerror or error}"
+            return {"error": json.dumps(["FailedError", what, "make room, then give the same command again"])}
+
+
 class _DigestTask:
     """Compares the bytes of one shard and of its index with its entry."""
 
@@ -132,16 +151,11 @@ def _mapped(rows: list[dict[str, Any]], task: Any, num_cpus: float) -> Iterator[
     context.execution_options.preserve_order = False
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     try:
-        yield from dataset.map(task, num_cpus=num_cpus).iter_rows()
+        for row in dataset.map(_Told(task), num_cpus=num_cpus).iter_rows():
+            if "error" in row:
+                name, what, way_out = json.loads(row["error"])
+                raise getattr(errors, name)(what, way_out)
+            yield row
     except ray.exceptions.RayTaskError as error:
-        raise _ours(error) from error
-
-
-def _ours(error: ray.exceptions.RayTaskError) -> Exception:
-    """What a task raised, if it is one of ours; ray wraps it, Ray Data wraps it again."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, VitpipeError) and not isinstance(cause, ray.exceptions.RayTaskError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return FailedError(f"a shard could not be written: {str(error).strip().splitlines()[-1]}", "see --debug")
+        told = [line for line in str(error).splitlines() if _EXCEPTION.match(line)]
+        raise FailedError(f"a shard could not be written: {told[0] if told else type(error)}", "see --debug") from error

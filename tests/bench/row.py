@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 
@@ -23,6 +23,11 @@ class Row:
         if self.least is not None and self.ratio < self.least:
             target += " missed"
         return f"| {self.what} | {self.ours} | {self.peer} | {self.ratio:.2f} | {target} |"
+
+
+def table(rows: Iterable[Row]) -> str:
+    """*rows* as Markdown."""
+    return "| what | ours | peer | ratio | target |\n|---|---|---|---|---|\n" + "".join(f"{row}\n" for row in rows)
 
 
 def rate(call: Callable[[], int], seconds: float = 3.0) -> float:

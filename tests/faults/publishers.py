@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,23 +29,30 @@ def race(targets: list[str], cards: list[list[DatasetCard]]) -> list[list[Outcom
     count = len(cards[0])
     barrier, results = context.Barrier(count), context.Queue()
     mine = [[row[number].to_json() for row in cards] for number in range(count)]
-    processes = [context.Process(target=_publish_all, args=(targets, own, barrier, results)) for own in mine]
+    environment = dict(os.environ)  # a fork server keeps the one of its start
+    processes = [
+        context.Process(target=_publish_all, args=(number, targets, own, environment, barrier, results))
+        for number, own in enumerate(mine)
+    ]
     for process in processes:
         process.start()
     try:
-        found = [results.get(timeout=90) for _ in processes]
+        found = dict(results.get(timeout=90) for _ in processes)
     finally:
         for process in processes:
             process.join(timeout=30)
             process.kill()
-    return [list(row) for row in zip(*found, strict=True)]
+    return [list(row) for row in zip(*(found[number] for number in range(count)), strict=True)]
 
 
-def _publish_all(targets: list[str], cards: list[bytes], barrier: Any, results: Any) -> None:
+def _publish_all(
+    number: int, targets: list[str], cards: list[bytes], environment: dict[str, str], barrier: Any, results: Any
+) -> None:
+    os.environ.update(environment)
     found = []
     for uri, data in zip(targets, cards, strict=True):
         found.append(_publish(uri, DatasetCard.model_validate_json(data), barrier))
-    results.put(found)
+    results.put((number, found))
 
 
 def _publish(uri: str, card: DatasetCard, barrier: Any) -> Outcome:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from botocore import exceptions as aws
 
-from pipeline.base.errors import DamageError, FailedError
-from pipeline.base.store import open_store
+from infra.store.local_s3 import LocalS3
+from pipeline.base.errors import DamageError, FailedError, StoreAccessError
+from pipeline.base.store import BucketSettings, ObjectChangedError, open_store
+from pipeline.base.store import s3 as s3_module
 from pipeline.base.store.s3 import S3Store
+from tests.support.proxy import FaultyProxy, Kind, is_complete, is_get, is_put
+
+CONTENT = random.Random(3).randbytes(5_000)
 
 
 @pytest.fixture
@@ -109,61 +117,126 @@ def test_a_conflict_that_does_not_end_is_told(store: S3Store) -> None:
         store.put_if_absent("key", b"mine")
 
 
-class BreakingBody:
-    """A body that ends with an error, for a number of times; then the real one."""
-
-    def __init__(self, errors: Iterator[Exception], real: Any) -> None:
-        self._errors, self._real = errors, real
-
-    def read(self) -> bytes:
-        """The error of this time, or the content."""
-        error = next(self._errors, None)
-        if error is not None:
-            raise error
-        content: bytes = self._real.read()
-        return content
+SLOW = {"low_speed_bytes": 20_000, "low_speed_seconds": 1.0}
 
 
-def break_bodies(store: S3Store, errors: list[Exception]) -> None:
-    """Let the next reads of a body end with *errors*, one each."""
-    pending = iter(errors)
-    get = store._client.get_object
-
-    def breaking(**arguments: Any) -> Any:
-        answer = get(**arguments)
-        return answer | {"Body": BreakingBody(pending, answer["Body"])}
-
-    store._client.get_object = breaking
+@pytest.fixture
+def proxy(s3_server: LocalS3) -> Iterator[FaultyProxy]:
+    """Between the client and the server."""
+    with FaultyProxy(s3_server.endpoint, seed=5) as running:
+        yield running
 
 
-def broken_bodies() -> list[Exception]:
-    """What botocore raises while a body is read."""
-    return [
-        aws.ResponseStreamingError(error="connection reset"),
-        aws.IncompleteReadError(actual_bytes=1, expected_bytes=7),
-        aws.ReadTimeoutError(endpoint_url="http://127.0.0.1"),
-    ]
+@pytest.fixture
+def far(s3_workspace: str, proxy: FaultyProxy) -> S3Store:
+    """The store behind the proxy; answers may be slow for a second."""
+    settings = BucketSettings.model_validate({"endpoint": proxy.endpoint, **SLOW})
+    opened = open_store(s3_workspace, {s3_workspace.split("/")[2]: settings})
+    assert isinstance(opened, S3Store)
+    return opened
 
 
-def test_a_body_that_breaks_off_is_read_again(store: S3Store) -> None:
-    store.put("key", b"content")
-    break_bodies(store, broken_bodies())
-    assert store.read("key") == b"content"
-    break_bodies(store, broken_bodies())
-    assert store.read_range("key", 1, 3) == b"ont"
+@pytest.mark.parametrize("kind", ["cut", "reset", "trickle", "stall", "200-error"])
+def test_a_body_that_breaks_off_is_read_again(far: S3Store, proxy: FaultyProxy, kind: Kind) -> None:
+    far.put("key", CONTENT)
+    proxy.inject(kind, 2, is_get)
+    assert far.read("key") == CONTENT
+    proxy.inject(kind, 2, is_get)
+    assert far.read_range("key", 1, 3000) == CONTENT[1:3001]
+    assert proxy.pending == 0
 
 
-@pytest.mark.parametrize("error", broken_bodies(), ids=lambda error: type(error).__name__)
-def test_a_body_that_keeps_breaking_off_is_a_failure(store: S3Store, error: Exception) -> None:
-    store.put("key", b"content")
-    break_bodies(store, [error] * 10)
+@pytest.mark.parametrize("kind", ["cut", "reset", "trickle", "200-error"])
+def test_a_body_that_keeps_breaking_off_is_a_failure(far: S3Store, proxy: FaultyProxy, kind: Kind) -> None:
+    far.put("key", CONTENT)
+    proxy.inject(kind, 100, is_get)
     with pytest.raises(FailedError, match="the answer broke off") as caught:
-        store.read("key")
+        far.read("key")
     assert caught.value.exit_code == 1
+    assert not isinstance(caught.value, DamageError)
 
 
-def test_bytes_that_are_not_those_of_their_checksum_are_damage(store: S3Store) -> None:
-    store.put("key", b"content")
-    break_bodies(store, [aws.FlexibleChecksumError(error_msg="Expected checksum a did not match")] * 10)
+def test_bytes_that_are_not_those_of_their_checksum_are_read_again(far: S3Store, proxy: FaultyProxy) -> None:
+    far.put("key", CONTENT)
+    proxy.inject("flip", 1, is_get)
+    assert far.read("key") == CONTENT
+    proxy.inject("flip", 100, is_get)
     with pytest.raises(DamageError, match="checksum"):
-        store.read("key")
+        far.read("key")
+
+
+def test_bytes_that_change_on_their_way_in_are_sent_again(far: S3Store, proxy: FaultyProxy) -> None:
+    proxy.inject("flip-sent", 2, is_put)
+    far.put("key", CONTENT)
+    assert far.read("key") == CONTENT
+    assert proxy.pending == 0
+    proxy.inject("flip-sent", 100, is_put)
+    with pytest.raises(DamageError, match="not those that were sent"):
+        far.put("other", CONTENT)
+    assert far.head("other") is None
+
+
+@pytest.mark.parametrize("kind", ["lose", "200-error"])
+def test_a_put_with_another_answer_is_done_once(far: S3Store, proxy: FaultyProxy, kind: Kind) -> None:
+    proxy.inject(kind, 1, is_put)
+    assert far.put_if_absent("key", CONTENT)
+    proxy.inject(kind, 1, is_put)
+    far.put("other", CONTENT)
+    assert far.read("key") == far.read("other") == CONTENT
+    assert proxy.pending == 0
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A file that travels in three parts."""
+    monkeypatch.setattr(s3_module, "_WHOLE_BYTES", 6 << 20)
+    monkeypatch.setattr(s3_module, "_PART_BYTES", 5 << 20)
+    (tmp_path / "file").write_bytes(CONTENT * 2500)
+    return tmp_path / "file"
+
+
+@pytest.mark.parametrize("kind", ["lose", "200-error"])
+def test_a_lost_answer_to_complete_is_read_back(far: S3Store, proxy: FaultyProxy, parts: Path, kind: Kind) -> None:
+    proxy.inject(kind, 1, is_complete)
+    far.put_file("key", parts)
+    assert proxy.pending == 0
+    assert far.read("key") == parts.read_bytes()
+    assert far.sweep() == 0
+
+
+def test_a_complete_that_is_done_and_never_answered_is_done(far: S3Store, proxy: FaultyProxy, parts: Path) -> None:
+    proxy.inject("lose", 100, is_complete)
+    far.put_file("key", parts)
+    assert far.read("key") == parts.read_bytes()
+
+
+def test_a_complete_that_never_happens_is_told_and_leaves_nothing(
+    far: S3Store, proxy: FaultyProxy, parts: Path
+) -> None:
+    far.put("key", b"before")
+    proxy.inject("200-error", 100, is_complete)
+    with pytest.raises(FailedError):
+        far.put_file("key", parts)
+    assert far.read("key") == b"before"
+    assert far.sweep() == 0
+
+
+def test_a_part_that_fails_ends_the_put_and_leaves_nothing(far: S3Store, proxy: FaultyProxy, parts: Path) -> None:
+    proxy.inject("403", 100, lambda asked: "partNumber=2" in asked.target)
+    with pytest.raises(StoreAccessError, match="access denied"):
+        far.put_file("key", parts)
+    assert far.head("key") is None
+    assert far.sweep() == 0
+
+
+def test_a_fetch_in_parts_never_mixes_two_states(far: S3Store, proxy: FaultyProxy, parts: Path, tmp_path: Path) -> None:
+    far.put_file("key", parts)
+    near = open_store(far.uri)
+    other = bytes(parts.stat().st_size)
+    number = itertools.count()
+    proxy.inject("call", 1, lambda asked: is_get(asked) and next(number) == 1, lambda: near.put("key", other))
+    with pytest.raises(ObjectChangedError):
+        far.fetch("key", tmp_path / "target" / "fetched")
+    assert list((tmp_path / "target").iterdir()) == []
+    far.fetch("key", tmp_path / "target" / "fetched")
+    assert (tmp_path / "target" / "fetched").read_bytes() == other

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from pipeline.images.statistics import channel_sums, pixels_digest
+from pipeline.images.statistics import channel_sums, pixels_digest, sampled_rows
 from tests.support.pictures import noise
 
 
@@ -35,3 +35,9 @@ def test_the_digest_is_of_shape_and_bytes() -> None:
     pixels = noise(4, 6)
     assert pixels_digest(pixels) == hashlib.sha256(b"4 6\n" + pixels.tobytes()).hexdigest()
     assert pixels_digest(pixels.reshape(6, 4, 3)) != pixels_digest(pixels)
+
+
+def test_tall_images_are_sampled_and_short_ones_are_not() -> None:
+    for height, rows in [(1, 1), (64, 64), (127, 127), (128, 64), (375, 75), (1_000, 67)]:
+        pixels = np.arange(height, dtype=np.uint8)[:, None, None].repeat(2, 1).repeat(3, 2)
+        assert sampled_rows(pixels).shape == (rows, 2, 3)

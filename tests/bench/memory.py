@@ -1,0 +1,104 @@
+"""Resident memory of sharding at its peak, as the kernel has counted it, against what is allowed.
+
+A task is a Ray worker that reads and writes, and its sandboxed decoder; a worker's pages that it shares with Ray's
+object store are counted too. The driver is a process of its own that plans a listing of made-up entries.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from jobs.cluster import connected
+from pipeline.base.quantities import format_bytes
+from tests.bench import corpus
+from tests.bench.row import Row
+from tests.bench.sharding import shard_folder
+
+_ALLOWED_TASK, _ALLOWED_DRIVER, _ALLOWED_SECONDS = 300_000_000, 500_000_000, 15.0
+_IMAGES = 14_000  # of about 77 kB: one shard of 1 GB
+_SIZES = {"100 MB": 100_000_000, "1 GB": 1_100_000_000}
+_TICK_SECONDS = 0.5
+
+
+def measure() -> list[Row]:
+    """Tasks of two sizes, each on a cluster of its own, since a worker that was used before remembers its peak."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="vitpipe-bench-") as name:
+        folder = Path(name) / "corpus"
+        corpus.make(folder, _IMAGES)
+        for told, num_bytes in _SIZES.items():
+            settings = {"max_bytes": num_bytes, "max_samples": 10**6}
+            with connected(None), _watching() as peaks:
+                _, card = shard_folder(folder, Path(name) / told, settings)
+            size = format_bytes(card.num_bytes // card.num_shards)
+            for part, peak in peaks.items():
+                rows.append(_row(f"memory of a task, shards of {size}: {part}", peak, _ALLOWED_TASK))
+    return [*rows, *_driver()]
+
+
+def _row(what: str, num_bytes: int, allowed: int) -> Row:
+    ratio = allowed / num_bytes
+    return Row(what, f"{num_bytes / 1e6:.0f} MB", f"{allowed / 1e6:.0f} MB allowed", ratio, least=1.0)
+
+
+@contextmanager
+def _watching() -> Iterator[dict[str, int]]:
+    """The largest of all workers and of all decoders: RSS at its peak, and its largest private part seen."""
+    peaks: dict[str, int] = {}
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_TICK_SECONDS):
+            _look(peaks)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peaks
+    finally:
+        _look(peaks)  # idle workers and decoders are still there, and know their own peak
+        ended.set()
+        watcher.join()
+
+
+def _look(peaks: dict[str, int]) -> None:
+    for decoder in psutil.Process().children(recursive=True):
+        try:
+            if "pipeline.images.sandbox_child" not in decoder.cmdline():
+                continue
+            for part, process in (("decoder", decoder), ("worker", decoder.parent())):
+                if process is not None:
+                    seen = {part: peak_bytes(process.pid), f"{part}, private pages": process.memory_full_info().uss}
+                    peaks.update({name: max(peaks.get(name, 0), value) for name, value in seen.items()})
+        except (psutil.Error, OSError):
+            continue
+
+
+def peak_bytes(pid: int | str = "self") -> int:
+    """The peak of the resident memory of *pid*. Not ``ru_maxrss``, which begins with that of the parent."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _driver() -> list[Row]:
+    command = [sys.executable, "-m", "tests.bench.driver"]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    facts = json.loads(output.splitlines()[-1])
+    seconds = facts["seconds"]
+    entries = f"{facts['entries']:,} entries, {facts['shards']:,} shards"
+    allowed = f"{_ALLOWED_SECONDS:.0f} s allowed"
+    return [
+        _row(f"memory of the driver, {entries}", facts["peak_bytes"], _ALLOWED_DRIVER),
+        Row(f"planning {entries}", f"{seconds:.1f} s", allowed, _ALLOWED_SECONDS / seconds, least=1.0),
+    ]
