@@ -22,7 +22,7 @@ from pipeline.records.corpus import ClassEntry
 MAX_CLASSES = 1_000_000
 _LARGEST_FILE = 200_000_000  # bytes
 _FIELDS = ("name", "synset", "parent")
-_WAY_OUT = "see the help of the class table for what it may hold"
+_WAY_OUT = "give a list of names, or a table with columns name, synset, parent"
 
 
 def load_classes(uri: str, stores: Stores | None = None) -> tuple[ClassEntry, ...]:

@@ -6,10 +6,10 @@ from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError
 from pipeline.base.progress import Progress
 from pipeline.base.store import Store
-from pipeline.records.dataset import DatasetCard
+from pipeline.records.dataset import DatasetCard, ShardEntry
 from pipeline.shard.commit import read_shards
 from pipeline.shard.spread import find_damaged
-from pipeline.shard.write import index_name
+from pipeline.shard.write import index_name, read_entry
 
 
 def find_damage(target: Store, card: DatasetCard, progress: Progress, num_cpus: float = 1) -> list[str]:
@@ -18,13 +18,19 @@ def find_damage(target: Store, card: DatasetCard, progress: Progress, num_cpus: 
     try:
         shards = read_shards(target, card)
     except DamageError:
-        return problems
+        shards = _shards_by_indexes(target)
     progress.start(f"check {card.name}", len(shards))
     for _, found in find_damaged(shards, target, num_cpus):
         problems += found
         progress.advance(note=f"{len(problems)} damaged" if problems else "")
     progress.finish()
     return problems
+
+
+def _shards_by_indexes(target: Store) -> list[ShardEntry]:
+    """What the indexes themselves say, where the table of shards is lost."""
+    names = [info.key.replace(".parquet", ".tar") for info in target.list("shard-") if info.key.endswith(".parquet")]
+    return [entry for name in names if (entry := read_entry(target, name)) is not None]
 
 
 def clear_damage(target: Store, problems: list[str]) -> None:

@@ -35,7 +35,7 @@ _PAPER, _GROUND, _INK, _FAINT = (250, 250, 249), (226, 226, 224), (28, 28, 30), 
 
 def draw_sheet(card: DatasetCard, samples: list[Picked], told: str) -> bytes:
     """The sheet of *samples* as the bytes of a PNG; *told* says in its header what is shown."""
-    columns = max(1, min(_MAX_COLUMNS, math.ceil(math.sqrt(len(samples) * 4 / 3))))
+    columns = max(min(3, len(samples)), min(_MAX_COLUMNS, math.ceil(math.sqrt(len(samples) * 4 / 3))))
     rows = math.ceil(len(samples) / columns)
     width = max(_MIN_WIDTH, 2 * _MARGIN + columns * _TILE + (columns - 1) * _GAP)
     height = 2 * _MARGIN + _HEADER + rows * (_TILE + _CAPTION) + (rows - 1) * _GAP

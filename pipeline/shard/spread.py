@@ -6,6 +6,7 @@ The entries travel through the store, not through rows: the driver holds one num
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
@@ -29,6 +30,7 @@ from pipeline.shard.verify import check_shard
 from pipeline.shard.write import WrittenShard, find_written, write_shard
 
 _PART_BYTES = 32_000_000
+_LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")  # a line of a traceback that says what was raised
 
 
@@ -121,8 +123,9 @@ class _Told:
         except VitpipeError as error:
             return {"error": json.dumps([type(error).__name__, error.what, error.way_out])}
         except OSError as error:  # of what is written: what is read is rejected
-            what = f"a shard could not be written: {error.strerror or error}"
-            return {"error": json.dumps(["FailedError", what, "make room, then give the same command again"])}
+            what, again = f"a shard could not be written: {error.strerror or error}", "give the same command again"
+            way_out = f"make room, then {again}" if error.errno in _LACKING else again
+            return {"error": json.dumps(["FailedError", what, way_out])}
 
 
 class _DigestTask:

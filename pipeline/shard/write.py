@@ -99,6 +99,16 @@ def find_written(number: int, target: Store, plan: str) -> WrittenShard | None:
     return _written(number, facts, rejects, ShardStatistics.from_json(found[_STATISTICS].decode()), sha256_hex(index))
 
 
+def read_entry(target: Store, shard: str) -> ShardEntry | None:
+    """The entry of *shard* as its index tells it; None when that cannot be read, or is of no sample."""
+    try:
+        index = target.read(index_name(shard))
+        facts = json.loads(pq.ParquetFile(pa.BufferReader(index)).metadata.metadata[_ENTRY])
+    except (FileNotFoundError, pa.ArrowException, OSError, LookupError, TypeError, ValueError):
+        return None
+    return ShardEntry(**facts, index_sha256=sha256_hex(index)) if facts["num_samples"] else None
+
+
 def read_statistics(target: Store, shard: str) -> ShardStatistics:
     """The statistics that the index of *shard* carries."""
     with open_object(target, index_name(shard)) as file:

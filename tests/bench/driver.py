@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.cluster import connected
+from pipeline.base.progress import Silent
 from pipeline.base.rows import RowsWriter
 from pipeline.base.store import open_store
 from pipeline.corpus.sources.reading import FileReader
@@ -40,7 +41,7 @@ def main() -> None:
         recipe = ShardRecipe()
         identity = identity_of(corpus, recipe, {})
         digested = time.monotonic()
-        laid = Sharding("bench", corpus, recipe, target, identity).lay()
+        laid = Sharding("bench", corpus, recipe, target, identity).lay(Silent())
         ended = time.monotonic()
         facts = {
             "entries": num_entries,

@@ -16,6 +16,7 @@ from infra.store.local_s3 import LocalS3
 from pipeline.base.errors import ConflictError, FailedError, StoreAccessError, TooManyRejectsError
 from pipeline.base.store import open_store
 from pipeline.base.store import s3 as s3_module
+from pipeline.corpus.stage.manifest import read_staged
 from tests.support.proxy import FaultyProxy, Kind, Where, is_complete, is_get, is_put
 from tests.support.staging import (
     BIG,
@@ -194,18 +195,24 @@ def test_new_credentials_are_found(
     assert store.read(SMALL) == CORPUS[SMALL]
 
 
+@pytest.mark.parametrize("compare_sums", [True, False])
 @pytest.mark.parametrize("key", [SMALL, BIG])
-def test_an_object_replaced_meanwhile_is_taken_whole(source: str, proxy: FaultyProxy, tmp_path: Path, key: str) -> None:
-    """For the big one that is between two of its ranges."""
+def test_an_object_replaced_meanwhile_is_taken_whole(
+    source: str, proxy: FaultyProxy, tmp_path: Path, key: str, compare_sums: bool
+) -> None:
+    """For the big one that is between two of its ranges. The pinned ETag is enough, sums come on top."""
     new = {key: bytes(reversed(CORPUS[key]))}
     number = itertools.count()
     asks = is_of(key)
     proxy.inject(
         "call", 1, lambda asked: asks(asked) and (key != BIG or next(number) == 1), lambda: put_corpus(source, new)
     )
-    stage_quietly(source, tmp_path / "copy", source_stores=through(source, proxy.endpoint))
+    recipe = QUICK.model_copy(update={"compare_sums": compare_sums})
+    stage_quietly(source, tmp_path / "copy", source_stores=through(source, proxy.endpoint), recipe=recipe)
     assert proxy.pending == 0
     assert content_of(tmp_path / "copy") == digests_of(CORPUS | new)
+    etags = {info.key: info.etag for info in open_store(source).list()}
+    assert {row.key: row.etag for row in read_staged(open_store(str(tmp_path / "copy")))} == etags
 
 
 def test_an_object_that_never_stays_is_rejected_by_name(source: str, proxy: FaultyProxy, tmp_path: Path) -> None:
@@ -267,3 +274,12 @@ def test_a_store_that_delivers_nothing_ends_the_stage(source: str, proxy: Faulty
             f"{source}/many", tmp_path / "copy", source_stores=through(source, proxy.endpoint), recipe=hopeless
         )
     assert not (tmp_path / "copy" / "manifest.json").exists()
+
+
+def test_names_that_a_folder_cannot_hold_are_rejected_by_name(s3_workspace: str, tmp_path: Path) -> None:
+    long = "n" * 300
+    put_corpus(s3_workspace, {"fine": b"x", f"folder/{long}": b"y"})
+    tolerant = QUICK.model_copy(update={"tolerated_rejects": 1})
+    stage_quietly(s3_workspace, tmp_path / "copy", recipe=tolerant)
+    assert rejects_of(tmp_path / "copy") == {f"folder/{long}": "name-not-storable"}
+    assert_nothing_left(tmp_path / "copy")

@@ -185,3 +185,28 @@ def test_an_image_that_does_not_decode_has_its_reason_in_its_place(tmp_path: Pat
     good, bad, good_again = (Picked([0], 200, 200, "png", data) for data in (whole, cut, whole))
     sheet = np.asarray(Image.open(io.BytesIO(draw_sheet(card, [good, bad, good_again], ""))))
     assert np.count_nonzero((sheet == (9, 9, 9)).all(axis=2)) == 2 * 160 * 160
+
+
+def test_a_name_that_is_too_long_stays_below_its_picture(tmp_path: Path) -> None:
+    """Both its ends are there, and nothing of it stands right of the tile."""
+    card = make_dataset(open_store(str(tmp_path)), "x", num_samples=4)
+    long = "animals/" + 60 * "very-" + "small"
+    names = (long, "", long.replace("small", "large"), long.replace("animals", "insects"))
+    one = [Picked([0], 30, 30, "png", square((1, 2, 3)))]
+    sheets = [
+        np.asarray(Image.open(io.BytesIO(draw_sheet(card.model_copy(update={"class_names": (name,)}), one, ""))))
+        for name in names
+    ]
+    for other in sheets[1:]:
+        columns = np.nonzero((sheets[0] != other).any(axis=(0, 2)))[0]
+        assert columns.size
+        assert columns.min() >= 22
+        assert columns.max() < 22 + 160
+
+
+def test_the_pixels_of_a_small_picture_stay_sharp(tmp_path: Path) -> None:
+    card = make_dataset(open_store(str(tmp_path)), "x", num_samples=4)
+    pixels = np.zeros((16, 16, 3), dtype=np.uint8)
+    pixels[::2, ::2] = (255, 0, 255)
+    sheet = np.asarray(Image.open(io.BytesIO(draw_sheet(card, [Picked([0], 16, 16, "png", png(pixels))], ""))))
+    assert np.count_nonzero((sheet == (255, 0, 255)).all(axis=2)) == 64 * 5 * 5
