@@ -19,7 +19,7 @@ from pipeline.records.corpus import Corpus
 from pipeline.records.dataset import WORK, DatasetCard, dataset_prefix, read_dataset_card
 from pipeline.shard.commit import read_shards, sweep
 from pipeline.shard.estimate import Estimate, estimate
-from pipeline.shard.identity import Identity, find_existing, identity_of
+from pipeline.shard.identity import Identity, claim, find_existing, identity_of
 from pipeline.shard.plan import num_shards, total_bytes
 from pipeline.shard.recipe import ShardRecipe
 
@@ -126,6 +126,9 @@ def _make(listed: Listed, recipe: ChainRecipe, undone: list[_Part], progress: Pr
     work = _work_of(stage, recipe)
     entries = listed.corpus.entries
     count = num_shards(entries.num_rows, total_bytes(entries), plain)
+    for part in undone:
+        if part.existing is None:
+            claim(part.target, part.identity)
     prepared = prepare(
         listed.corpus, _preparation(stage, recipe), Scanner(work, on_cluster(), progress), num_shards=count
     )

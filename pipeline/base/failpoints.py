@@ -1,7 +1,7 @@
 """Fail points: places at which a test may have this process killed. Without VITPIPE_FAIL_AT they do nothing.
 
 ``VITPIPE_FAIL_AT=shard.before-card`` kills the process with SIGKILL when it reaches that point;
-``VITPIPE_FAIL_AT=shard.before-card:FILE`` does it once over all processes: the one that creates FILE dies, and FILE then
+``VITPIPE_FAIL_AT=shard.before-card:FILE`` does it once over all processes: the one that creates FILE dies; FILE then
 holds its process id. ``stop@shard.before-card:FILE`` stops it there (SIGSTOP), for somebody to wake it later.
 """
 

@@ -46,8 +46,8 @@ class Checked:
     """A decoded image. ``facts`` are of the bytes that will be stored.
 
     ``sums`` and ``squares``: per channel (R, G, B), of value and value squared, over ``num_pixels`` pixels of the
-    decoded original (see ``statistics.sampled_rows``); None unless asked for. ``pixels_sha256``: digest of height, width and RGB bytes, "" unless asked for.
-    ``data``: the re-encoded bytes, None when the bytes are kept.
+    decoded original (see ``statistics.sampled_rows``); None unless asked for. ``pixels_sha256``: digest of height,
+    width and RGB bytes, "" unless asked for. ``data``: the re-encoded bytes, None when the bytes are kept.
     """
 
     facts: ImageFacts

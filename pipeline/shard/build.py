@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from pipeline.base.progress import Progress
 from pipeline.base.rows import Spool
 from pipeline.base.store import Store
 from pipeline.records.corpus import REJECTS_SCHEMA, Corpus, Reject, rejects_table
-from pipeline.records.dataset import CARD, DatasetCard, ShardEntry
+from pipeline.records.dataset import CARD, WORK, DatasetCard, ShardEntry
 from pipeline.shard.commit import make_card, publish, put_tables, read_shards, sweep
 from pipeline.shard.identity import Identity, find_existing
 from pipeline.shard.plan import PlannedShard, plan_shards, shard_number
@@ -48,8 +49,8 @@ class Sharding:
             progress.advance(shard.entries.num_rows)
             yield shard
 
-    def run(self, laid: list[LaidShard]) -> Iterator[WrittenShard]:
-        """Write the shards *laid*, in any order."""
+    def run(self, laid: list[LaidShard]) -> Generator[WrittenShard]:
+        """Write the shards *laid*, in any order. Closed, it has ended every task."""
         if laid:
             yield from run_plan(
                 laid, self.corpus.reader, self.target, self.recipe, self.identity.fingerprint, self.num_cpus
@@ -72,6 +73,8 @@ def build_dataset(work: Sharding, progress: Progress, existing: DatasetCard | No
     except (TooManyRejectsError, DamageError):
         if existing is None:
             _discard(work.target)
+        else:
+            _discard_work(work.target)
         raise
     except (FailedError, FileNotFoundError, RuntimeError):
         theirs = None if existing else find_existing(work.target, work.identity)
@@ -125,10 +128,13 @@ def _write(work: Sharding, progress: Progress, existing: DatasetCard | None) -> 
     expected = _expected(work, existing)
     reach("shard.after-plan")
     progress.start(f"shard {work.name}", len(laid))
-    for shard in work.run([replace(shard, expected=expected.get(shard.number, "")) for shard in laid]):
-        written.add(shard)
-        check_rejects(written, work, ended=False)
-        progress.advance(note=f"{written.num_rejected} rejected" if written.num_rejected else "")
+    unknown = None if existing is None else ""
+    laid = [replace(shard, expected=expected.get(shard.number, unknown)) for shard in laid]
+    with closing(work.run(laid)) as shards:
+        for shard in shards:
+            written.add(shard)
+            check_rejects(written, work, ended=False)
+            progress.advance(note=f"{written.num_rejected} rejected" if written.num_rejected else "")
     progress.finish()
     check_rejects(written, work, ended=True)
     reach("shard.after-shards")
@@ -179,3 +185,12 @@ def _discard(target: Store) -> None:
     for info in list(target.list()):
         target.delete(info.key)
     target.sweep()
+    target.prune()
+
+
+def _discard_work(target: Store) -> None:
+    """Remove what a repair that is refused has left; the dataset itself stays as it is."""
+    for info in list(target.list(f"{WORK}/")):
+        target.delete(info.key)
+    target.sweep()
+    target.prune()

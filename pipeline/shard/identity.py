@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.base.digests import differing_fields, fingerprint
-from pipeline.base.errors import MismatchError
+from pipeline.base.errors import ConflictError, MismatchError
 from pipeline.base.store import Store
 from pipeline.records.corpus import Corpus
-from pipeline.records.dataset import CARD, DatasetCard
+from pipeline.records.dataset import CARD, WORK, DatasetCard
 from pipeline.records.record import Record, read_record
 from pipeline.shard.plan import listing_digest
 from pipeline.shard.recipe import ShardRecipe
 
+_CLAIM = f"{WORK}/claim.json"
 _FORMAT = 2  # raise it when equal input and recipe would give other bytes than before
 
 
@@ -27,9 +28,14 @@ class Identity(Record):
 def identity_of(corpus: Corpus, recipe: ShardRecipe, shaping: dict[str, Any]) -> Identity:
     """Of the *corpus* as listed, the recipe, and *shaping*: what is done to the corpus before it is sharded."""
     settings = recipe.model_dump(mode="json") | shaping
-    digest = listing_digest(corpus.entries, corpus.classes)
-    made_of = fingerprint([_FORMAT, settings, digest, corpus.rejects.num_rows])
+    digest = fingerprint([listing_digest(corpus.entries, corpus.classes), corpus.rejects.num_rows])
+    made_of = fingerprint([_FORMAT, settings, digest, corpus.class_names])
     return Identity(recipe=settings, listing_digest=digest, fingerprint=made_of)
+
+
+def is_of_one_piece(card: DatasetCard) -> bool:
+    """True when the card's fingerprint is that of the recipe, listing and class names beside it."""
+    return card.fingerprint == fingerprint([_FORMAT, card.recipe, card.listing_digest, card.class_names])
 
 
 def find_existing(target: Store, identity: Identity) -> DatasetCard | None:
@@ -40,9 +46,30 @@ def find_existing(target: Store, identity: Identity) -> DatasetCard | None:
         return None
     if card.fingerprint == identity.fingerprint:
         return card
-    ours = {"recipe": identity.recipe, "listing_digest": identity.listing_digest}
-    theirs = {"recipe": card.recipe, "listing_digest": card.listing_digest}
-    fields = differing_fields(ours, theirs) or ["format: made by another release"]
+    fields = _differences(identity, card.recipe, card.listing_digest)
     raise MismatchError(
         f"{target.uri} exists and was made from something else: {'; '.join(fields)}", "give another --name"
     )
+
+
+def claim(target: Store, identity: Identity) -> None:
+    """Say, create-only, what is being made at *target*, so that two makings never write over each other.
+
+    An attempt that died leaves its claim to the next one of the same making. Raises ConflictError when the claim that
+    stands there is of another making.
+    """
+    if target.put_if_absent(_CLAIM, identity.to_json()):
+        return
+    theirs = read_record(Identity, target, _CLAIM)
+    if theirs.fingerprint != identity.fingerprint:
+        fields = _differences(identity, theirs.recipe, theirs.listing_digest)
+        raise ConflictError(
+            f"{target.uri} is being made from something else, or was left unfinished: {'; '.join(fields)}",
+            f"give another --name, or let that end; if nobody makes it any more, remove {target.uri}",
+        )
+
+
+def _differences(identity: Identity, recipe: dict[str, Any], listing_digest: str) -> list[str]:
+    ours = {"recipe": identity.recipe, "listing_digest": identity.listing_digest}
+    theirs = {"recipe": recipe, "listing_digest": listing_digest}
+    return differing_fields(ours, theirs) or ["format: made by another release"]

@@ -10,7 +10,8 @@ import errno
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ _EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")  # a line of a traceback t
 class LaidShard:
     """Where the entries of a shard stand: *num_bytes* of the part at *key*, from *offset*.
 
-    ``expected``: the digest that its tar must have, where a dataset is made again; else "".
+    ``expected``: the digest that its tar must have, where a dataset is made again ("": not known); None for a new one.
     """
 
     number: int
@@ -46,7 +47,7 @@ class LaidShard:
     offset: int
     num_bytes: int
     sha256: str
-    expected: str = ""
+    expected: str | None = None
 
 
 def lay_plan(shards: Iterable[PlannedShard], target: Store) -> list[LaidShard]:
@@ -102,13 +103,17 @@ def run_plan(
     recipe: ShardRecipe,
     format_fingerprint: str,
     num_cpus: float,
-) -> Iterator[WrittenShard]:
+) -> Generator[WrittenShard]:
     """Run the plan on the cluster that ray is connected to; what was written, as it gets done, in any order."""
     task = _Task(reader, target, recipe, format_fingerprint)
-    for row in _mapped([asdict(shard) for shard in laid], task, num_cpus):
-        entry = ShardEntry.model_validate_json(row["entry"]) if row["entry"] else None
-        rejects = tuple(Reject(**item) for item in json.loads(row["rejects"]))
-        yield WrittenShard(int(row["number"]), entry, rejects, ShardStatistics.from_json(row["statistics"]))
+    with closing(_mapped([asdict(shard) for shard in laid], task, num_cpus)) as rows:
+        yield from map(_written_shard, rows)
+
+
+def _written_shard(row: dict[str, Any]) -> WrittenShard:
+    entry = ShardEntry.model_validate_json(row["entry"]) if row["entry"] else None
+    rejects = tuple(Reject(**item) for item in json.loads(row["rejects"]))
+    return WrittenShard(int(row["number"]), entry, rejects, ShardStatistics.from_json(row["statistics"]))
 
 
 class _Told:
@@ -142,11 +147,13 @@ class _DigestTask:
 def find_damaged(shards: list[ShardEntry], target: Store, num_cpus: float) -> Iterator[tuple[str, list[str]]]:
     """Digest every shard on the cluster; (name, what is wrong with it) as it gets known."""
     rows = [{"entry": shard.model_dump_json()} for shard in shards]
-    for row in _mapped(rows, _DigestTask(target), num_cpus):
-        yield row["name"], row["problems"].splitlines()
+    with closing(_mapped(rows, _DigestTask(target), num_cpus)) as found:
+        for row in found:
+            yield row["name"], row["problems"].splitlines()
 
 
-def _mapped(rows: list[dict[str, Any]], task: Any, num_cpus: float) -> Iterator[dict[str, Any]]:
+def _mapped(rows: list[dict[str, Any]], task: Any, num_cpus: float) -> Generator[dict[str, Any]]:
+    """What *task* makes of each row. However it is left, no task runs any more then."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # it logs every dataset's plan and end
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # ours is shown instead
     context = ray.data.DataContext.get_current()
@@ -154,11 +161,12 @@ def _mapped(rows: list[dict[str, Any]], task: Any, num_cpus: float) -> Iterator[
     context.execution_options.preserve_order = False
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     try:
-        for row in dataset.map(_Told(task), num_cpus=num_cpus).iter_rows():
-            if "error" in row:
-                name, what, way_out = json.loads(row["error"])
-                raise getattr(errors, name)(what, way_out)
-            yield row
+        with closing(iter(dataset.map(_Told(task), num_cpus=num_cpus).iter_rows())) as found:
+            for row in found:
+                if "error" in row:
+                    name, what, way_out = json.loads(row["error"])
+                    raise getattr(errors, name)(what, way_out)
+                yield row
     except ray.exceptions.RayTaskError as error:
         told = [line for line in str(error).splitlines() if _EXCEPTION.match(line)]
         raise FailedError(f"a shard could not be written: {told[0] if told else type(error)}", "see --debug") from error

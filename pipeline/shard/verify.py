@@ -30,6 +30,7 @@ from pipeline.records.dataset import (
 )
 from pipeline.records.record import read_record
 from pipeline.shard.commit import read_shards
+from pipeline.shard.identity import is_of_one_piece
 from pipeline.shard.samples import Recount, check_samples
 from pipeline.shard.write import index_name
 
@@ -116,6 +117,8 @@ def _check_counts(card: DatasetCard) -> list[str]:
             f"{CARD}: input {card.num_input} is not written {card.num_samples} + rejected {card.num_rejected}"
             f" + duplicates {card.num_duplicates}"
         )
+    if not is_of_one_piece(card):
+        problems.append(f"{CARD}: its fingerprint is not that of its recipe, listing and class names")
     for name in ("formats", "short_sides", "aspects"):
         if sum(getattr(statistics, name).values()) != card.num_samples:
             problems.append(f"{CARD}: its {name} do not add up to {card.num_samples} samples")

@@ -58,12 +58,17 @@ def plan_digest(shard: PlannedShard, format_fingerprint: str) -> str:
 
 
 def write_shard(
-    shard: PlannedShard, reader: CorpusReader, target: Store, plan: str, recipe: ShardRecipe, expected: str = ""
+    shard: PlannedShard,
+    reader: CorpusReader,
+    target: Store,
+    plan: str,
+    recipe: ShardRecipe,
+    expected: str | None = None,
 ) -> WrittenShard:
     """Write *shard* and its index into *target*. *plan* is its plan digest.
 
-    With *expected*, the digest of a tar that a card names, another one is not put, but a DamageError. Without it,
-    nothing is put where a card stands: that is SupersededError.
+    With *expected*, the digest of a tar that a card names ("" where that is lost), another one is not put, but a
+    DamageError. Without it, nothing is put where a card stands: that is SupersededError.
     """
     rejects: dict[int, Reject] = {}  # by place in the plan: the sandbox works ahead of what it gives back
     statistics = ShardStatistics()
@@ -134,7 +139,7 @@ class _Sinks:
     index: _Index
     rejects: dict[int, Reject]
     statistics: ShardStatistics
-    expected: str
+    expected: str | None
 
 
 def _write_tar(
@@ -159,12 +164,12 @@ def _write_tar(
     return {"name": shard.name, "num_bytes": tar.num_bytes, "sha256": digest, "num_samples": num_samples}
 
 
-def _check_place(target: Store, name: str, digest: str, expected: str) -> None:
+def _check_place(target: Store, name: str, digest: str, expected: str | None) -> None:
     if expected and digest != expected:
         raise DamageError(
             f"{target.uri}/{name} cannot be made again: the source has changed", "shard the corpus under another name"
         )
-    if not expected and target.head(CARD) is not None:
+    if expected is None and target.head(CARD) is not None:
         raise SupersededError(f"{target.uri}: another writer has published this dataset meanwhile")
 
 

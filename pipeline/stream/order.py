@@ -4,11 +4,14 @@ Epoch e permutes the shards and lays all N samples in a row. The row is cut into
 each is shuffled within consecutive windows. Position i of the endless order belongs to epoch ``i // N``; inside the
 epoch, with ``r = i % N``, it is item ``r // P`` of partition ``r % P``. So slot ``i % P`` of epoch e reads partition
 ``(i - e N) % P``: no padding, no drop, and any position is found without the ones before it.
+
+What is in memory is two integers per shard for each of two epochs: windows are shuffled by permutations that are
+computed at a point (``permute.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,15 +19,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import InputError, RecipeError
-from pipeline.base.seeds import generator
+from pipeline.base.seeds import derive, generator
 from pipeline.base.world import World, allowed_world_sizes
+from pipeline.stream.permute import mix, permute
 
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where positions of the order point: epoch, number of the shard in the card, row in its index. Each int64 (n,)."""
+
+    epochs: Ints
+    shards: Ints
+    rows: Ints
+
+
+@dataclass(frozen=True)
 class Place:
-    """Where a position of the order points: the shard's number in the card, and the sample's row in its index."""
+    """One of them, with its position."""
 
     position: int
     epoch: int
@@ -44,35 +57,69 @@ class Order:
             raise InputError("the dataset has no samples", "shard a corpus that has some")
         self._words = (dataset_digest, partitions, window)
         self._seed, self.partitions, self.window = seed, partitions, window
+        self._key = np.uint64(derive(seed, "window", *self._words))
         self._epoch_layout = lru_cache(maxsize=2)(self._lay_out)
-        self._window_order = lru_cache(maxsize=4 * partitions)(self._shuffle_window)
+
+    def places(self, positions: Ints) -> Places:
+        """What stands at *positions* (n,), in any order."""
+        epochs, rest = np.divmod(positions, self.num_samples)
+        items, partitions = np.divmod(rest, self.partitions)
+        starts, stops = self.partition_bounds(partitions)
+        windows, inside = np.divmod(items, self.window)
+        lengths = np.minimum(self.window, stops - starts - windows * self.window)
+        shuffled = permute(_words(inside), _words(lengths), self._keys(epochs, partitions, windows))
+        in_row = starts + windows * self.window + shuffled.astype(np.int64)
+        shards, rows = np.empty_like(in_row), np.empty_like(in_row)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            shards[here], rows[here] = self._in_shards(epoch, in_row[here])
+        return Places(epochs, shards, rows)
 
     def place(self, position: int) -> Place:
-        """What stands at *position*."""
-        epoch, rest = divmod(position, self.num_samples)
-        partition, item = rest % self.partitions, rest // self.partitions
-        start, stop = self.partition_bounds(partition)
-        window, inside = divmod(item, self.window)
-        length = min(self.window, stop - start - window * self.window)
-        order = self._window_order(epoch, partition, window, length)
-        in_row = start + window * self.window + int(order[inside])
-        shards, ends = self._epoch_layout(epoch)
-        slot = int(np.searchsorted(ends, in_row, side="right"))
-        shard = int(shards[slot])
-        return Place(position, epoch, shard, in_row - int(ends[slot]) + int(self._sizes[shard]))
+        """What stands at one *position*."""
+        found = self.places(np.asarray([position], dtype=np.int64))
+        return Place(position, int(found.epochs[0]), int(found.shards[0]), int(found.rows[0]))
 
-    def partition_bounds(self, partition: int) -> tuple[int, int]:
-        """[start, stop) of a partition in the epoch's row: sizes are those that the residues mod P have."""
+    def partition_bounds(self, partitions: Ints) -> tuple[Ints, Ints]:
+        """[start, stop) of each partition in the epoch's row: sizes are those that the residues mod P have."""
         whole, extra = divmod(self.num_samples, self.partitions)
-        start = partition * whole + min(partition, extra)
-        return start, start + whole + (partition < extra)
+        starts = partitions * whole + np.minimum(partitions, extra)
+        return starts, starts + whole + (partitions < extra)
+
+    def shards_ahead(self, position: int, slots: Sequence[int]) -> Iterator[int]:
+        """Shards that *slots* will read from *position* on, in the order of need, endlessly and with repetitions."""
+        nexts = [position + (slot - position) % self.partitions for slot in slots]
+        while True:
+            for at, first in enumerate(nexts):
+                epoch, rest = divmod(first, self.num_samples)
+                item, partition = divmod(rest, self.partitions)
+                start, stop = (int(bound) for bound in self.partition_bounds(np.int64(partition)))
+                window = item // self.window
+                begin, end = start + window * self.window, min(start + (window + 1) * self.window, stop)
+                shards, ends = self._epoch_layout(epoch)
+                for slot in range(
+                    int(np.searchsorted(ends, begin, "right")), int(np.searchsorted(ends, end - 1, "right")) + 1
+                ):
+                    yield int(shards[slot])
+                nexts[at] = first + (end - start - item) * self.partitions  # the slot's first position after the window
+
+    def _keys(self, epochs: Ints, partitions: Ints, windows: Ints) -> NDArray[np.uint64]:
+        keys = mix(self._key ^ mix(_words(epochs)))
+        return mix(keys ^ mix((_words(partitions) << np.uint64(40)) ^ _words(windows)))
+
+    def _in_shards(self, epoch: int, in_row: Ints) -> tuple[Ints, Ints]:
+        shards, ends = self._epoch_layout(epoch)
+        slots = np.searchsorted(ends, in_row, side="right")
+        found = shards[slots]
+        return found, in_row - ends[slots] + self._sizes[found]
 
     def _lay_out(self, epoch: int) -> tuple[Ints, Ints]:
         shards = generator(self._seed, "shards", *self._words, epoch).permutation(len(self._sizes))
         return shards, np.cumsum(self._sizes[shards])
 
-    def _shuffle_window(self, epoch: int, partition: int, window: int, length: int) -> Ints:
-        return generator(self._seed, "window", *self._words, epoch, partition, window).permutation(length)
+
+def _words(values: Ints) -> NDArray[np.uint64]:
+    return values.astype(np.uint64)
 
 
 def check_world(world_size: int, partitions: int, batch_size: int) -> None:
@@ -84,9 +131,14 @@ def check_world(world_size: int, partitions: int, batch_size: int) -> None:
         )
 
 
-def batch_positions(step: int, batch_size: int, partitions: int, world: World) -> list[int]:
-    """The positions of *world*'s rank in global batch *step* (0 is the first): those in its block of slots."""
+def slots_of(partitions: int, world: World) -> range:
+    """The slots of *world*'s rank: its block of the P."""
     per_rank = partitions // world.size
-    first, last = world.rank * per_rank, (world.rank + 1) * per_rank
-    start = step * batch_size
-    return [position for position in range(start, start + batch_size) if first <= position % partitions < last]
+    return range(world.rank * per_rank, (world.rank + 1) * per_rank)
+
+
+def batch_positions(step: int, batch_size: int, partitions: int, world: World) -> Ints:
+    """The positions of *world*'s rank in global batch *step* (0 is the first), ascending."""
+    slots = np.asarray(slots_of(partitions, world), dtype=np.int64)
+    rows = np.arange(batch_size // partitions, dtype=np.int64)
+    return (step * batch_size + rows[:, None] * partitions + slots[None, :]).reshape(-1)

@@ -11,6 +11,7 @@ from ray.cluster_utils import Cluster
 from tests.support.cluster import raylets
 from tests.support.faults import SLOW, Sharding, content, make_photographs
 
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """One raylet with two CPUs."""

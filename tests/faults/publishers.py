@@ -72,4 +72,3 @@ def _publish(uri: str, card: DatasetCard, barrier: Any) -> Outcome:
     except ConflictError as error:
         return Outcome(any(created), "", str(error))
     return Outcome(any(created), digest, "")
-

@@ -73,7 +73,7 @@ def test_a_raylet_killed_and_a_node_that_comes_back(
     with raylets(3, 1) as cluster:
         sharding = Sharding(photographs, SLOW, cluster.address)
         process = sharding.start(tmp_path)
-        nodes = [node for node in cluster.worker_nodes]
+        nodes = list(cluster.worker_nodes)
         lost = draw("raylet").choice(nodes)
         wait_until(lambda: writers(raylet_pid(lost), tmp_path), process)
         os.kill(raylet_pid(lost), signal.SIGKILL)

@@ -74,9 +74,7 @@ def written(workspace: Path, name: str) -> set[str]:
     return {origin for index in indexes for origin in pq.read_table(index)["origin"].to_pylist()}
 
 
-def test_every_image_is_accounted_for(
-    workspace: Path, corpus: Path, duplicates: dict[str, tuple[str, str]]
-) -> None:
+def test_every_image_is_accounted_for(workspace: Path, corpus: Path, duplicates: dict[str, tuple[str, str]]) -> None:
     rejects, copies = rows_of(workspace, "clean", "rejects"), rows_of(workspace, "clean", "duplicates")
     assert {origin: row["reason"] for origin, row in rejects.items()} == REJECTED
     told = {origin: (row["reason"], row["of"]) for origin, row in copies.items() if origin != SEEN}

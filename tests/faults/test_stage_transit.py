@@ -276,10 +276,18 @@ def test_a_store_that_delivers_nothing_ends_the_stage(source: str, proxy: Faulty
     assert not (tmp_path / "copy" / "manifest.json").exists()
 
 
-def test_names_that_a_folder_cannot_hold_are_rejected_by_name(s3_workspace: str, tmp_path: Path) -> None:
-    long = "n" * 300
-    put_corpus(s3_workspace, {"fine": b"x", f"folder/{long}": b"y"})
+@pytest.mark.parametrize("direction", ["into a folder", "into a bucket"])
+def test_names_that_the_target_cannot_hold_are_rejected_by_name(
+    s3_workspace: str, tmp_path: Path, direction: str
+) -> None:
+    if direction == "into a folder":
+        source, key = s3_workspace, "/".join(["k" * 180] * 5)
+        target = str(tmp_path.joinpath(*["d" * 200] * 16))
+    else:
+        source, key = str(tmp_path / "source"), "/".join(["k" * 180] * 6)
+        target = s3_workspace
+    put_corpus(source, {"fine": b"x", key: b"y"})
     tolerant = QUICK.model_copy(update={"tolerated_rejects": 1})
-    stage_quietly(s3_workspace, tmp_path / "copy", recipe=tolerant)
-    assert rejects_of(tmp_path / "copy") == {f"folder/{long}": "name-not-storable"}
-    assert_nothing_left(tmp_path / "copy")
+    stage_quietly(source, target, recipe=tolerant)
+    assert rejects_of(target) == {key: "name-not-storable"}
+    assert_nothing_left(target)

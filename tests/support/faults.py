@@ -50,7 +50,7 @@ def draw(words: str) -> random.Random:
 
 def make_photographs(folder: Path, count: int, sides: tuple[int, int] = (48, 160)) -> Path:
     """*count* pieces of two real photographs, as JPEG and PNG, in nested classes; and the files of REJECTED."""
-    rng = random.Random(0)  # noqa: S311
+    rng = random.Random(0)
     whole = [Image.fromarray(picture) for picture in load_sample_images().images]
     for number in range(count):
         width, height = rng.randint(*sides), rng.randint(*sides)

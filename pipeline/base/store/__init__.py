@@ -13,13 +13,14 @@
 """
 
 from pipeline.base.store.opening import normalise_uri, open_store, split_uri
-from pipeline.base.store.protocol import ObjectChangedError, ObjectInfo, PartsWriter, Store
+from pipeline.base.store.protocol import KeyRefusedError, ObjectChangedError, ObjectInfo, PartsWriter, Store
 from pipeline.base.store.settings import BucketSettings, Stores
 from pipeline.base.store.sums import ContentSum
 
 __all__ = [
     "BucketSettings",
     "ContentSum",
+    "KeyRefusedError",
     "ObjectChangedError",
     "ObjectInfo",
     "PartsWriter",

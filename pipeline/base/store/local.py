@@ -17,12 +17,13 @@ from typing import BinaryIO, Self
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import FailedError, StoreAccessError
-from pipeline.base.store.protocol import ObjectChangedError, ObjectInfo, checked_key, checked_prefix
+from pipeline.base.store.protocol import KeyRefusedError, ObjectChangedError, ObjectInfo, checked_key, checked_prefix
 from pipeline.base.store.sums import ContentSum
 
 _TEMPORARY = ".tmp-"  # prefix of files on their way in; never listed
 _LOCK = f"{_TEMPORARY}lock-"  # never swept: who waits for one must find the same file
 _FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO)
+_BAD_NAME = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EILSEQ, errno.EEXIST)
 
 
 class LocalStore:
@@ -313,4 +314,6 @@ def _ours(error: OSError, uri: str) -> Exception:
     what = f"{uri}: {error.strerror or error}"
     if error.errno in _FULL_OR_BROKEN:
         return FailedError(what, "make room, then give the same command again")
+    if error.errno in _BAD_NAME:
+        return KeyRefusedError(what, "check the path")
     return StoreAccessError(what, "check the path and its permissions")

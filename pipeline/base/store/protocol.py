@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, StoreAccessError
 from pipeline.base.store.sums import ContentSum
 
 
@@ -24,6 +24,10 @@ class ObjectInfo:
 
 class ObjectChangedError(OSError):
     """The object no longer has the etag that was asked for."""
+
+
+class KeyRefusedError(StoreAccessError):
+    """The store cannot hold an object of this name: too long, or below another object."""
 
 
 class PartsWriter(Protocol):

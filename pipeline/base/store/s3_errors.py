@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.base.errors import DamageError, FailedError, StoreAccessError
-from pipeline.base.store.protocol import ObjectChangedError
+from pipeline.base.store.protocol import KeyRefusedError, ObjectChangedError
 
 _DENIED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 _DENIED |= {"AllAccessDisabled", "AccountProblem", "RequestTimeTooSkewed"}
@@ -80,6 +80,8 @@ def from_code(code: str, where: str, bucket: str, has_bucket: bool) -> Exception
         return FileNotFoundError(where)
     if code in ("404", "NoSuchBucket"):
         return NoBucketError(f"{where}: no bucket {bucket!r}", "create it, or check its name")
+    if code == "KeyTooLongError":
+        return KeyRefusedError(f"{where[:200]}...: the name is too long for the store", "shorten it")
     if code in _BAD_DIGEST:
         return DamageError(f"{where}: the bytes that reached the store are not those that were sent ({code})")
     return FailedError(f"{where}: the store answered {code or 'without a code'}", "give the same command again")

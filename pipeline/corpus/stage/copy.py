@@ -7,7 +7,6 @@ wrong then is rejected by name. Trouble of the target, and access that is denied
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import threading
 from collections import deque
@@ -16,14 +15,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 from pipeline.base.errors import FailedError, StoreAccessError
-from pipeline.base.store import ContentSum, ObjectChangedError, PartsWriter, Store
+from pipeline.base.store import ContentSum, KeyRefusedError, ObjectChangedError, PartsWriter, Store
 from pipeline.base.store.sums import RunningSum
 from pipeline.corpus.stage.manifest import DATA, Copied, Entry
 from pipeline.corpus.stage.patience import Patience, Result
 from pipeline.corpus.stage.recipe import StageRecipe
 from pipeline.records.corpus import Reject
 
-_NAME_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EILSEQ, errno.EEXIST)
 _MAX_PARTS = 10_000  # of an object on S3
 
 
@@ -167,10 +165,8 @@ class Copier:
         """A request to the target. What fails there ends the stage, unless it is the name."""
         try:
             return self._writing(request)
-        except StoreAccessError as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NAME_ERRORS:
-                raise NotCopiedError("name-not-storable", error.what) from None
-            raise
+        except KeyRefusedError as error:
+            raise NotCopiedError("name-not-storable", error.what) from None
         except FileNotFoundError:
             raise _SweptError(self._target.uri) from None
 

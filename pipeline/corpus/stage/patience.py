@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pipeline.base.errors import FailedError, InterruptedRunError, StoreAccessError
-from pipeline.base.store import Store
+from pipeline.base.store import KeyRefusedError, Store
 
 _FIRST_SECONDS, _LONGEST_SECONDS = 0.2, 10.0
 Result = TypeVar("Result")
@@ -30,6 +30,8 @@ class Patience:
             self.check()
             try:
                 return request()
+            except KeyRefusedError:
+                raise
             except (FailedError, StoreAccessError):
                 left = deadline - time.monotonic()
                 if left <= 0:
