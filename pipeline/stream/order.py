@@ -93,7 +93,7 @@ class Order:
             for at, first in enumerate(nexts):
                 epoch, rest = divmod(first, self.num_samples)
                 item, partition = divmod(rest, self.partitions)
-                start, stop = (int(bound) for bound in self.partition_bounds(np.int64(partition)))
+                start, stop = (int(bound) for bound in self.partition_bounds(np.asarray(partition)))
                 window = item // self.window
                 begin, end = start + window * self.window, min(start + (window + 1) * self.window, stop)
                 shards, ends = self._epoch_layout(epoch)

@@ -25,6 +25,11 @@ from pipeline.records.corpus import Reject
 _MAX_PARTS = 10_000  # of an object on S3
 
 
+def threads_of(recipe: StageRecipe) -> int:
+    """Threads that copy: while some of them read, as many write."""
+    return 2 * recipe.parallel
+
+
 class NotCopiedError(Exception):
     """This object cannot be copied; the others can."""
 
@@ -40,9 +45,10 @@ class Copier:
         self._source, self._target, self._recipe = source, target, recipe
         self._reading = Patience(source, recipe.patience_seconds, stopped)
         self._writing = Patience(target, recipe.patience_seconds, stopped)
-        self._lanes = threading.Semaphore(recipe.parallel)  # requests at once
-        self._held = threading.Semaphore(2 * recipe.parallel)  # parts in memory, beside one for each object
-        self._pool = ThreadPoolExecutor(recipe.parallel, "stage-part")
+        self._reads = threading.Semaphore(recipe.parallel)  # requests at once
+        self._writes = threading.Semaphore(recipe.parallel)
+        self._held = threading.Semaphore(threads_of(recipe))  # parts and whole objects in memory
+        self._pool = ThreadPoolExecutor(threads_of(recipe), "stage-part")
         self._guard = threading.Lock()
         self.num_moved = 0  # bytes
 
@@ -94,7 +100,11 @@ class Copier:
             raise NotCopiedError("vanished", "it was listed, and is gone") from None
 
     def _copy_whole(self, entry: Entry, exact: bool) -> Copied:
-        with self._lanes:
+        with self._held:
+            return self._copy_held(entry, exact)
+
+    def _copy_held(self, entry: Entry, exact: bool) -> Copied:
+        with self._reads:
             data, told = self._read(lambda: self._source.read_with_sum(entry.key, entry.etag))
         if len(data) != entry.num_bytes:
             raise ObjectChangedError(f"{entry.key}: {len(data)} bytes, {entry.num_bytes} were listed")
@@ -103,7 +113,7 @@ class Copier:
         digests = _Digests(entry, told if self._recipe.compare_sums else None)
         digests.update(data)
         copied = digests.result()
-        with self._lanes:
+        with self._writes:
             self._write(lambda: self._target.put(DATA + entry.key, data))
         self._count(len(data))
         return copied
@@ -139,10 +149,11 @@ class Copier:
 
     def _move(self, entry: Entry, parts: PartsWriter, number: int, size: int) -> bytes:
         length = min(size, entry.num_bytes - number * size)
-        with self._lanes:
+        with self._reads:
             data = self._read(lambda: self._source.read_range(entry.key, number * size, length, entry.etag))
-            if len(data) != length:
-                raise ObjectChangedError(f"{entry.key}: shorter than it was listed")
+        if len(data) != length:
+            raise ObjectChangedError(f"{entry.key}: shorter than it was listed")
+        with self._writes:
             self._write(lambda: parts.put_part(number, data))
         self._count(length)
         return data
@@ -151,7 +162,11 @@ class Copier:
         return self._read(lambda: self._source.content_sum(entry.key, entry.etag, exact))
 
     def _read(self, request: Callable[[], Result]) -> Result:
-        """A request to the source. What fails for good there costs this object, unless the store denies it."""
+        """A request to the source. What fails for good there costs this object, unless the store denies it.
+
+        A stage that was stopped reads nothing more; what it has read it may write.
+        """
+        self._reading.check()
         try:
             return self._reading(request)
         except FailedError as error:

@@ -27,7 +27,6 @@ class Patience:
         deadline = time.monotonic() + self._seconds
         longest = _FIRST_SECONDS
         while True:
-            self.check()
             try:
                 return request()
             except KeyRefusedError:
@@ -37,6 +36,7 @@ class Patience:
                 if left <= 0:
                     raise
             self._stopped.wait(random.uniform(0, min(longest, left)))
+            self.check()
             longest = min(2 * longest, _LONGEST_SECONDS)
 
     def check(self) -> None:

@@ -14,7 +14,7 @@ from pipeline.base.failpoints import reach
 from pipeline.base.progress import Progress
 from pipeline.base.quantities import format_bytes, format_seconds
 from pipeline.base.store import Store
-from pipeline.corpus.stage.copy import Copier
+from pipeline.corpus.stage.copy import Copier, threads_of
 from pipeline.corpus.stage.journal import WINDOW, StageJournal
 from pipeline.corpus.stage.manifest import Copied, Entry
 from pipeline.corpus.stage.recipe import StageRecipe
@@ -45,7 +45,7 @@ class Transfer:
         meter = _Meter(num_bytes)
         pending: deque[Copied | Future[Copied | Reject]] = deque()
         copier = Copier(self._source, self._target, self._recipe, self._stopped)
-        with copier, ThreadPoolExecutor(self._recipe.parallel, "stage-object") as pool:
+        with copier, ThreadPoolExecutor(threads_of(self._recipe), "stage-object") as pool:
             try:
                 for item in items:
                     if isinstance(item, Entry):

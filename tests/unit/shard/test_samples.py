@@ -11,13 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.base.digests import sha256_hex
+from pipeline.base.digests import fingerprint, sha256_hex
 from pipeline.base.seeds import generator
 from pipeline.base.store import Store, open_store
 from pipeline.images.check import CheckOptions
 from pipeline.images.sandbox import shared_sandbox
 from pipeline.records.dataset import INDEX_SCHEMA, DatasetStatistics
 from pipeline.shard import samples as samples_module
+from pipeline.shard.identity import _FORMAT
 from pipeline.shard.recipe import ShardRecipe
 from pipeline.shard.tar import ShardTar
 from tests.support.damage import edit_card, files_of, flip, flipped, index_rows, problems_of, put_index, seal
@@ -213,9 +214,18 @@ def test_labels_beyond_the_classes_are_told(target: Store) -> None:
     def drop(card: dict[str, Any]) -> None:
         card["class_names"].pop()
         card["statistics"]["label_counts"].pop()
+        made_of = [_FORMAT, card["recipe"], card["listing_digest"], card["class_names"]]
+        card["fingerprint"] = fingerprint(made_of)  # or that alone would be told
 
     edit_card(target, drop)
     assert problems_of(target, "full") == ["dataset.json: 2 labels are beyond its 1 classes"]
+
+
+def test_class_names_are_held_by_the_fingerprint(target: Store) -> None:
+    edit_card(target, lambda card: card["class_names"].reverse())
+    for depth in ("fast", "bytes", "full"):
+        wanted = "dataset.json: its fingerprint is not that of its recipe, listing and class names"
+        assert problems_of(target, depth)[0] == wanted
 
 
 def test_the_full_depth_asks_webdataset(target: Store, monkeypatch: pytest.MonkeyPatch) -> None:
