@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.base.config import Config
+from pipeline.base.quantities import parse_bytes
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+
+
+class RandAugmentRecipe(Config):
+    """RandAugment (arXiv 1909.13719) as big_vision's ``randaug``: *layers* operations, each at *magnitude* of 10."""
+
+    layers: int = Field(0, ge=0, le=16, description="operations on each image; 0: none")
+    magnitude: float = Field(10, ge=0, le=30, description="strength: 10 is the middle of AugReg, 20 its strongest")
 
 
 class AugmentRecipe(Config):
-    """Random crop and flip. ``resized``: a random part of the area, resized; ``padded``: shifted by up to *padding*."""
+    """Random crop and flip, then RandAugment. ``resized``: a random part of the area, resized; ``padded``: shifted by up to *padding*."""
 
     crop: Literal["resized", "padded", "none"] = "resized"
     size: int = Field(224, gt=0, description="side of the output, in pixels")
@@ -19,6 +29,7 @@ class AugmentRecipe(Config):
     padding: int = Field(0, ge=0, description="pixels on each side, for 'padded'")
     flip: bool = Field(True, description="mirror every second image")
     filter: Literal["bilinear", "bicubic"] = "bilinear"
+    randaugment: RandAugmentRecipe = RandAugmentRecipe()
 
     @model_validator(mode="after")
     def _something_stays(self) -> Self:
@@ -36,13 +47,24 @@ class StreamRecipe(Config):
     partitions: int = Field(8, gt=0, description="P: world sizes that divide it see the same global batches")
     window: int = Field(10_000, gt=0, description="samples of the shuffle window inside a partition")
     augment: AugmentRecipe = AugmentRecipe()
+    mixup: float = Field(0.0, ge=0, description="a of Beta(a, a), drawn once a step; partners are of the same slot")
     check: Literal["digest", "header"] = Field("digest", description="what is compared at each read of a sample")
     max_damaged: int = Field(0, ge=0, description="damaged samples that are replaced by the next of their slot")
     workers: int = Field(0, ge=0, description="loader processes of each rank; 0: in the rank itself")
+    ahead: int = Field(2, gt=0, description="batches that each loader process prepares ahead")
+    access: Literal["cached", "ranged"] = Field(
+        "cached", description="fetch whole shards into this node's cache, or each sample by range; folders: in place"
+    )
+    cache_bytes: Bytes = Field(20_000_000_000, description="of this node's cache, shared by its ranks and runs")
+    patience_seconds: float = Field(600.0, ge=0, description="how long a store that does not answer is waited for")
+    stall_seconds: float = Field(30.0, gt=0, description="a loader process that shows no life so long is replaced")
+    audit: bool = Field(False, description="log every sample that is handed out, for 'vitpipe stream audit'")
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
         if self.batch_size % self.partitions:
             near = [count for count in range(1, self.batch_size + 1) if self.batch_size % count == 0]
             raise ValueError(f"partitions {self.partitions} does not divide batch_size {self.batch_size}; use {near}")
+        if self.mixup and self.batch_size == self.partitions:
+            raise ValueError("mixup needs two samples of each slot: make batch_size at least twice partitions")
         return self

@@ -9,13 +9,17 @@ import traceback
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from infra.store.local_s3 import LocalS3
 from pipeline.base.errors import ConflictError, FailedError, StoreAccessError, TooManyRejectsError
+from pipeline.base.progress import Silent
 from pipeline.base.store import open_store
 from pipeline.base.store import s3 as s3_module
+from pipeline.corpus.stage import build as build_module
+from pipeline.corpus.stage import verify_staged
 from pipeline.corpus.stage.manifest import read_staged
 from tests.support.proxy import FaultyProxy, Kind, Where, is_complete, is_get, is_put
 from tests.support.staging import (
@@ -224,19 +228,23 @@ def test_an_object_that_never_stays_is_rejected_by_name(source: str, proxy: Faul
     assert rejects_of(tmp_path / "copy") == {SMALL: "changed-while-read", BIG: "vanished"}
 
 
-def test_a_stager_that_is_first_with_other_content_wins(source: str, proxy: FaultyProxy, tmp_path: Path) -> None:
-    first, last = min(CORPUS), max(CORPUS)
-    assert CORPUS[first] != b"new"
+def test_a_stager_that_is_first_with_other_content_wins(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = build_module._copy
 
-    def overtake() -> None:
-        put_corpus(source, {first: b"new"})
+    def overtaken(*arguments: Any) -> Any:
+        mine = copy(*arguments)
+        monkeypatch.setattr(build_module, "_copy", copy)
+        put_corpus(source, {SMALL: b"new"})
         stage_quietly(source, tmp_path / "copy")
+        return mine
 
-    proxy.inject("call", 1, is_of(last), overtake)
-    slow = QUICK.model_copy(update={"parallel": 1})
+    monkeypatch.setattr(build_module, "_copy", overtaken)
     with pytest.raises(ConflictError, match="another stager was first"):
-        stage_quietly(source, tmp_path / "copy", source_stores=through(source, proxy.endpoint), recipe=slow)
-    assert content_of(tmp_path / "copy") == digests_of(CORPUS | {first: b"new"})
+        stage_quietly(source, tmp_path / "copy")
+    assert content_of(tmp_path / "copy") == digests_of(CORPUS | {SMALL: b"new"})
+    assert verify_staged(open_store(str(tmp_path / "copy")), "digests", Silent()) == []
 
 
 def test_a_bit_flipped_at_rest_behind_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
