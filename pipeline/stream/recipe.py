@@ -20,7 +20,10 @@ class RandAugmentRecipe(Config):
 
 
 class AugmentRecipe(Config):
-    """Random crop and flip, then RandAugment. ``resized``: a random part of the area, resized; ``padded``: shifted by up to *padding*."""
+    """Random crop and flip, then RandAugment.
+
+    ``resized``: a random part of the area, resized; ``padded``: shifted by up to *padding*.
+    """
 
     crop: Literal["resized", "padded", "none"] = "resized"
     size: int = Field(224, gt=0, description="side of the output, in pixels")

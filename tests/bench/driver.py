@@ -66,7 +66,9 @@ def _entries(start: int, stop: int) -> pa.Table:
         "source": np.zeros(count, dtype=np.int16),
         "labels": [[number // _OF_A_CLASS] for number in numbers],
     }
-    return pa.table(columns | {"file": columns["origin"]}, schema=None).select(LISTING_SCHEMA.names).cast(LISTING_SCHEMA)
+    return (
+        pa.table(columns | {"file": columns["origin"]}, schema=None).select(LISTING_SCHEMA.names).cast(LISTING_SCHEMA)
+    )
 
 
 if __name__ == "__main__":

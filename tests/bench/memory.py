@@ -7,6 +7,7 @@ object store are counted too. The driver is a process of its own that plans a li
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from jobs.cluster import connected
 from pipeline.base.quantities import format_bytes
 from tests.bench import corpus
 from tests.bench.row import Row
-from tests.bench.sharding import shard_folder
+from tests.bench.sharding import EVEN, shard_folder
 
 _ALLOWED_TASK, _ALLOWED_DRIVER, _ALLOWED_SECONDS = 300_000_000, 500_000_000, 15.0
 _IMAGES = 14_000  # of about 77 kB: one shard of 1 GB
@@ -31,6 +32,7 @@ _TICK_SECONDS = 0.5
 
 def measure() -> list[Row]:
     """Tasks of two sizes, each on a cluster of its own, since a worker that was used before remembers its peak."""
+    os.environ.update(EVEN)
     rows = []
     with tempfile.TemporaryDirectory(prefix="vitpipe-bench-") as name:
         folder = Path(name) / "corpus"

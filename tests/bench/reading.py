@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import webdataset
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.store import open_store
 from pipeline.records.corpus import key_of
-from pipeline.records.dataset import INDEX_SCHEMA, SHARDS_TABLE, DatasetCard, DatasetStatistics, ShardEntry
-from pipeline.shard.commit import make_card, publish, put_tables
+from pipeline.records.dataset import CARD, INDEX_SCHEMA, DatasetCard, ShardEntry, dataset_digest
+from pipeline.shard.commit import put_tables
 from pipeline.shard.tar import ShardTar
-from pipeline.shard.write import index_name, parquet_bytes
 from pipeline.stream.dataset import DatasetReader
 from tests.bench.row import Row, rate
+from tests.support.statistics import plain_statistics
 
 _SAMPLES, _BYTES = 1000, 60_000
 
@@ -46,7 +48,8 @@ def measure() -> list[Row]:
 def _write(folder: Path) -> Path:
     """A dataset of random bytes: reading decodes nothing."""
     target = open_store(str(folder / "datasets" / "bench"))
-    draw, tar, rows = np.random.default_rng(0), ShardTar(), []
+    draw, file, rows = np.random.default_rng(0), io.BytesIO(), []
+    tar = ShardTar(file)
     for number in range(_SAMPLES):
         key, data = key_of(str(number)), draw.bytes(_BYTES)
         label_offset = tar.add(f"{key}.cls", b"0")
@@ -54,35 +57,36 @@ def _write(folder: Path) -> Path:
         facts = {"key": key, "labels": [0], "image_offset": offset, "image_bytes": _BYTES, "width": 1, "height": 1}
         more = {"label_offset": label_offset, "label_bytes": 1, "format": "jpg", "origin": str(number)}
         rows.append(facts | more | {"sha256": sha256_hex(data)})
-    archive, index = tar.close(), parquet_bytes(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
-    name = "shard-000000.tar"
-    target.put(name, archive)
-    target.put(index_name(name), index)
+    digest, index = tar.close(), io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), index)
+    target.put("shard-000000.tar", file.getvalue())
+    target.put("shard-000000.parquet", index.getvalue())
     entry = ShardEntry(
-        name=name,
-        num_bytes=len(archive),
-        sha256=sha256_hex(archive),
+        name="shard-000000.tar",
+        num_bytes=tar.num_bytes,
+        sha256=digest,
         num_samples=_SAMPLES,
-        index_sha256=sha256_hex(index),
+        index_sha256=sha256_hex(index.getvalue()),
     )
-    publish(target, _card(entry, put_tables(target, [entry], [])))
-    return folder / "datasets" / "bench" / name
+    target.put(CARD, _card(entry, put_tables(target, [entry], [], [], {})).to_json())
+    return folder / "datasets" / "bench" / "shard-000000.tar"
 
 
 def _card(entry: ShardEntry, tables: dict[str, str]) -> DatasetCard:
-    assert SHARDS_TABLE in tables
-    statistics = DatasetStatistics(
-        label_counts=(_SAMPLES,), formats={"jpg": _SAMPLES}, width_min=1, width_max=1, height_min=1, height_max=1
-    )
-    return make_card(
+    return DatasetCard(
         name="bench",
         class_names=("one",),
         num_input=_SAMPLES,
+        num_samples=_SAMPLES,
         num_rejected=0,
-        shards=[entry],
-        statistics=statistics,
+        num_duplicates=0,
+        num_bytes=entry.num_bytes,
+        num_shards=1,
+        statistics=plain_statistics((_SAMPLES,), {"jpg": _SAMPLES}, 1),
+        made_of={},
         recipe={},
         listing_digest="",
-        format_fingerprint="",
+        fingerprint="",
         tables=tables,
+        digest=dataset_digest([entry.sha256]),
     )

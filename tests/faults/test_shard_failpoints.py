@@ -18,7 +18,7 @@ IN_DRIVER = (
     "shard.after-card",
     "shard.in-sweep",
 )
-IN_WORKER = ("shard.before-tar", "shard.after-tar", "shard.after-index")
+IN_WORKER = ("shard.before-tar", pytest.param("shard.after-tar", marks=pytest.mark.long), "shard.after-index")
 KILLED = -9
 
 
@@ -60,4 +60,15 @@ def test_a_worker_dies_and_the_run_goes_on(
     assert once.exists(), "nobody died"
     assert ended.code == 0, ended.told
     assert content(tmp_path / "workspace") == calm_content
+    assert_no_process_left(sharding.mark)
+
+
+@pytest.mark.long
+def test_a_worker_dies_while_it_looks_for_duplicates(sharding: Sharding, tmp_path: Path) -> None:
+    once, option = tmp_path / "once", "duplicates.within=file"
+    assert sharding.run(tmp_path / "calm", option).code == 0
+    ended = sharding.failing(f"scan.before-result:{once}", in_worker=True).run(tmp_path / "workspace", option)
+    assert once.exists(), "nobody died"
+    assert ended.code == 0, ended.told
+    assert content(tmp_path / "workspace") == content(tmp_path / "calm")
     assert_no_process_left(sharding.mark)

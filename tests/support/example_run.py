@@ -18,7 +18,7 @@ from pipeline.base.digests import canonical_json, fingerprint, sha256_hex
 from pipeline.base.journal import Journal
 from pipeline.base.seeds import generator
 from pipeline.base.store import Store, open_store
-from pipeline.records.dataset import CARD, DatasetCard, DatasetStatistics, dataset_prefix
+from pipeline.records.dataset import CARD, DatasetCard, dataset_prefix
 from pipeline.records.run import (
     CheckpointCard,
     MetricsRow,
@@ -29,6 +29,7 @@ from pipeline.records.run import (
     run_prefix,
 )
 from pipeline.records.score import ARTEFACTS, PIXELS, EvaluationKey, EvaluationResult, Metric, result_key
+from tests.support.statistics import plain_statistics
 
 RUN, DATASET, DOWNSTREAM = "tiny", "fashion-mnist", "digits"
 CLASS_NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -99,14 +100,8 @@ def put_dataset(store: Store, class_names: tuple[str, ...]) -> None:
         num_duplicates=13,
         num_bytes=41_600_000,
         num_shards=12,
-        statistics=DatasetStatistics(
-            label_counts=tuple(60_000 // len(class_names) for _ in class_names),
-            formats={"png": 59_996},
-            width_min=28,
-            width_max=28,
-            height_min=28,
-            height_max=28,
-        ),
+        statistics=plain_statistics(tuple(60_000 // len(class_names) for _ in class_names), {"png": 59_996}, 28),
+        made_of={},
         recipe={"samples_per_shard": 5000},
         listing_digest=sha256_hex(b"listing"),
         fingerprint=sha256_hex(b"shard recipe"),

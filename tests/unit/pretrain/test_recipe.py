@@ -12,7 +12,8 @@ from pipeline.base.errors import InputError, RecipeError
 from pipeline.models.config import named
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.pretrain.run import architecture, check_recipe
-from pipeline.records.dataset import DatasetCard, DatasetStatistics
+from pipeline.records.dataset import DatasetCard
+from tests.support.statistics import plain_statistics
 
 
 def tree() -> dict[str, Any]:
@@ -36,9 +37,6 @@ def recipe(*overrides: str) -> PretrainRecipe:
 
 def card(num_classes: int = 4, digest: str = "digest") -> DatasetCard:
     """A dataset's card."""
-    statistics = DatasetStatistics(
-        label_counts=(5,) * num_classes, formats={"png": 20}, width_min=8, width_max=8, height_min=8, height_max=8
-    )
     return DatasetCard(
         name="d",
         class_names=tuple(f"class-{label}" for label in range(num_classes)),
@@ -48,7 +46,8 @@ def card(num_classes: int = 4, digest: str = "digest") -> DatasetCard:
         num_duplicates=0,
         num_bytes=1000,
         num_shards=1,
-        statistics=statistics,
+        statistics=plain_statistics((5,) * num_classes, {"png": 20}, 8),
+        made_of={},
         recipe={},
         listing_digest="l",
         fingerprint="f",
