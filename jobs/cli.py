@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from jobs.commands import cluster, data, dataset, training
+from jobs.commands import cluster, data, dataset, stream, training
 from pipeline.base.errors import FailedError, InterruptedRunError, VitpipeError
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(dataset.app, name="dataset")
+app.add_typer(stream.app, name="stream")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,9 +7,9 @@ from jobs.code_version import code_version
 from jobs.recipe import ChainRecipe
 from pipeline.base.progress import Progress
 from pipeline.base.store import open_store
+from pipeline.pretrain.data import read_training_data
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.pretrain.run import check_recipe, open_run
-from pipeline.records.dataset import read_dataset_card
 
 
 def pretrain(
@@ -17,10 +17,10 @@ def pretrain(
 ) -> list[int]:
     """Check, connect, train; the steps that have a checkpoint."""
     workspace = open_store(chain.workspace, chain.stores)
-    card = read_dataset_card(workspace, recipe.dataset)
-    check_recipe(recipe, card)
+    data = read_training_data(workspace, recipe)
+    check_recipe(recipe, data)
     workspace.check_writable()
-    open_run(workspace, recipe, card, code_version())
+    open_run(workspace, recipe, data, code_version())
     import_torch_first()
     with connected(address, debug):
         return pretrain_connected(chain, recipe, progress)

@@ -18,7 +18,6 @@ from jobs.shard import list_sources, shard_connected
 from pipeline.base.errors import MismatchError
 from pipeline.base.progress import Progress
 from pipeline.base.store import open_store
-from pipeline.records.dataset import read_dataset_card
 from pipeline.records.run import run_prefix
 
 
@@ -69,13 +68,14 @@ def _check_before_start(chain: ChainRecipe) -> None:
         return
     # Imported here: it brings torch along, which a first run's checks do without.
     from jobs.code_version import code_version  # noqa: PLC0415
+    from pipeline.pretrain.data import read_training_data  # noqa: PLC0415
     from pipeline.pretrain.run import open_run  # noqa: PLC0415
 
     try:
-        card = read_dataset_card(workspace, recipe.dataset)
+        data = read_training_data(workspace, recipe)
     except FileNotFoundError as error:
         raise MismatchError(f"run {recipe.run!r} exists, but its dataset is gone") from error
-    open_run(workspace, recipe, card, code_version())
+    open_run(workspace, recipe, data, code_version())
 
 
 if __name__ == "__main__":

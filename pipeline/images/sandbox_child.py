@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
 import os
 import resource
@@ -13,6 +12,7 @@ import signal
 import sys
 import time
 
+from pipeline.base.children import end_with_parent
 from pipeline.base.failpoints import VARIABLE
 from pipeline.images.check import CheckOptions
 from pipeline.images.decode import ImageRejectedError
@@ -30,7 +30,6 @@ from pipeline.images.frames import (
 
 LARGE_PIXELS = 4_000_000  # from here on the parent is told the size, and waits longer
 FAULT = "decode"  # the value of VITPIPE_FAIL_AT that makes ``_fault`` look
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -60,10 +59,7 @@ def _confine(settings: ChildSettings) -> None:
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = settings.memory_bytes if hard == resource.RLIM_INFINITY else min(hard, settings.memory_bytes)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != settings.parent:  # it died before the line above
-        os._exit(1)
+    end_with_parent(settings.parent)
 
 
 def _silence() -> None:

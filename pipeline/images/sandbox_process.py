@@ -6,15 +6,13 @@ import contextlib
 import fcntl
 import os
 import select
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
 from itertools import islice
-from pathlib import Path
 
+from pipeline.base import children
 from pipeline.base.errors import FailedError
 from pipeline.images.frames import ANSWERS, LENGTH, READY, ChildSettings
 
@@ -26,11 +24,6 @@ _PLENTY, _NAP_SECONDS = 8, 0.002  # with so many to go on with, several answers 
 _VECTOR = 16  # buffers of one write
 _START_TICKS = 600  # of 0.1 s in which nothing came
 _END_SECONDS = 30.0
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-# of glibc: it gives the pixels of each image back to the kernel, which costs a third of the time of a check
-_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
-_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGHUP}  # what a decoder does not die of by itself
-_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class Child:
@@ -38,16 +31,13 @@ class Child:
 
     def __init__(self, settings: ChildSettings) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
-        root = str(Path(__file__).parents[2])
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", _PROGRAM, settings.to_json()],
+            self._process = children.start(
+                _PROGRAM,
+                [settings.to_json()],
+                errors=self._errors,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._errors,
-                env=os.environ | _ONE_THREAD | _KEEP_MEMORY | {"PYTHONPATH": path},
-                start_new_session=True,  # a Ctrl-C meant for the parent does not reach it, not even while it starts
             )
         except OSError as error:
             self._errors.close()
@@ -77,7 +67,7 @@ class Child:
                 if self.close():
                     return False
                 break
-        raise _no_start(self._last_words())
+        raise _no_start(children.last_words(self._errors, self._process))
 
     def queue(self, data: bytes) -> None:
         """Send *data* when there is room for it."""
@@ -159,11 +149,7 @@ class Child:
 
     def clock(self) -> tuple[str, float]:
         """Its state as the kernel calls it (R, S, D, T, Z) and the seconds of CPU it has used. Z when it is gone."""
-        try:
-            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return "Z", 0.0
-        return fields[0], (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+        return children.clock(str(self.pid))
 
     def close(self) -> bool:
         """End it, if it has not ended. True when somebody outside had killed it."""
@@ -176,12 +162,7 @@ class Child:
             self._process.wait()
         for stream in self._streams:
             stream.close()
-        return code is not None and -code in _OUTSIDE
-
-    def _last_words(self) -> str:
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"exit code {self._process.returncode}"
+        return code is not None and -code in children.KILLED_FROM_OUTSIDE
 
 
 def _no_start(why: str) -> FailedError:

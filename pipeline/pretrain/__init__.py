@@ -4,6 +4,7 @@
 
     recipe.py       PretrainRecipe, and which of its fields may change between attempts
     objectives.py   losses
+    data.py         the dataset, or the mixture, that it is trained on
     run.py          run.json: create-only, refused when the fingerprint differs
     worker.py       what each rank does
     stage.py        the stage: checks, launch, progress

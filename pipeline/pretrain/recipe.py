@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.base.config import Config
+from pipeline.base.errors import RecipeError
 from pipeline.images.transform import EvaluationTransform
 from pipeline.models.config import ViTConfig, named
+from pipeline.stream.mixture import whole_weights
 from pipeline.stream.recipe import StreamRecipe
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe, ScheduleRecipe
 
@@ -19,7 +22,17 @@ _FREE = {
     "max_restarts": True,
     "log_every": True,
     "checkpoint_every": True,
-    "stream": {"workers", "check", "max_damaged"},
+    "stream": {
+        "workers",
+        "ahead",
+        "check",
+        "max_damaged",
+        "access",
+        "cache_bytes",
+        "patience_seconds",
+        "stall_seconds",
+        "audit",
+    },
     "engine": {"micro_batch_size"},
 }
 
@@ -38,7 +51,9 @@ class PretrainRecipe(Config):
     """One run: named by its user, resumed when the same recipe is given again."""
 
     run: str = Field(pattern=NAME_PATTERN, description="name of the run")
-    dataset: str = Field(pattern=NAME_PATTERN, description="name of the dataset in the workspace")
+    dataset: str | dict[str, float] = Field(
+        description="name of the dataset in the workspace; or a mixture, as a mapping of names to weights"
+    )
     seed: int = Field(0, ge=0)
     steps: int = Field(gt=0, description="updates")
     model: ViTConfig = Field(description="num_classes comes from the dataset; 'name: S/16' fills in a named size")
@@ -61,6 +76,30 @@ class PretrainRecipe(Config):
             changes = {key: item for key, item in value.items() if key != "name"}
             return named(str(value["name"]), **changes)
         return value
+
+    @field_validator("dataset", mode="before")  # before, since the errors of two possible types would confuse
+    @classmethod
+    def _can_be_mixed(cls, value: Any) -> Any:
+        names = list(value) if isinstance(value, dict) else [value]
+        if not names:
+            raise ValueError("name at least one dataset")
+        for name in names:
+            if not isinstance(name, str) or not re.match(NAME_PATTERN, name):
+                raise ValueError(f"{name!r} is no name of a dataset; write a name, or a mapping of names to weights")
+        if isinstance(value, dict):
+            weights = list(value.values())
+            if not all(isinstance(weight, int | float) for weight in weights):
+                raise ValueError("write a mixture as a mapping of names to weights")
+            try:
+                whole_weights(weights)
+            except RecipeError as error:
+                raise ValueError("; ".join(error.problems)) from None
+        return value
+
+    @property
+    def dataset_weights(self) -> dict[str, float]:
+        """The datasets by name and their weights, in the order in which a mixture counts them."""
+        return dict(sorted(self.dataset.items())) if isinstance(self.dataset, dict) else {self.dataset: 1.0}
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

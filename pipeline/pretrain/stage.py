@@ -9,10 +9,10 @@ from pipeline.base.errors import FailedError, InputError, RefusedError, StoreAcc
 from pipeline.base.progress import Progress
 from pipeline.base.store import Store, Stores
 from pipeline.checkpoints.resume import list_steps
+from pipeline.pretrain.data import read_training_data
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.pretrain.run import check_recipe, open_run
 from pipeline.pretrain.worker import failure_key, pretrain_worker
-from pipeline.records.dataset import read_dataset_card
 from pipeline.records.run import MetricsRow, run_prefix
 from pipeline.train.launch import launch
 
@@ -26,11 +26,11 @@ def pretrain(
 
     Needs a ray cluster that is connected. Raises RefusedError kinds before a rank starts, FailedError kinds after.
     """
-    card = read_dataset_card(workspace, recipe.dataset)
-    check_recipe(recipe, card)
-    if card.num_samples < recipe.workers:
-        raise InputError(f"dataset {card.name} has {card.num_samples} samples for {recipe.workers} ranks")
-    open_run(workspace, recipe, card, code_version)
+    data = read_training_data(workspace, recipe)
+    check_recipe(recipe, data)
+    if data.num_samples < recipe.workers:
+        raise InputError(f"dataset {data.name} has {data.num_samples} samples for {recipe.workers} ranks")
+    open_run(workspace, recipe, data, code_version)
     steps = list_steps(workspace, recipe.run)
     if recipe.steps in steps:
         progress.say(f"run {recipe.run} is complete: {recipe.steps} steps")

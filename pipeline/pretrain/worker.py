@@ -22,11 +22,13 @@ from pipeline.checkpoints.resume import resume_newest
 from pipeline.checkpoints.save import Saving, save_checkpoint
 from pipeline.models.vit import ViT, decayed
 from pipeline.models.weights import ModelDescription, pack_weights
+from pipeline.pretrain.data import joined
 from pipeline.pretrain.objectives import OBJECTIVES
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.pretrain.run import architecture
 from pipeline.records.run import RunCard, read_run_card, run_prefix
-from pipeline.stream.dataset import DatasetReader
+from pipeline.stream.audit import AuditLog
+from pipeline.stream.batch import open_readers
 from pipeline.stream.loader import StreamLoader
 from pipeline.train.collective import current_collective
 from pipeline.train.engine import DeepSpeedEngine, state_folder
@@ -65,13 +67,15 @@ class _Rank:
     workspace: Store
     recipe: PretrainRecipe
     collective: Collective
+    audit: AuditLog | None = None
 
     def work(self) -> None:
         recipe, collective = self.recipe, self.collective
         run = read_run_card(self.workspace, recipe.run)
-        reader = DatasetReader(self.workspace, recipe.dataset, check=recipe.stream.check)
-        self.architecture = architecture(recipe, reader.card)
-        self.class_names = reader.card.class_names
+        weights = recipe.dataset_weights
+        readers = open_readers(self.workspace, weights, recipe.stream, collective.world)
+        data = joined([reader.card for reader in readers], list(weights.values()))
+        self.architecture, self.class_names = architecture(recipe, data), data.class_names
         self.engine = DeepSpeedEngine(
             ViT(self.architecture, seed=derive(recipe.seed, "weights")),
             recipe.optimizer,
@@ -83,7 +87,17 @@ class _Rank:
         attempt = collective.broadcast(take_attempt(self.workspace, recipe.run) if collective.world.is_first else None)
         self.saving = self._saving(run, attempt)
         first_step, position = self._resume()
-        loader = StreamLoader(reader, recipe.stream, seed=recipe.seed, world=collective.world, position=position)
+        if recipe.stream.audit:
+            self.audit = AuditLog(self.workspace, recipe.run, attempt, collective.world, position)
+        loader = StreamLoader(
+            readers,
+            recipe.stream,
+            seed=recipe.seed,
+            world=collective.world,
+            position=position,
+            weights=list(weights.values()),
+            audit=self.audit,
+        )
         journal = Journal(self.workspace, f"{run_prefix(recipe.run)}/metrics/{attempt}")
         watch = Watch(journal if collective.world.is_first else None, recipe.log_every, recipe.stream.batch_size)
         plan = LoopPlan(
@@ -96,8 +110,12 @@ class _Rank:
             micro_batch_size=recipe.engine.micro_batch_size,
         )
         at_step = partial(self._save_when_due, watch)
-        train(self.engine, loader, OBJECTIVES[recipe.objective], plan, collective.world, watch, at_step)
-        reader.close()
+        try:
+            train(self.engine, loader, OBJECTIVES[recipe.objective], plan, collective.world, watch, at_step)
+        finally:
+            loader.close()
+            for reader in readers:
+                reader.close()
 
     def _saving(self, run: RunCard, attempt: str) -> Saving:
         return Saving(
@@ -125,6 +143,8 @@ class _Rank:
     def _save_when_due(self, watch: Watch, step: int) -> None:
         if step % self.recipe.checkpoint_every == 0 or step == self.recipe.steps:
             watch.flush()
+            if self.audit:
+                self.audit.flush()  # before the card: what a checkpoint has seen is in the log
             self._save(step)
             watch.resume_clock()
 

@@ -44,6 +44,12 @@ class RunCard(Record):
     order: OrderParameters
     code_version: str
 
+    @property
+    def dataset_weights(self) -> dict[str, float]:
+        """The datasets by name and their weights: of one alone, 1; of a mixture, in the order of its digest."""
+        given = self.recipe.get("dataset")
+        return dict(sorted(given.items())) if isinstance(given, dict) else {self.dataset_name: 1.0}
+
 
 class StoredFile(Record):
     """One file of a checkpoint: its name below the step's directory, its size and its digest."""

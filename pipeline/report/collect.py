@@ -76,8 +76,10 @@ def collect(workspace: Store, run: str) -> Collected:
 
 
 def _dataset_of(workspace: Store, card: RunCard) -> tuple[DatasetCard | None, str]:
+    if len(card.dataset_weights) > 1:
+        return None, f"This run was trained on a mixture: {card.dataset_name}."
     try:
-        dataset = read_dataset_card(workspace, card.dataset_name)
+        dataset = read_dataset_card(workspace, next(iter(card.dataset_weights)))
     except InputError:
         return None, f"The card of dataset {card.dataset_name} is no longer in the workspace."
     if dataset.digest != card.dataset_digest:

@@ -17,9 +17,10 @@ from pipeline.images.decode import ImageRejectedError
 from pipeline.images.sandbox import shared_sandbox
 from pipeline.records.corpus import key_of
 from pipeline.records.dataset import CARD, INDEX_SCHEMA, SHARDS_TABLE, DatasetCard, ShardEntry
+from pipeline.records.tar_header import member_header
 from pipeline.shard.interchange import keys_by_webdataset
 from pipeline.shard.statistics import ShardStatistics
-from pipeline.shard.tar import ShardTar, member_header
+from pipeline.shard.tar import ShardTar
 from pipeline.shard.write import index_name, label_member
 
 _HEADER_BYTES = 512

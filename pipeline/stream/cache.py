@@ -1,22 +1,35 @@
-"""A shard as a local file. A local workspace is read in place; from S3 a shard is fetched once per node.
+"""A shard as an open file. A local workspace is read in place; from a bucket a shard is fetched once for the node.
 
-Cached files are named by their digest, so two datasets or two runs can share a folder without cross talk; they are
-verified when they arrive and put in place by rename. The least recently used ones go when the limit is passed.
+One folder serves all ranks, loader processes and runs of a user. Files are named by their digest, so two datasets can
+share it without cross talk; they are compared with it while they arrive, piece by piece, and put in place by rename.
+One process at a time fetches a shard, the others wait. What is handed out is a descriptor, which stays readable when
+the file is evicted. What happens to a file later, on the disk, is for the check of each sample to find.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 import tempfile
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError
 from pipeline.base.store import Store
+from pipeline.base.store.local import file_errors
 from pipeline.records.dataset import ShardEntry
+from pipeline.stream.room import NoRoomError, Room
+from pipeline.stream.waiting import TELL_SECONDS, Patience, Watch, read_object
 
 DEFAULT_LIMIT_BYTES = 20_000_000_000
+_POLL_SECONDS = 0.02  # how often it is looked whether another process has fetched the shard
+_DEAD_SECONDS = 6 * TELL_SECONDS  # a fetcher that shows no life so long is stopped: its lock is taken away
 
 
 def default_folder() -> Path:
@@ -24,54 +37,228 @@ def default_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"vitpipe-cache-{os.getuid()}"
 
 
+class ArrivedDamagedError(DamageError):
+    """What the store gives is not what the card names, also when it is asked again."""
+
+
+class ObjectMissingError(DamageError):
+    """A shard or an index that the card names is not there."""
+
+
 class ShardCache:
-    """Gives local paths of shards."""
+    """Opens shards and reads indexes. Can be pickled, and used by several threads."""
 
-    def __init__(self, store: Store, folder: Path | None = None, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
-        self._store, self._folder, self._limit = store, folder or default_folder(), limit_bytes
+    def __init__(
+        self,
+        store: Store,
+        folder: Path | None = None,
+        limit_bytes: int = DEFAULT_LIMIT_BYTES,
+        patience: Patience | None = None,
+    ) -> None:
+        self.folder, self.limit_bytes = folder or default_folder(), limit_bytes
+        self.patience = patience or Patience()
+        self._store, self._room = store, Room(self.folder, limit_bytes)
 
-    def path(self, key: str, entry: ShardEntry) -> Path:
-        """The local file of the shard at *key*. Raises DamageError when the fetched bytes are not the card's."""
+    def open(self, key: str, entry: ShardEntry) -> int:
+        """A descriptor of the shard at *key*, for reading; the caller closes it.
+
+        Raises ObjectMissingError, ArrivedDamagedError when its bytes are not the card's, StoreAccessError or
+        FailedError when patience with the store ends, NoRoomError when the disk is full.
+        """
+        watch: Watch | None = None
+        while (descriptor := self.open_unless_fetched(key, entry)) is None:
+            watch = watch or self.patience.watch(f"{self._store.uri}/{key}, which another process fetches")
+            watch.pause(_POLL_SECONDS)
+        return descriptor
+
+    def open_unless_fetched(self, key: str, entry: ShardEntry) -> int | None:
+        """The same, but None while another process fetches the shard."""
         in_place = self._store.local_path(key)
         if in_place is not None:
-            return in_place
-        cached = self._cached(entry)
-        if cached.exists() and cached.stat().st_size == entry.num_bytes:
-            os.utime(cached)
-            return cached
-        self._fetch(key, entry, cached)
-        return cached
+            with _missing_told(key), file_errors(self._store.uri, absent=key):
+                return os.open(in_place, os.O_RDONLY)
+        file = self._file(key, entry.sha256)
+        with file_errors(f"cache {self.folder}"):
+            try:
+                return self._open_or_fetch(key, entry, file)
+            except FileNotFoundError:  # somebody has removed the folder: begin again
+                return None
 
-    def forget(self, key: str, entry: ShardEntry) -> bool:
-        """Drop the cached file, so that the next ``path`` fetches it again. False when it is read in place."""
+    def read_index(self, key: str, sha256: str) -> bytes:
+        """The whole index at *key*, compared. Raises as ``open`` does."""
+        in_place = self._store.local_path(key) is not None
+        file = self._file(key, sha256)
+        if not in_place:
+            self._room.prepare(file.parent)
+            with suppress(FileNotFoundError), file_errors(f"cache {self.folder}"):
+                data = file.read_bytes()
+                if sha256_hex(data) == sha256:
+                    os.utime(file)
+                    return data
+        for _ in range(1 if in_place else 2):
+            with _missing_told(key):
+                data = read_object(self._store, key, self.patience)
+            if sha256_hex(data) == sha256:
+                if not in_place:  # one that finds no room is not kept
+                    with suppress(FileNotFoundError, NoRoomError), file_errors(f"cache {self.folder}"):
+                        self._keep(file, data)
+                return data
+        raise ArrivedDamagedError(f"{key} is damaged", "run vitpipe verify")
+
+    def forget(self, key: str, entry: ShardEntry, descriptor: int) -> bool:
+        """Drop the cached file that *descriptor* has open, so that the next ``open`` fetches the shard again.
+
+        False when it is read in place.
+        """
         if self._store.local_path(key) is not None:
             return False
-        self._cached(entry).unlink(missing_ok=True)
+        file = self._file(key, entry.sha256)
+        if _is_at(descriptor, file):  # else another process has dropped it already
+            file.unlink(missing_ok=True)
         return True
 
-    def _cached(self, entry: ShardEntry) -> Path:
-        return self._folder / entry.sha256[:2] / f"{entry.sha256}.tar"
+    def _file(self, key: str, sha256: str) -> Path:
+        return self.folder / sha256[:2] / f"{sha256}{Path(key).suffix}"
 
-    def _fetch(self, key: str, entry: ShardEntry, cached: Path) -> None:
-        cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._evict(entry.num_bytes)
-        incoming = cached.with_name(f"{cached.name}.{os.getpid()}")
+    def _open_or_fetch(self, key: str, entry: ShardEntry, file: Path) -> int | None:
+        self._room.prepare(file.parent)
+        descriptor = _open_whole(file, entry.num_bytes)
+        if descriptor is not None:
+            return descriptor
+        with _only_fetcher(file.with_suffix(".lock")) as alive:
+            if alive is None:
+                return None
+            descriptor = _open_whole(file, entry.num_bytes)  # it may have come meanwhile
+            return self._fetch(key, entry, file, alive) if descriptor is None else descriptor
+
+    def _keep(self, file: Path, data: bytes) -> None:
+        part, descriptor = self._room.new_part(file.parent, len(data))
         try:
-            self._store.fetch(key, incoming)
-            if sha256_hex(incoming.read_bytes()) != entry.sha256:
-                raise DamageError(f"{self._store.uri}/{key}: its bytes are not those that the card names")
-            os.replace(incoming, cached)
+            self._room.write(descriptor, data, 0)
+            os.rename(part, file)
         finally:
-            incoming.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
+            os.close(descriptor)
 
-    def _evict(self, needed_bytes: int) -> None:
-        files = []
-        for path in self._folder.glob("*/*.tar"):
-            with suppress(FileNotFoundError):  # another process evicts as well
-                files.append((path.stat().st_mtime, path.stat().st_size, path))
-        total = sum(num_bytes for _, num_bytes, _ in files) + needed_bytes
-        for _, num_bytes, path in sorted(files):
-            if total <= self._limit:
-                return
-            total -= num_bytes
-            path.unlink(missing_ok=True)
+    def _fetch(self, key: str, entry: ShardEntry, file: Path, alive: Callable[[], None]) -> int:
+        part, descriptor = self._room.new_part(file.parent, entry.num_bytes)
+        try:
+            for _ in range(2):
+                if self._fill(descriptor, key, entry, alive) == entry.sha256:
+                    os.rename(part, file)
+                    fcntl.flock(descriptor, fcntl.LOCK_SH)
+                    return descriptor
+            where = f"{self._store.uri}/{key}"
+            raise ArrivedDamagedError(f"{where}: its bytes are not those that the card names", "run vitpipe verify")
+        except BaseException:
+            os.close(descriptor)
+            raise
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _fill(self, descriptor: int, key: str, entry: ShardEntry, alive: Callable[[], None]) -> str:
+        """Write the shard's bytes; their digest."""
+        watch = self.patience.watch(f"{self._store.uri}/{key}", alive)
+        pour = _Pour(self._store, key, self._room, descriptor, entry.num_bytes, watch.arrived)
+        try:
+            with _missing_told(key):
+                return watch.do(pour.go_on)
+        finally:
+            pour.end()
+
+
+class _Pour:
+    """A shard on its way from the store to a file, in a thread that may outlive who waits for it."""
+
+    def __init__(
+        self, store: Store, key: str, room: Room, descriptor: int, num_bytes: int, arrived: Callable[[], None]
+    ) -> None:
+        self._store, self._key, self._room, self._arrived = store, key, room, arrived
+        self._descriptor, self._num_bytes = os.dup(descriptor), num_bytes
+        self._digest, self._written = hashlib.sha256(), 0
+        self._is_running, self._is_over, self._guard = False, False, threading.Lock()
+
+    def go_on(self) -> str:
+        """Take what is missing still; the digest of all, "" when there is too much of it, or when it is over."""
+        with self._guard:
+            if self._is_over:
+                return ""
+            self._is_running = True
+        try:
+            return self._take()
+        finally:
+            with self._guard:
+                self._is_running = False
+            self._close()
+
+    def end(self) -> None:
+        """Nothing more is wanted. A thread that still waits for the store notices it when something comes."""
+        self._is_over = True
+        self._close()
+
+    def _take(self) -> str:
+        for piece in self._store.stream(self._key, self._written) if self._written < self._num_bytes else ():
+            if self._is_over or self._written + len(piece) > self._num_bytes:
+                return ""
+            self._digest.update(piece)
+            self._room.write(self._descriptor, piece, self._written)
+            self._written += len(piece)
+            self._arrived()
+        return self._digest.hexdigest()
+
+    def _close(self) -> None:
+        """Close the file when it is over and nobody writes."""
+        with self._guard:
+            if self._is_over and not self._is_running and self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
+
+
+@contextmanager
+def _missing_told(key: str) -> Iterator[None]:
+    """Tells an object that is missing from a folder of the cache that is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ObjectMissingError(f"{key} is missing", "run vitpipe verify") from None
+
+
+def _open_whole(file: Path, num_bytes: int) -> int | None:
+    """A descriptor of the cached *file*, marked as in use; None when it is not there, or of another size."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    if os.fstat(descriptor).st_size != num_bytes:
+        file.unlink(missing_ok=True)
+        os.close(descriptor)
+        return None
+    fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits for an evictor at most; what that removed can still be read
+    os.utime(descriptor)
+    return descriptor
+
+
+@contextmanager
+def _only_fetcher(lock: Path) -> Iterator[Callable[[], None] | None]:
+    """A function to call as a sign of life while fetching; None when another process fetches, or just has."""
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    is_ours = False
+    try:
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = _is_at(descriptor, lock)  # else the one before us has removed it: begin again
+        if not is_ours and time.time() - os.fstat(descriptor).st_mtime > _DEAD_SECONDS and _is_at(descriptor, lock):
+            lock.unlink(missing_ok=True)  # should its holder wake up, what it puts in place is the same
+        yield partial(os.utime, descriptor) if is_ours else None
+    finally:
+        if is_ours and _is_at(descriptor, lock):
+            lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """True when *path* is the file that is open as *descriptor*."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False

@@ -1,151 +1,251 @@
 """The batches of one rank. The state is one integer, the stream position; resuming costs what starting costs.
 
-Loader process k of n builds every n-th batch whole, and batches are taken from the processes in turn, so any number
-of them gives the same stream.
+Any number of loader processes gives the same stream, and so does any allowed number of ranks: global batch t holds the
+same samples, with the same pixels. Plugs into any training loop::
+
+    loader = StreamLoader(DatasetReader(workspace, "imagenet"), recipe, seed=0, world=World.from_environment())
+    for batch in loader: ...
+    for batch in DataLoader(loader, batch_size=None): ...     # the same: its processes are the loader's own
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.base.errors import DamageError, MismatchError
+from pipeline.base.digests import differing_fields
+from pipeline.base.errors import DamageError, MismatchError, RefusedError
 from pipeline.base.world import World
-from pipeline.images.decode import ImageRejectedError, decode
-from pipeline.stream.augment import augment
-from pipeline.stream.dataset import DatasetReader, SampleDamagedError
-from pipeline.stream.order import Order, batch_positions, check_world
+from pipeline.stream.ahead import ReadAhead
+from pipeline.stream.audit import AuditLog
+from pipeline.stream.batch import BatchArrays, BatchBuilder, Replacement, StreamPlan, mixture_of
+from pipeline.stream.dataset import DatasetReader
+from pipeline.stream.mixture import mixture_digest, whole_weights
+from pipeline.stream.mixup import draw_coefficient, partners
+from pipeline.stream.order import Ints, check_world, slots_of
 from pipeline.stream.recipe import StreamRecipe
+from pipeline.stream.waiting import TELL_SECONDS
+from pipeline.stream.worker_child import WorkerSettings
+from pipeline.stream.worker_page import SlotLayout
+from pipeline.stream.workers import BuiltBatch, LoaderPool
+
+_log = logging.getLogger(__name__)
+_AHEAD_SHARDS = 64
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's part of a global batch: images uint8 (B, 3, S, S), labels int64 (B,), places in the order."""
+    """One rank's part of global batch *step*.
+
+    images uint8 (B, 3, S, S); labels int64 (B,); positions in the global order; origins int64 (5, B): number of the
+    dataset, its epoch, shard, row in the shard's index, damaged samples skipped. For mixup, the share of each sample's
+    own (1: not mixed) and the index of its partner, int64 (B,).
+    """
 
     step: int
     images: Tensor
     labels: Tensor
     positions: tuple[int, ...]
-    replaced: tuple[str, ...] = field(default=())
+    origins: Ints
+    replaced: tuple[Replacement, ...] = ()
+    coefficient: float = 1.0
+    partners: Tensor | None = None
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, as DataLoader asks for it."""
+        mixed = None if self.partners is None else self.partners.pin_memory()
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory(), partners=mixed)
 
 
-class _Batches(IterableDataset[Batch]):
-    """Global batches from *first_step* on, as one rank sees them. Endless."""
+class StreamLoader(IterableDataset[Batch]):
+    """An endless iterator over a rank's batches with a position that can be stored and given back.
 
-    def __init__(self, reader: DatasetReader, recipe: StreamRecipe, seed: int, world: World, first_step: int) -> None:
-        self._reader, self._recipe, self._seed = reader, recipe, seed
-        self._world, self._first_step = world, first_step
+    *readers* are one dataset, or those of a mixture with *weights*. *say* hears what the user should know: a store
+    that is waited for, a loader process that was replaced. *audit* logs what is handed out.
+    """
 
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        if worker:
-            torch.set_num_threads(1)
-        sizes = [shard.num_samples for shard in self._reader.shards]
-        recipe = self._recipe
-        order = Order(
-            sizes, self._reader.card.digest, seed=self._seed, partitions=recipe.partitions, window=recipe.window
-        )
-        step = self._first_step + offset
-        while True:
-            yield self._build(order, step)
-            step += stride
-
-    def _build(self, order: Order, step: int) -> Batch:
-        positions = batch_positions(step, self._recipe.batch_size, self._recipe.partitions, self._world)
-        size = self._recipe.augment.size
-        images = np.empty((len(positions), 3, size, size), dtype=np.uint8)
-        labels = np.empty(len(positions), dtype=np.int64)
-        replaced: list[str] = []
-        for at, position in enumerate(positions):
-            pixels, labels[at] = self._sample(order, position, replaced)
-            images[at] = pixels.transpose(2, 0, 1)
-        return Batch(step, torch.from_numpy(images), torch.from_numpy(labels), tuple(positions), tuple(replaced))
-
-    def _sample(self, order: Order, position: int, replaced: list[str]) -> tuple[Any, int]:
-        """The sample at *position*; when it is damaged, the next of its slot."""
-        for _ in range(self._recipe.max_damaged + 1):
-            place = order.place(position)
-            try:
-                sample = self._reader.read(place.shard, place.row)
-            except SampleDamagedError as error:
-                replaced.append(str(error))
-                position += order.partitions
-                continue
-            try:
-                pixels, _ = decode(sample.data)
-            except ImageRejectedError as error:  # only where the digest is not checked
-                replaced.append(f"{self._reader.shards[place.shard].name}: sample {sample.key}: {error.reason}")
-                position += order.partitions
-                continue
-            if len(sample.labels) != 1:
-                raise DamageError(f"sample {sample.key} has {len(sample.labels)} labels; this objective needs one")
-            return augment(pixels, self._recipe.augment, self._seed, place.epoch, sample.key), sample.labels[0]
-        raise DamageError(f"{replaced[-1]}", "mend the dataset, or allow for it with stream.max_damaged")
-
-
-class StreamLoader:
-    """An iterator over a rank's batches with a position that can be stored and given back."""
-
-    def __init__(
-        self, reader: DatasetReader, recipe: StreamRecipe, *, seed: int, world: World, position: int = 0
+    def __init__(  # noqa: PLR0913 - each of them is part of what a stream is
+        self,
+        readers: DatasetReader | Sequence[DatasetReader],
+        recipe: StreamRecipe,
+        *,
+        seed: int,
+        world: World,
+        position: int = 0,
+        weights: Sequence[float] | None = None,
+        say: Callable[[str], None] = _log.warning,
+        audit: AuditLog | None = None,
     ) -> None:
         check_world(world.size, recipe.partitions, recipe.batch_size)
-        self._reader, self._recipe, self._seed, self._world = reader, recipe, seed, world
+        self._readers = (readers,) if isinstance(readers, DatasetReader) else tuple(readers)
+        self._weights = tuple(weights or [1.0] * len(self._readers))
+        self._plan = StreamPlan(recipe, seed, world, self._weights)
+        self._say, self._audit = say, audit
         self.position = position
-        self._batches: Iterator[Batch] | None = None
-        self._damaged: set[str] = set()  # a sample that is met again in the next epoch is still one
+        self._source: _InProcess | _InPool | None = None
+        self._damaged: set[tuple[str, str, str]] = set()  # a sample that is met again in the next epoch is still one
 
-    def __iter__(self) -> StreamLoader:
+    def __iter__(self) -> Self:
+        if get_worker_info() is not None:
+            raise RefusedError("DataLoader: num_workers must be 0", "loader processes are its own: set stream.workers")
         return self
 
     def __next__(self) -> Batch:
-        if self._batches is None:
-            self._batches = self._start()
-        batch = next(self._batches)
-        self._damaged.update(batch.replaced)
-        if len(self._damaged) > self._recipe.max_damaged:
-            raise DamageError(f"{len(self._damaged)} damaged samples: {batch.replaced[-1]}", "run vitpipe verify")
-        self.position += self._recipe.batch_size
+        step, rest = divmod(self.position, self._plan.recipe.batch_size)
+        if rest:
+            raise MismatchError(f"stream position {self.position} is inside a global batch")
+        if self._source is None:
+            self._source = self._start(step)
+        try:
+            built = self._source.take(step)
+            self._count(built.replaced)
+        except BaseException:
+            self.close()  # what was prepared is not to be trusted to be in step any more
+            raise
+        batch = self._batch(step, built)
+        if self._audit:
+            self._audit.add(step, self._plan.positions(step), batch.origins)
+        self.position += self._plan.recipe.batch_size
         return batch
+
+    def close(self) -> None:
+        """End loader processes and read-ahead. Going on starts them again."""
+        if self._source:
+            self._source.close()
+            self._source = None
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The loader processes that are there now."""
+        return self._source.pids if self._source else []
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what it is a position of."""
         return self._identity() | {"position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a stored position. Raises MismatchError for a position of another order, naming what differs."""
+        """Go to a stored position. Raises MismatchError for a position of another stream, naming what differs."""
         ours = self._identity()
-        differing = [f"{name}: {state.get(name)} -> {ours[name]}" for name in ours if state.get(name) != ours[name]]
-        if differing:
-            raise MismatchError(f"the stored stream position is of another order: {'; '.join(differing)}")
-        self.position, self._batches = int(state["position"]), None
+        differing = differing_fields(ours, {name: value for name, value in state.items() if name != "position"})
+        if differing or "position" not in state:
+            raise MismatchError(f"the stored stream position is of another stream: {'; '.join(differing)}")
+        self.close()
+        self.position = int(state["position"])
 
     def _identity(self) -> dict[str, Any]:
-        recipe = self._recipe
+        recipe = self._plan.recipe
         return {
-            "dataset_digest": self._reader.card.digest,
-            "seed": self._seed,
+            "dataset_digest": mixture_digest([reader.card.digest for reader in self._readers], self._weights),
+            "weights": whole_weights(self._weights),
+            "seed": self._plan.seed,
             "batch_size": recipe.batch_size,
             "partitions": recipe.partitions,
             "window": recipe.window,
+            "augment": recipe.augment.model_dump(mode="json"),
+            "mixup": recipe.mixup,
         }
 
-    def _start(self) -> Iterator[Batch]:
-        first_step, rest = divmod(self.position, self._recipe.batch_size)
-        if rest:
-            raise MismatchError(f"stream position {self.position} is inside a global batch")
-        batches = _Batches(self._reader, self._recipe, self._seed, self._world, first_step)
-        if not self._recipe.workers:
-            return iter(batches)
-        # spawn: the parent runs gloo and boto3 threads, which must not be forked
-        loader: DataLoader[Batch] = DataLoader(
-            batches, batch_size=None, num_workers=self._recipe.workers, multiprocessing_context="spawn"
+    def _start(self, step: int) -> _InProcess | _InPool:
+        if self._plan.recipe.workers:
+            return _InPool(self._readers, self._plan, step, self._say)
+        return _InProcess(self._readers, self._plan, step, self._say)
+
+    def _count(self, replaced: list[Replacement]) -> None:
+        for one in replaced:
+            if one.sample in self._damaged:
+                continue
+            self._damaged.add(one.sample)
+            if len(self._damaged) > self._plan.recipe.max_damaged:
+                raise DamageError(f"{len(self._damaged)} damaged samples: {one}", "run vitpipe verify")
+            self._say(f"position {one.position}: {one}; the next of its slot takes its place")
+
+    def _batch(self, step: int, built: BuiltBatch) -> Batch:
+        plan, arrays = self._plan, built.arrays
+        mixed = None
+        if plan.recipe.mixup:
+            slots = len(slots_of(plan.recipe.partitions, plan.world))
+            mixed = torch.from_numpy(partners(plan.num_samples // slots, slots))
+        return Batch(
+            step=step,
+            images=torch.from_numpy(arrays.images),
+            labels=torch.from_numpy(arrays.labels),
+            positions=tuple(plan.positions(step).tolist()),
+            origins=arrays.origins,
+            replaced=tuple(built.replaced),
+            coefficient=draw_coefficient(plan.recipe.mixup, plan.seed, step),
+            partners=mixed,
         )
-        return iter(loader)
+
+
+class _Ahead:
+    """Read-ahead for a rank: the shards of its next windows, as many as half its share of the node's cache holds."""
+
+    def __init__(self, readers: tuple[DatasetReader, ...], plan: StreamPlan, step: int) -> None:
+        self._batch_size = plan.recipe.batch_size
+        share = plan.recipe.cache_bytes // (2 * plan.world.local_size)
+        slots = slots_of(plan.recipe.partitions, plan.world)
+        self._threads = ReadAhead(
+            readers, mixture_of(readers, plan), slots, step * self._batch_size, shards=_AHEAD_SHARDS, share_bytes=share
+        )
+
+    def take(self, step: int) -> None:
+        self._threads.advance(step * self._batch_size)
+
+    def close(self) -> None:
+        self._threads.close()
+
+
+class _InProcess:
+    """Batches built here, when they are asked for."""
+
+    def __init__(
+        self, readers: tuple[DatasetReader, ...], plan: StreamPlan, step: int, say: Callable[[str], None]
+    ) -> None:
+        for reader in readers:
+            reader.patience.tell = say
+        self._plan, self._builder = plan, BatchBuilder(readers, plan)
+        self._ahead = _Ahead(readers, plan, step)
+
+    @property
+    def pids(self) -> list[int]:
+        return []
+
+    def take(self, step: int) -> BuiltBatch:
+        self._ahead.take(step)
+        arrays = BatchArrays.empty(self._plan.num_samples, self._plan.recipe.augment.size)
+        return BuiltBatch(arrays, self._builder.build(step, arrays))
+
+    def close(self) -> None:
+        self._ahead.close()
+
+
+class _InPool:
+    """Batches built by loader processes."""
+
+    def __init__(
+        self, readers: tuple[DatasetReader, ...], plan: StreamPlan, step: int, say: Callable[[str], None]
+    ) -> None:
+        recipe = plan.recipe
+        layout = SlotLayout(recipe.ahead, plan.num_samples, recipe.augment.size)
+        stuck_seconds = max(recipe.stall_seconds, 2 * TELL_SECONDS)  # who waits for a store says so that often
+        settings = WorkerSettings(readers, plan, layout, stuck_seconds)
+        self._pool = LoaderPool(settings, first_step=step, num_workers=recipe.workers, say=say)
+        self._ahead = _Ahead(readers, plan, step)
+
+    @property
+    def pids(self) -> list[int]:
+        return self._pool.pids
+
+    def take(self, step: int) -> BuiltBatch:
+        self._ahead.take(step)
+        return self._pool.take(step)
+
+    def close(self) -> None:
+        self._pool.close()
+        self._ahead.close()

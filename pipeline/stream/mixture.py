@@ -1,13 +1,14 @@
 """Several datasets in one order, with exact weights. One dataset is the mixture of one.
 
 The order is cut into rows of P positions, one for each slot. A cycle of as many rows as the weights add up to gives
-each dataset as many rows as its weight says, spread evenly; so after any number of rows no dataset is more than one
-row away from its share. A dataset's rows, taken together, are its own order: each of its samples is seen once in each
+each dataset as many rows as its weight says, spread evenly: after any number of rows no dataset is as much as one row
+away from its share. A dataset's rows, taken together, are its own order: each of its samples is seen once in each
 of *its* epochs, at every world size, and any position is still found without the ones before it.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from pipeline.base.digests import fingerprint
 from pipeline.base.errors import RecipeError
 from pipeline.stream.order import Ints, Order, Places
 
@@ -37,6 +39,8 @@ class Mixture:
         self.orders = tuple(orders)
         self.partitions = self.orders[0].partitions
         shares = whole_weights(weights or [1.0] * len(self.orders))
+        if len(shares) != len(self.orders) or {order.partitions for order in self.orders} != {self.partitions}:
+            raise ValueError("each order of a mixture needs a weight, and all the same partitions")
         self._pattern = _spread(shares)
         taken = self._pattern[:, None] == np.arange(len(shares))[None, :]
         self._before: Ints = np.cumsum(taken, axis=0) - taken  # rows of each dataset before a row of the cycle
@@ -61,21 +65,41 @@ class Mixture:
         return datasets, own_rows * self.partitions + slots
 
     def shards_ahead(self, position: int, slots: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """(dataset, shard) that *slots* will read from *position* on, about in the order of need, endlessly."""
-        first_row = position // self.partitions
-        cycle, inside = divmod(first_row, len(self._pattern))
-        starts = (cycle * self._shares + self._before[inside]) * self.partitions
-        ahead = [order.shards_ahead(int(start), slots) for order, start in zip(self.orders, starts, strict=True)]
-        while True:
-            for number in self._pattern.tolist():
-                yield number, next(ahead[number])
+        """(dataset, shard) of what *slots* read from *position* on, in the order of need, endlessly.
+
+        A shard comes again with each window that reads of it.
+        """
+        needs = [self._needs(number, position, slots) for number in range(len(self.orders))]
+        for _, dataset, shard in heapq.merge(*needs, key=lambda need: need[0]):
+            yield dataset, shard
+
+    def _needs(self, number: int, position: int, slots: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        """(position, dataset, shard) of one dataset: its own order's, at positions of the mixture."""
+        row, slot = divmod(position, self.partitions)
+        cycle, inside = divmod(row, len(self._pattern))
+        own_row = cycle * int(self._shares[number]) + int(self._before[inside, number])
+        of_this_row = int(self._pattern[inside]) == number  # else its next row begins with slot 0
+        own_position = own_row * self.partitions + (slot if of_this_row else 0)
+        rows_of_cycle = np.flatnonzero(self._pattern == number).tolist()
+        for own, shard in self.orders[number].shards_ahead(own_position, slots):
+            own_row, slot = divmod(own, self.partitions)
+            cycle, nth = divmod(own_row, len(rows_of_cycle))
+            yield (cycle * len(self._pattern) + rows_of_cycle[nth]) * self.partitions + slot, number, shard
+
+
+def mixture_digest(digests: Sequence[str], weights: Sequence[float] = ()) -> str:
+    """What names a mixture of the datasets of these *digests*; of one dataset, its own digest."""
+    if len(digests) == 1:
+        return digests[0]
+    whole = whole_weights(weights or [1.0] * len(digests))
+    return fingerprint([list(pair) for pair in zip(digests, whole, strict=True)])
 
 
 def whole_weights(weights: Sequence[float]) -> list[int]:
     """The smallest whole numbers in the ratio of *weights*. Raises RecipeError when their sum would pass 10,000."""
+    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise RecipeError([f"weights of a mixture must be positive numbers, not {list(weights)}"])
     exact = [Fraction(str(weight)) for weight in weights]
-    if min(exact) <= 0:
-        raise RecipeError(["weights of a mixture must be positive"])
     scale = math.lcm(*(weight.denominator for weight in exact))
     whole = [int(weight * scale) for weight in exact]
     shared = math.gcd(*whole)
@@ -86,12 +110,21 @@ def whole_weights(weights: Sequence[float]) -> list[int]:
 
 
 def _spread(shares: list[int]) -> Ints:
-    """The dataset of each row of a cycle: always the one that is furthest behind its share."""
-    owed = [0] * len(shares)
-    pattern = []
-    for _ in range(sum(shares)):
-        owed = [debt + share for debt, share in zip(owed, shares, strict=True)]
-        chosen = max(range(len(shares)), key=lambda number: (owed[number], -number))
-        owed[chosen] -= sum(shares)
+    """The dataset of each row of a cycle, so that none is ever a whole row away from its share.
+
+    R. Tijdeman, "The chairman assignment problem" (1980): of n datasets, among those that are behind by 1 / (2n - 2)
+    rows, the one that must come soonest if it is not to be further behind than 1 - 1 / (2n - 2). The simpler rule,
+    the one that is furthest behind, leaves small weights behind by more than a row from four datasets on.
+    """
+    total, unit = sum(shares), max(1, 2 * len(shares) - 2)
+    given, pattern = [0] * len(shares), []
+    for row in range(1, total + 1):
+        due = [
+            (-(-(unit * had + unit - 1) * total // (unit * share)), number)
+            for number, (had, share) in enumerate(zip(given, shares, strict=True))
+            if unit * (share * row - total * had) >= total
+        ]
+        chosen = min(due)[1]
+        given[chosen] += 1
         pattern.append(chosen)
     return np.asarray(pattern, dtype=np.int64)

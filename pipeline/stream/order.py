@@ -11,6 +11,7 @@ computed at a point (``permute.py``).
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import InputError, RecipeError
-from pipeline.base.seeds import derive, generator
+from pipeline.base.seeds import derive
 from pipeline.base.world import World, allowed_world_sizes
-from pipeline.stream.permute import mix, permute
+from pipeline.stream.permute import mix, permute, shuffled
 
 Ints = NDArray[np.int64]
 
@@ -86,22 +87,31 @@ class Order:
         starts = partitions * whole + np.minimum(partitions, extra)
         return starts, starts + whole + (partitions < extra)
 
-    def shards_ahead(self, position: int, slots: Sequence[int]) -> Iterator[int]:
-        """Shards that *slots* will read from *position* on, in the order of need, endlessly and with repetitions."""
-        nexts = [position + (slot - position) % self.partitions for slot in slots]
+    def shards_ahead(self, position: int, slots: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """(position, shard) of what *slots* read from *position* on: at that position or later, not before it.
+
+        Endless and ascending. A shard comes again with each window that reads of it.
+        """
+        nexts = [(position + (slot - position) % self.partitions) for slot in slots]
+        heapq.heapify(nexts)
         while True:
-            for at, first in enumerate(nexts):
-                epoch, rest = divmod(first, self.num_samples)
-                item, partition = divmod(rest, self.partitions)
-                start, stop = (int(bound) for bound in self.partition_bounds(np.asarray(partition)))
-                window = item // self.window
-                begin, end = start + window * self.window, min(start + (window + 1) * self.window, stop)
-                shards, ends = self._epoch_layout(epoch)
-                for slot in range(
-                    int(np.searchsorted(ends, begin, "right")), int(np.searchsorted(ends, end - 1, "right")) + 1
-                ):
-                    yield int(shards[slot])
-                nexts[at] = first + (end - start - item) * self.partitions  # the slot's first position after the window
+            first = nexts[0]
+            epoch, begin, end, after = self._window_at(first)
+            shards, ends = self._epoch_layout(epoch)
+            start, stop = np.searchsorted(ends, (begin, end - 1), side="right").tolist()
+            for shard in shards[start : stop + 1].tolist():
+                if self._sizes[shard]:
+                    yield first, shard
+            heapq.heapreplace(nexts, after)
+
+    def _window_at(self, position: int) -> tuple[int, int, int, int]:
+        """The window that *position* reads: epoch, [begin, end) in its row, the slot's first position after it."""
+        epoch, rest = divmod(position, self.num_samples)
+        item, partition = divmod(rest, self.partitions)
+        start, stop = (int(bound) for bound in self.partition_bounds(np.asarray(partition)))
+        begin = start + item // self.window * self.window
+        end = min(begin + self.window, stop)
+        return epoch, begin, end, position + (end - start - item) * self.partitions
 
     def _keys(self, epochs: Ints, partitions: Ints, windows: Ints) -> NDArray[np.uint64]:
         keys = mix(self._key ^ mix(_words(epochs)))
@@ -114,7 +124,7 @@ class Order:
         return found, in_row - ends[slots] + self._sizes[found]
 
     def _lay_out(self, epoch: int) -> tuple[Ints, Ints]:
-        shards = generator(self._seed, "shards", *self._words, epoch).permutation(len(self._sizes))
+        shards = shuffled(len(self._sizes), np.uint64(derive(self._seed, "shards", *self._words, epoch)))
         return shards, np.cumsum(self._sizes[shards])
 
 

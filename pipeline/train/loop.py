@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pipeline.base.seeds import derive
 from pipeline.base.world import World
 from pipeline.images.normalise import normalise
+from pipeline.stream.mixup import mixed
 from pipeline.train.recipe import ScheduleRecipe, accumulation
 from pipeline.train.schedules import learning_rate
 from pipeline.train.single import Engine
@@ -24,7 +25,7 @@ from pipeline.train.watch import Watch
 
 
 class TrainBatch(Protocol):
-    """A rank's part of a global batch: images uint8 (B, 3, S, S), labels (B,)."""
+    """A rank's part of a global batch."""
 
     @property
     def images(self) -> Tensor:
@@ -33,6 +34,14 @@ class TrainBatch(Protocol):
     @property
     def labels(self) -> Tensor:
         """int64 (B,)."""
+
+    @property
+    def coefficient(self) -> float:
+        """The share of a sample's own where it is mixed with its partner."""
+
+    @property
+    def partners(self) -> Tensor | None:
+        """int64 (B,): which sample of this batch each is mixed with (mixup). None: nothing is mixed."""
 
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (network, input (B, 3, S, S), labels) -> mean loss
@@ -69,14 +78,45 @@ def train(
         watch.waited(time.monotonic() - asked)
         torch.manual_seed(derive(plan.seed, "step", step, world.rank))
         rate = learning_rate(step, plan.num_steps, plan.peak, plan.schedule)
-        losses = (
-            partial(_loss, engine, objective, images, labels)
-            for images, labels in zip(batch.images.split(micro), batch.labels.split(micro), strict=True)
-        )
-        result = engine.update(losses, rate)
+        result = engine.update(_losses(engine, objective, batch, micro), rate)
         watch.step(step + 1, result, rate)
         at_step(step + 1)
 
 
+def _losses(engine: Engine, objective: Objective, batch: TrainBatch, micro: int) -> Iterator[Callable[[], Tensor]]:
+    """One callable for each micro-batch of *micro* samples."""
+    for start in range(0, len(batch.images), micro):
+        part = slice(start, start + micro)
+        if batch.partners is None:
+            yield partial(_loss, engine, objective, batch.images[part], batch.labels[part])
+        else:
+            yield partial(_mixed_loss, engine, objective, batch, part, batch.partners[part])
+
+
 def _loss(engine: Engine, objective: Objective, images: Tensor, labels: Tensor) -> Tensor:
     return objective(engine.module, normalise(images, engine.dtype), labels)
+
+
+def _mixed_loss(engine: Engine, objective: Objective, batch: TrainBatch, part: slice, partners: Tensor) -> Tensor:
+    """Samples *part* of *batch*, each mixed in float32 with its partner, which may be of another micro-batch."""
+    own = normalise(batch.images[part], torch.float32)
+    images = mixed(own, normalise(batch.images[partners], torch.float32), batch.coefficient).to(engine.dtype)
+    network = _Once(engine.module)
+    loss = objective(network, images, batch.labels[part])
+    other = objective(network, images, batch.labels[partners])
+    return batch.coefficient * loss + (1.0 - batch.coefficient) * other
+
+
+class _Once(nn.Module):
+    """Stands for *network* where two losses ask for its output of the same input: one forward pass."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._network = network
+        self._output: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) -> what the network gave the first time."""
+        if self._output is None:
+            self._output = self._network(images)
+        return self._output

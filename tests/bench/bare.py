@@ -13,13 +13,16 @@ import time
 from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import TypeAlias
 
 from pipeline.images.check import Reencode
 from pipeline.images.decode import decode
 from pipeline.images.reencode import reencode
+from tests.bench.row import Spent
 
 _TAR_BYTES = 256_000_000
 Loop = Callable[[bytes], bytes]
+_Ends: TypeAlias = "multiprocessing.Queue[tuple[float, float]]"
 
 
 def decode_and_digest(data: bytes) -> bytes:
@@ -34,7 +37,7 @@ def decode_and_resize(data: bytes) -> bytes:
     return reencode(decode(data)[0], Reencode(mode="short", size=256))[0]
 
 
-def seconds_of(loop: Loop, files: list[Path], folder: Path, num_processes: int) -> float:
+def run(loop: Loop, files: list[Path], folder: Path, num_processes: int) -> Spent:
     """From the first file to the last tar, with the processes up and warm."""
     folder.mkdir(parents=True)
     context = multiprocessing.get_context("spawn")
@@ -48,21 +51,21 @@ def seconds_of(loop: Loop, files: list[Path], folder: Path, num_processes: int) 
         process.start()
     barrier.wait(120)
     started = time.monotonic()
-    ended = max(ends.get(timeout=3600) for _ in processes)
+    ended, cpu_seconds = zip(*(ends.get(timeout=3600) for _ in processes), strict=True)
     for process in processes:
         process.join()
-    return ended - started
+    return Spent(max(ended) - started, sum(cpu_seconds))
 
 
-def _run(loop: Loop, files: list[Path], folder: Path, barrier: Barrier, ends: multiprocessing.Queue[float]) -> None:
+def _run(loop: Loop, files: list[Path], folder: Path, barrier: Barrier, ends: _Ends) -> None:
     folder.mkdir()
     loop(files[0].read_bytes())
     barrier.wait(120)
-    left = iter(files)
+    left, before = iter(files), time.process_time()
     number = 0
     while _write_tar(loop, left, folder / f"{number:05d}.tar"):
         number += 1
-    ends.put(time.monotonic())  # this clock is one for all processes of the machine
+    ends.put((time.monotonic(), time.process_time() - before))  # the first clock is one for all processes
 
 
 def _write_tar(loop: Loop, files: object, path: Path) -> bool:

@@ -26,6 +26,7 @@ from pipeline.images.sandbox import Sandbox
 from pipeline.images.statistics import channel_sums, pixels_digest
 from tests.bench.pictures import imagenet_like
 from tests.bench.row import Row
+from tests.bench.row import table as rows_table
 
 try:
     import cv2
@@ -72,6 +73,11 @@ def table(rows: Sequence[LibraryRow]) -> str:
     return head + "".join(
         f"| {row.work} | {row.library} | {row.per_second:.0f} | {row.ratio:.2f} | {row.note} |\n" for row in rows
     )
+
+
+def section() -> str:
+    """What BENCHMARKS.md shows."""
+    return f"{table(measure())}\n{rows_table(overhead())}"
 
 
 def overhead() -> list[Row]:

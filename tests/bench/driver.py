@@ -66,9 +66,8 @@ def _entries(start: int, stop: int) -> pa.Table:
         "source": np.zeros(count, dtype=np.int16),
         "labels": [[number // _OF_A_CLASS] for number in numbers],
     }
-    return (
-        pa.table(columns | {"file": columns["origin"]}, schema=None).select(LISTING_SCHEMA.names).cast(LISTING_SCHEMA)
-    )
+    table = pa.table(columns | {"file": columns["origin"]})
+    return table.select(LISTING_SCHEMA.names).cast(LISTING_SCHEMA)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A static HTTP server that costs as little as can be: what img2dataset downloads from. ``python -m tests.bench.loopback``.
+"""A static HTTP server that costs as little as can be: what img2dataset downloads from.
 
-Prints its port; when its input ends, prints what it saw as JSON: first request and last answer on the clock that all
-processes share, requests, and the CPU seconds that it took.
+``python -m tests.bench.loopback FOLDER`` prints its port and, when its input ends, what it saw as JSON: first request
+and last answer on the clock that all processes share, the number of requests, and the CPU seconds that it took.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def serving(folder: Path) -> Iterator[Served]:
     """The files below *folder* at http://127.0.0.1:PORT/."""
     command = [sys.executable, "-m", "tests.bench.loopback", str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin and process.stdout
+        assert process.stdin
+        assert process.stdout
         served = Served(int(process.stdout.readline()))
         try:
             yield served

@@ -41,7 +41,8 @@ def measure() -> list[Row]:
 
             mine, theirs = rate(ours), rate(peer)
             what = f"reading 60 kB samples, check={check}, against webdataset {webdataset.__version__}"
-            rows.append(Row(what, f"{mine:.0f} samples/s", f"{theirs:.0f} samples/s", mine / theirs))
+            least = 5.0 if check == "header" else None  # a digest alone takes what webdataset does in all
+            rows.append(Row(what, f"{mine:.0f} samples/s", f"{theirs:.0f} samples/s", mine / theirs, least))
         return rows
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
 class Row:
-    """Ours against a peer's, as people read it, and ours / peer. ``least``: what the ratio should be; None: no target."""
+    """Ours against a peer's, as people read it, and ours / peer. ``least``: what the ratio should reach."""
 
     what: str
     ours: str
@@ -23,6 +24,18 @@ class Row:
         if self.least is not None and self.ratio < self.least:
             target += " missed"
         return f"| {self.what} | {self.ours} | {self.peer} | {self.ratio:.2f} | {target} |"
+
+
+class Spent(NamedTuple):
+    """What a run took; ``cpu_seconds`` of all its processes, 0 where that is not known."""
+
+    seconds: float
+    cpu_seconds: float = 0.0
+
+    def told(self, count: int) -> str:
+        """For people; *count* images were worked on."""
+        rate = f"{count / self.seconds:.0f} images/s"
+        return f"{rate}, {self.cpu_seconds / count * 1e6:.0f} us of CPU each" if self.cpu_seconds else rate
 
 
 def table(rows: Iterable[Row]) -> str:

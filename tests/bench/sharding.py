@@ -9,15 +9,19 @@ the same images from a static server on loopback, which shares the two cores wit
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from jobs.cluster import connected
 from jobs.recipe import ChainRecipe, ShardStage
@@ -26,7 +30,7 @@ from pipeline.base.progress import Silent
 from pipeline.records.dataset import DatasetCard
 from tests.bench import bare, corpus
 from tests.bench.peers import img2dataset
-from tests.bench.row import Row
+from tests.bench.row import Row, Spent
 
 _COUNT = 30_000
 _ROUNDS = 2
@@ -36,17 +40,20 @@ EVEN = {"RAY_worker_niceness": "0"}  # Ray's tasks are nice by 15, and would wai
 
 @dataclass(frozen=True)
 class _Bench:
-    """One way of sharding, and its peers: name -> (call, least ratio). The corpus is taken *times* times."""
+    """One way of sharding, and its peers: name -> (call, least ratio).
+
+    The corpus is taken *times* times, so that it takes about a minute. The shards are then even in number.
+    """
 
     what: str
     settings: dict[str, Any]
-    peers: dict[str, tuple[Callable[[_Run], float], float | None]]
-    times: int = 1
+    peers: Mapping[str, tuple[Callable[[_Run], Spent], float | None]]
+    times: int
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What a peer works on; it says how many seconds it took."""
+    """What is worked on: *files* below *root*, *times* times, into *folder*."""
 
     files: list[Path]
     root: Path
@@ -82,40 +89,55 @@ def _benches() -> list[_Bench]:
         "img2dataset 1.47": (_img2dataset, 1.3),
     }
     return [
-        _Bench("bytes kept, every image decoded", {}, keep),
+        _Bench("bytes kept, every image decoded", {}, keep, times=4),
         _Bench("bytes kept, check=header", {"check": "header"}, tars, times=4),
-        _Bench("short side 256, JPEG", {"resize": {"mode": "short", "size": 256}}, resized),
+        _Bench("short side 256, JPEG", {"resize": {"mode": "short", "size": 256}}, resized, times=2),
     ]
 
 
 def _measure(bench: _Bench, files: list[Path], scratch: Path) -> list[Row]:
     run = _Run(files, scratch / "corpus", scratch / "peer", bench.times)
-    seconds: dict[str, list[float]] = {name: [] for name in ("", *bench.peers)}
+    spent: dict[str, list[Spent]] = {name: [] for name in ("", *bench.peers)}
+    count = len(files) * bench.times
     for _ in range(_ROUNDS):
-        seconds[""].append(_ours(run, scratch, bench.settings))
+        spent[""].append(_ours(run, scratch, bench.settings))
         for name, (call, _least) in bench.peers.items():
-            seconds[name].append(call(run))
+            spent[name].append(call(run))
             shutil.rmtree(run.folder)
             os.sync()  # what it left to be written would slow down the next one
-    mine, count = statistics.fmean(seconds[""]), len(files) * bench.times
+    for name, runs in spent.items():
+        print(f"{bench.what}: {name or 'ours'}: {'; '.join(one.told(count) for one in runs)}", file=sys.stderr)
+    mine = _mean(spent[""])
     rows = []
     for name, (_, least) in bench.peers.items():
-        theirs = statistics.fmean(seconds[name])
-        told = [f"{count / one:.0f} images/s" for one in (mine, theirs)]
-        rows.append(Row(f"{bench.what}: against {name}", told[0], told[1], theirs / mine, least))
+        theirs = _mean(spent[name])
+        what = f"{bench.what}: against {name}"
+        rows.append(Row(what, mine.told(count), theirs.told(count), theirs.seconds / mine.seconds, least))
     return rows
 
 
-def _ours(run: _Run, scratch: Path, settings: dict[str, Any]) -> float:
-    """Seconds of a whole sharding, after a small one for which workers and decoders are started."""
+def _mean(runs: list[Spent]) -> Spent:
+    return Spent(*(statistics.fmean(values) for values in zip(*runs, strict=True)))
+
+
+def _ours(run: _Run, scratch: Path, settings: dict[str, Any]) -> Spent:
+    """A whole sharding, after a small one for which workers and decoders are started."""
     shard_folder(run.files[0].parent, scratch / "warm", settings | {"max_samples": 5})
+    before = _cpu_seconds()
     seconds, card = shard_folder(run.root, scratch / "ours", settings, run.times)
+    spent = Spent(seconds, _cpu_seconds() - before)
     for name in ("warm", "ours"):
         shutil.rmtree(scratch / name)
     os.sync()
     if card.num_samples != len(run.files) * run.times:
         raise RuntimeError(f"{card.num_samples} of {len(run.files) * run.times} images were written")
-    return seconds
+    return spent
+
+
+def _cpu_seconds() -> float:
+    """Of this process, of Ray, and of its workers and their decoders so far."""
+    own = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in (own, *own.children(recursive=True)))
 
 
 def shard_folder(source: Path, workspace: Path, settings: dict[str, Any], times: int = 1) -> tuple[float, DatasetCard]:
@@ -128,25 +150,26 @@ def shard_folder(source: Path, workspace: Path, settings: dict[str, Any], times:
     return time.monotonic() - progress.at, card
 
 
-def _bare(loop: bare.Loop) -> Callable[[_Run], float]:
-    return lambda run: bare.seconds_of(loop, run.files, run.folder, _CPUS)
+def _bare(loop: bare.Loop) -> Callable[[_Run], Spent]:
+    return lambda run: bare.run(loop, run.files * run.times, run.folder, _CPUS)
 
 
-def _tar(run: _Run) -> float:
-    return _tar_seconds(run, "")
+def _tar(run: _Run) -> Spent:
+    return _tar_then(run, "")
 
 
-def _tar_synced(run: _Run) -> float:
-    return _tar_seconds(run, " && sync all.tar")
+def _tar_synced(run: _Run) -> Spent:
+    return _tar_then(run, " && sync all.tar")
 
 
-def _tar_seconds(run: _Run, then: str) -> float:
+def _tar_then(run: _Run, then: str) -> Spent:
     run.folder.mkdir()
-    started = time.monotonic()
-    command = "tar cf all.tar" + f" -C {run.root} ." * run.times + then
+    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = "tar cf all.tar --hard-dereference" + f" -C {run.root} ." * run.times + then
     subprocess.run(["sh", "-c", command], check=True, cwd=run.folder)
-    return time.monotonic() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Spent(time.monotonic() - started, sum(after[:2]) - sum(before[:2]))
 
 
-def _img2dataset(run: _Run) -> float:
-    return img2dataset.seconds_of(run.files, run.root, run.folder, _CPUS)[0]
+def _img2dataset(run: _Run) -> Spent:
+    return img2dataset.run(run.files * run.times, run.root, run.folder, _CPUS)

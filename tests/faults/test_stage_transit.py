@@ -40,6 +40,8 @@ from tests.support.staging import (
 SEED = random.SystemRandom().randrange(10**6)
 CORPUS = make_corpus(7)
 SMALL = "class 1/é+010.jpg"
+# Where a second client acts while an answer is waited for: a request given up and repeated would come before its act.
+WAITING = QUICK.model_copy(update={"low_speed_seconds": 30.0})
 
 
 @pytest.fixture
@@ -211,7 +213,7 @@ def test_an_object_replaced_meanwhile_is_taken_whole(
     proxy.inject(
         "call", 1, lambda asked: asks(asked) and (key != BIG or next(number) == 1), lambda: put_corpus(source, new)
     )
-    recipe = QUICK.model_copy(update={"compare_sums": compare_sums})
+    recipe = WAITING.model_copy(update={"compare_sums": compare_sums})
     stage_quietly(source, tmp_path / "copy", source_stores=through(source, proxy.endpoint), recipe=recipe)
     assert proxy.pending == 0
     assert content_of(tmp_path / "copy") == digests_of(CORPUS | new)
@@ -224,7 +226,7 @@ def test_an_object_that_never_stays_is_rejected_by_name(source: str, proxy: Faul
     proxy.inject("call", 1000, is_of(SMALL), lambda: put_corpus(source, {SMALL: next(contents)}))
     proxy.inject("call", 1, is_of(BIG), lambda: open_store(source).delete(BIG))
     with pytest.raises(TooManyRejectsError):
-        stage_quietly(source, tmp_path / "copy", source_stores=through(source, proxy.endpoint))
+        stage_quietly(source, tmp_path / "copy", source_stores=through(source, proxy.endpoint), recipe=WAITING)
     assert rejects_of(tmp_path / "copy") == {SMALL: "changed-while-read", BIG: "vanished"}
 
 

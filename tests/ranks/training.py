@@ -29,6 +29,8 @@ class Part:
 
     images: Tensor
     labels: Tensor
+    coefficient: float = 1.0
+    partners: Tensor | None = None
 
 
 def batches(world: World, first_step: int = 0) -> Iterator[Part]:

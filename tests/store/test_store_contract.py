@@ -74,6 +74,21 @@ def test_read_returns_what_was_put(store: Store) -> None:
     assert keys(store) == ["folder/key with space+and%41"]
 
 
+def test_stream(store: Store) -> None:
+    content = os.urandom(3 << 20)
+    store.put("key", content)
+    for start in (0, 1, (2 << 20) + 5, len(content) - 1, len(content), len(content) + 50):
+        pieces = list(store.stream("key", start))
+        assert b"".join(pieces) == content[start:]
+        assert all(0 < len(piece) <= 1 << 20 for piece in pieces)
+    begun = store.stream("key")
+    assert next(begun) == content[: 1 << 20]
+    begun.close()  # type: ignore[attr-defined]
+    assert store.read("key") == content
+    with pytest.raises(FileNotFoundError):
+        next(iter(store.stream("missing")))
+
+
 def test_read_range(store: Store) -> None:
     store.put("key", b"0123456789")
     assert store.read_range("key", 3, 4) == b"3456"

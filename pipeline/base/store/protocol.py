@@ -72,6 +72,12 @@ class Store(Protocol):
     def read_range(self, key: str, start: int, length: int, etag: str = "") -> bytes:
         """*length* bytes from *start*; fewer at the end of the object. *etag* as in ``read``."""
 
+    def stream(self, key: str, start: int = 0) -> Iterator[bytes]:
+        """The object from byte *start* on, in pieces of about a MiB as they come. Nothing of it is compared.
+
+        When it breaks off, that is a FailedError: go on behind what came, if the object is still the same.
+        """
+
     def read_with_sum(self, key: str, etag: str = "") -> tuple[bytes, ContentSum | None]:
         """The whole object as it came, not compared, and what the store says of its content (None: nothing)."""
 

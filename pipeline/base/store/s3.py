@@ -28,12 +28,13 @@ from pipeline.base.errors import DamageError, FailedError
 from pipeline.base.store import s3_errors as told
 from pipeline.base.store.local import LocalStore, file_errors
 from pipeline.base.store.protocol import ObjectInfo, checked_key, checked_prefix
-from pipeline.base.store.s3_answers import Answer, check_received, read_body, sum_of
+from pipeline.base.store.s3_answers import Answer, body_pieces, check_received, read_body, sum_of
 from pipeline.base.store.s3_parts import MAX_PARTS, WRITER, S3Parts, each_part
 from pipeline.base.store.settings import BucketSettings
 from pipeline.base.store.sums import ContentSum, sum_matches
 
 _ATTEMPTS = 4
+_AGAIN = "give the same command again"
 _MAKING = threading.Lock()
 _RENEW_SECONDS = 2.0  # a client that is younger has just read the credentials
 _WHOLE_BYTES = 64 << 20  # bigger files travel in parts
@@ -108,6 +109,19 @@ class S3Store:
             return self._get(key, etag, start, Range=f"bytes={start}-{start + length - 1}")[1]
         except told.PastTheEndError:
             return b""
+
+    def stream(self, key: str, start: int = 0) -> Iterator[bytes]:
+        """See Store."""
+        try:
+            answer = self._call("get_object", key, Range=f"bytes={start}-")
+        except told.PastTheEndError:
+            return
+        if not answer.get("ContentRange", f"bytes {start}-").startswith(f"bytes {start}-"):
+            raise told.OtherAnswerError(f"{self.uri}/{key}: another answer than was asked for")
+        try:
+            yield from body_pieces(answer, self._settings.low_speed_bytes, self._settings.low_speed_seconds)
+        except told.BrokenBodyError as error:
+            raise FailedError(f"{self.uri}/{key}: the answer broke off ({error})", _AGAIN) from None
 
     def read_with_sum(self, key: str, etag: str = "") -> tuple[bytes, ContentSum | None]:
         """See Store."""
@@ -278,7 +292,7 @@ class S3Store:
             if "ETag" in answer and answer.get("ContentRange", f"bytes {start}-").startswith(f"bytes {start}-"):
                 return answer, data
             broken = "another answer than was asked for"
-        raise FailedError(f"{self.uri}/{key}: the answer broke off ({broken})", "give the same command again")
+        raise FailedError(f"{self.uri}/{key}: the answer broke off ({broken})", _AGAIN)
 
     def _put_checked(self, operation: str, key: str, data: bytes, **more: Any) -> Answer:
         """Send *data*, and look at what the server says that it received; again when that is something else."""

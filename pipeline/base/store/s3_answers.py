@@ -7,6 +7,7 @@ import binascii
 import re
 import time
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 from urllib3.exceptions import HTTPError
@@ -21,30 +22,36 @@ _MULTIPART_ETAG = re.compile(r"[0-9a-f]{32}-[0-9]+")
 
 
 def read_body(answer: Answer, low_speed_bytes: int, low_speed_seconds: float) -> bytes:
-    """The body of a GET. Raises BrokenBodyError when it is cut, or slower than the limit for that long.
+    """The body of a GET. Raises BrokenBodyError when it is cut, or slower than the limit for that long."""
+    pieces = list(body_pieces(answer, low_speed_bytes, low_speed_seconds))
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    It is read from below botocore's StreamingBody, which waits for a whole piece however slowly it comes.
+
+def body_pieces(answer: Answer, low_speed_bytes: int, low_speed_seconds: float) -> Iterator[bytes]:
+    """The same in pieces, as they come.
+
+    It is read from below botocore's StreamingBody, which waits for a whole piece however slowly it comes. The speed is
+    that of the network: the time that the caller takes for a piece does not count.
     """
     stream, expected = answer["Body"]._raw_stream, answer["ContentLength"]
-    pieces: list[bytes] = []
-    received, seen, since = 0, 0, time.monotonic()
+    received, seen, elapsed = 0, 0, 0.0
     try:
         while received < expected:
+            begun = time.monotonic()
             piece = stream.read1(min(_PIECE_BYTES, expected - received))
             if not piece:
                 raise BrokenBodyError(f"{received} of {expected} bytes came")
-            pieces.append(piece)
             received += len(piece)
-            elapsed = time.monotonic() - since
+            elapsed += time.monotonic() - begun
             if elapsed > low_speed_seconds:
                 if received - seen < low_speed_bytes * elapsed:
                     raise BrokenBodyError(f"slower than {low_speed_bytes} bytes/s for {low_speed_seconds:g} s")
-                seen, since = received, time.monotonic()
+                seen, elapsed = received, 0.0
+            yield piece
     except HTTPError as error:
         raise BrokenBodyError(type(error).__name__) from None
     finally:
         _hand_back(answer["Body"], stream, received == expected)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _hand_back(body: Any, stream: Any, complete: bool) -> None:

@@ -101,6 +101,8 @@ def _objective(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 class _Batch:
     images: Tensor
     labels: Tensor
+    coefficient: float = 1.0
+    partners: Tensor | None = None  # ViT fine-tunes without mixup
 
 
 def _batches(data: TaskImages, batch_size: int, seed: int) -> Iterator[_Batch]:

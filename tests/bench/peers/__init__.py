@@ -19,7 +19,7 @@ def environment(name: str) -> Path:
     made = folder / "made.txt"
     if not made.exists() or made.read_text() != wanted:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "-r", str(_HERE / f"{name}.txt")]
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-qq", "-r", str(_HERE / f"{name}.txt")]
         subprocess.run(pip, check=True)
         made.write_text(wanted)
     return folder / "bin"

@@ -1,4 +1,4 @@
-"""Runs img2dataset over a list of URLs, in its own environment. ``seconds_of`` says how long it worked."""
+"""Runs img2dataset over a list of URLs, in its own environment."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.bench.loopback import Served, serving
+from tests.bench.loopback import serving
 from tests.bench.peers import environment
+from tests.bench.row import Spent
 
 _SETTINGS = [
     "--input_format=txt",
@@ -21,11 +22,8 @@ _SETTINGS = [
 ]
 
 
-def seconds_of(files: list[Path], root: Path, folder: Path, num_processes: int) -> tuple[float, Served]:
-    """From its first request to the end of its last file, and what the server of the images saw.
-
-    The seconds in which it starts are left out, as ours are.
-    """
+def run(files: list[Path], root: Path, folder: Path, num_processes: int) -> Spent:
+    """From its first request to the end of its last tar: the seconds in which it starts are left out, as ours are."""
     command = environment("img2dataset") / "img2dataset"
     folder.mkdir(parents=True)
     with serving(root) as served:
@@ -41,7 +39,7 @@ def seconds_of(files: list[Path], root: Path, folder: Path, num_processes: int) 
         ended = time.monotonic() - since_the_last
     if served.facts["requests"] != len(files):
         raise RuntimeError(f"img2dataset asked for {served.facts['requests']:.0f} of {len(files)} images: see {folder}")
-    return ended - served.facts["first"], served
+    return Spent(ended - served.facts["first"])
 
 
 def _samples_of_a_shard(num_files: int, num_processes: int) -> int:

@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.base.config import build
 from pipeline.base.errors import RecipeError
 from pipeline.images.normalise import normalise
-from pipeline.images.resize import centre_crop, resize, resize_short_side
+from pipeline.images.resize import centre_crop, crop_and_resize, resize, resize_short_side
 from pipeline.images.transform import EvaluationTransform
 from tests.support.pictures import noise
 
@@ -39,8 +39,8 @@ def test_halving_a_checkerboard_gives_grey() -> None:
 def test_a_box_takes_that_part() -> None:
     pixels = np.zeros((8, 8, 3), dtype=np.uint8)
     pixels[2:4, 4:8] = 200
-    part = resize(pixels, 4, 2, "bilinear", (4, 2, 8, 4))
-    assert part.shape == (2, 4, 3)
+    part = crop_and_resize(pixels, (4, 2, 8, 4), 8, 8, "bilinear")
+    assert part.shape == (8, 8, 3)
     assert (part == 200).all()
 
 

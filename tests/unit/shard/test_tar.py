@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.base.digests import sha256_hex
+from pipeline.records.tar_header import member_header
 from pipeline.shard.interchange import keys_by_webdataset
-from pipeline.shard.tar import ShardTar, member_header
+from pipeline.shard.tar import ShardTar
 
 MEMBERS = {"0a1b.cls": b"7", "0a1b.jpg": bytes(range(256)) * 3, "ffee.json": b'{"labels": []}', "ffee.png": b"x" * 512}
 GOLDEN_SHA256 = "0ca23ebb226865d639be3de55d85dd0c98dbf66fe6095eb567f2d8afc4e44d41"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,20 @@ from pipeline.base.config import build
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import RecipeError
 from pipeline.base.seeds import generator
-from pipeline.images.resize import resize
-from pipeline.stream.augment import augment, random_box
-from pipeline.stream.recipe import AugmentRecipe, StreamRecipe
+from pipeline.images import resize as resizing
+from pipeline.images.resize import crop_and_resize, resize
+from pipeline.stream.augment import augment, mirrored, random_box
+from pipeline.stream.recipe import AugmentRecipe, RandAugmentRecipe, StreamRecipe
 from tests.support.pictures import noise
 
 PICTURE = noise(20, 30)
 CROPS = ("resized", "padded", "none")
+STRONG = RandAugmentRecipe(layers=2, magnitude=15)
+
+
+def whole(filter_name: str = "bilinear") -> Any:
+    """All of the picture at 8 x 8."""
+    return crop_and_resize(PICTURE, (0, 0, 30, 20), 8, 8, filter_name)
 
 
 def recipe_of(**fields: Any) -> AugmentRecipe:
@@ -52,23 +60,25 @@ def test_the_output_is_square_bytes(crop: Any, shape: tuple[int, int]) -> None:
     out = augment(noise(*shape), recipe_of(crop=crop), 0, 0, "key")
     assert out.shape == (8, 8, 3)
     assert out.dtype == np.uint8
+    assert out.flags.c_contiguous
 
 
 def test_the_picture_itself_is_not_changed() -> None:
     picture = noise(8, 8)
     before = picture.copy()
     for crop in CROPS:
-        augment(picture, recipe_of(crop=crop), 0, 0, "key")
+        for at in range(60):
+            augment(picture, recipe_of(crop=crop, randaugment=STRONG), 0, at, "key")
         np.testing.assert_array_equal(picture, before)
 
 
 def test_none_is_a_resize_of_the_whole() -> None:
     out = augment(PICTURE, recipe_of(crop="none", flip=False, filter="bicubic"), 0, 0, "key")
-    np.testing.assert_array_equal(out, resize(PICTURE, 8, 8, "bicubic"))
+    np.testing.assert_array_equal(out, whole("bicubic"))
 
 
 def test_half_of_the_pictures_are_mirrored_and_the_others_are_not() -> None:
-    plain = resize(PICTURE, 8, 8, "bilinear")
+    plain = whole()
     flipped = 0
     for at in range(400):
         out = augment(PICTURE, recipe_of(crop="none"), 0, 0, f"key {at}")
@@ -79,9 +89,86 @@ def test_half_of_the_pictures_are_mirrored_and_the_others_are_not() -> None:
 
 
 def test_without_flip_nothing_is_mirrored() -> None:
-    plain = resize(PICTURE, 8, 8, "bilinear")
+    plain = whole()
     for at in range(50):
         np.testing.assert_array_equal(augment(PICTURE, recipe_of(crop="none", flip=False), 0, 0, f"{at}"), plain)
+
+
+@pytest.mark.parametrize("filter_name", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("box", [(0, 0, 30, 20), (3, 2, 29, 17), (10, 5, 14, 8), (29, 19, 30, 20), (0, 4, 30, 5)])
+def test_a_crop_is_pillows_of_the_part_alone_to_one_step(box: Any, filter_name: str) -> None:
+    left, top, right, bottom = box
+    picture = PICTURE // 2 + 64  # where bicubic overshoots, the two cut off at different points
+    part = picture[top:bottom, left:right]
+    ours = crop_and_resize(picture, box, 8, 8, filter_name)
+    assert np.abs(ours.astype(int) - resize(part, 8, 8, filter_name)).max() <= 1
+    elsewhere = np.zeros_like(picture)
+    elsewhere[top:bottom, left:right] = part
+    np.testing.assert_array_equal(crop_and_resize(elsewhere, box, 8, 8, filter_name), ours)
+
+
+def test_a_crop_is_antialiased() -> None:
+    board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+    small = crop_and_resize(board, (0, 0, 64, 64), 16, 16, "bilinear")
+    assert np.abs(small.astype(int) - 127).max() <= 4  # without antialiasing it would be black and white
+
+
+@pytest.mark.skipif(resizing.resizer is None, reason="needs cykooz-resizer")
+@pytest.mark.parametrize("filter_name", ["bilinear", "bicubic"])
+def test_crops_are_the_same_with_every_vector_instruction_set(
+    filter_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, picture, outs = resizing.resizer, noise(150, 200), set()
+    plain, boxes = library.Resizer, [(0, 0, 200, 150), (11, 7, 160, 149), (50, 50, 80, 90)]
+    for extension in library.CpuExtensions:
+        limited = plain()
+        with suppress(ValueError):  # what this machine does not have
+            limited.cpu_extensions = extension
+            monkeypatch.setattr(library, "Resizer", lambda limited=limited: limited)
+            outs.add(b"".join(crop_and_resize(picture, box, 64, 64, filter_name).tobytes() for box in boxes))
+    assert len(outs) == 1
+
+
+def test_without_the_library_pillow_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = augment(PICTURE, recipe_of(crop="resized"), 0, 0, "key")
+    monkeypatch.setattr(resizing, "resizer", None)
+    pillows = augment(PICTURE, recipe_of(crop="resized"), 0, 0, "key")
+    assert pillows.flags.c_contiguous
+    assert np.abs(ours.astype(int) - pillows).max() <= 1
+
+
+@pytest.mark.parametrize("crop", CROPS)
+def test_flip_and_randaugment_leave_the_crop_as_it_was(crop: Any) -> None:
+    for at in range(30):
+        plain = augment(PICTURE, recipe_of(crop=crop, flip=False), 0, 0, f"{at}")
+        flipped = augment(PICTURE, recipe_of(crop=crop, flip=True), 0, 0, f"{at}")
+        assert any(np.array_equal(flipped, wanted) for wanted in (plain, plain[:, ::-1]))
+    # and the operation that is drawn does not hang on the flip either
+    invert = RandAugmentRecipe(layers=1, magnitude=10)
+    kinds = set()
+    for at in range(200):
+        plain = augment(PICTURE, recipe_of(crop=crop, flip=False), 0, 0, f"{at}")
+        one = augment(PICTURE, recipe_of(crop=crop, flip=False, randaugment=invert), 0, 0, f"{at}")
+        other = augment(PICTURE, recipe_of(crop=crop, randaugment=invert), 0, 0, f"{at}")
+        inverted = np.array_equal(one, ~plain)
+        kinds.add(inverted)
+        if inverted:
+            assert any(np.array_equal(other, wanted) for wanted in (~plain, ~plain[:, ::-1]))
+    assert kinds == {True, False}
+
+
+def test_randaugment_comes_after_crop_and_flip_and_is_drawn_by_seed_epoch_and_key() -> None:
+    recipe = recipe_of(crop="none", size=20, flip=False, randaugment=STRONG)
+    first = augment(noise(20, 20), recipe, 1, 2, "key")
+    np.testing.assert_array_equal(augment(noise(20, 20), recipe, 1, 2, "key"), first)
+    assert len({augment(noise(20, 20), recipe, 1, epoch, "key").tobytes() for epoch in range(20)}) >= 8
+    assert len({augment(noise(20, 20), recipe, seed, 2, "key").tobytes() for seed in range(20)}) >= 8
+    assert len({augment(noise(20, 20), recipe, 1, 2, f"{at}").tobytes() for at in range(20)}) >= 8
+
+
+def test_mirrored_exchanges_left_and_right() -> None:
+    np.testing.assert_array_equal(mirrored(PICTURE), PICTURE[:, ::-1])
+    assert mirrored(PICTURE[:, ::2]).flags.c_contiguous
 
 
 def test_padded_shifts_by_up_to_the_padding_and_fills_with_black() -> None:

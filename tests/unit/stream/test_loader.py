@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from pipeline.base.errors import DamageError, MismatchError, RecipeError
+from pipeline.base.errors import DamageError, MismatchError, RecipeError, RefusedError
 from pipeline.base.store import Store, open_store
 from pipeline.base.world import World
 from pipeline.images.decode import decode
 from pipeline.shard.recipe import ShardRecipe
 from pipeline.stream.augment import augment
+from pipeline.stream.batch import open_readers
 from pipeline.stream.dataset import DatasetReader
 from pipeline.stream.loader import Batch, StreamLoader
 from pipeline.stream.order import Order
@@ -123,6 +125,64 @@ def test_two_loader_processes_give_the_same_stream_and_can_be_resumed(tiny_works
     assert loader.position == 48  # what was consumed, not what was prepared
 
 
+def test_plugs_into_a_dataloader(tiny_workspace: Store) -> None:
+    whole = take(loader_of(tiny_workspace), 4)
+    plugged = DataLoader(loader_of(tiny_workspace), batch_size=None)
+    assert seen_in(list(itertools.islice(plugged, 4))) == seen_in(whole)
+    with pytest.raises(RefusedError, match=r"num_workers must be 0.*stream\.workers"):
+        next(iter(DataLoader(loader_of(tiny_workspace), batch_size=None, num_workers=1)))
+
+
+def test_mixup_is_drawn_for_the_global_batch_with_partners_of_the_slot(tiny_workspace: Store) -> None:
+    """Each sample is mixed with the same partner, by the same share, whatever the world."""
+
+    def mixed(world: World) -> dict[int, tuple[float, int]]:
+        batches = take(loader_of(tiny_workspace, world, mixup=0.5, batch_size=16), 3)
+        return {
+            position: (batch.coefficient, batch.positions[int(batch.partners[at])])
+            for batch in batches
+            if batch.partners is not None
+            for at, position in enumerate(batch.positions)
+        }
+
+    alone = mixed(ALONE)
+    assert len(alone) == 48
+    assert len({coefficient for coefficient, _ in alone.values()}) == 3
+    assert all(0.5 <= share <= 1 and other % 4 == position % 4 for position, (share, other) in alone.items())
+    for size in (2, 4):
+        assert {at: pair for rank in range(size) for at, pair in mixed(World(rank, size)).items()} == alone
+    plain = take(loader_of(tiny_workspace), 1)[0]
+    assert (plain.coefficient, plain.partners) == (1.0, None)
+
+
+def test_a_mixture_gives_each_dataset_its_share_in_its_own_order(tmp_path: Any) -> None:
+    workspace = open_store(str(tmp_path))
+    for name, seed in (("a", 1), ("b", 2)):
+        make_dataset(workspace, name, num_samples=24, num_classes=4, size=16, max_samples=13, seed=seed)
+
+    def of(names: list[str], weights: list[float], world: World = ALONE, **given: Any) -> StreamLoader:
+        readers = open_readers(workspace, names, RECIPE, world)
+        return StreamLoader(readers, RECIPE, seed=7, world=world, weights=weights, **given)
+
+    both = take(of(["a", "b"], [3, 1]), 12)
+    own = {name: [row for batch in take(of([name], [1]), 9) for row in batch.images] for name in ("a", "b")}
+    rows = [
+        (int(number), image) for batch in both for number, image in zip(batch.origins[0], batch.images, strict=True)
+    ]
+    assert [number for number, _ in rows].count(1) == 24
+    for number, name in enumerate(("a", "b")):
+        mine = [image for dataset, image in rows if dataset == number]
+        assert all(image.equal(wanted) for image, wanted in zip(mine, own[name], strict=False))
+    ranks = [take(of(["a", "b"], [3, 1], World(rank, 2)), 12) for rank in range(2)]
+    assert seen_in(ranks[0]) | seen_in(ranks[1]) == seen_in(both)
+    assert seen_in(take(of(["a", "b"], [3, 1], position=40), 7)) == seen_in(both[5:])
+    state = of(["a", "b"], [3, 1]).state_dict()
+    of(["a", "b"], [0.75, 0.25]).load_state_dict(state)  # the same shares
+    for names, weights in ((["a", "b"], [1.0, 1.0]), (["b", "a"], [3.0, 1.0]), (["a"], [1.0])):
+        with pytest.raises(MismatchError, match="dataset_digest"):
+            of(names, weights).load_state_dict(state)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -130,6 +190,9 @@ def test_two_loader_processes_give_the_same_stream_and_can_be_resumed(tiny_works
         ({"batch_size": 16}, "batch_size: 8 -> 16"),
         ({"partitions": 2}, "partitions: 4 -> 2"),
         ({"window": 5}, "window: 6 -> 5"),
+        ({"mixup": 0.2}, "mixup: 0.0 -> 0.2"),
+        ({"augment": AugmentRecipe(size=12, flip=False)}, "augment.flip: true -> false"),
+        ({"augment": AugmentRecipe(size=13)}, "augment.size: 12 -> 13"),
     ],
 )
 def test_a_position_of_another_order_is_refused_naming_the_difference(
@@ -147,12 +210,12 @@ def test_a_position_of_another_dataset_is_refused(tiny_workspace: Store, tmp_pat
     elsewhere = open_store(str(tmp_path))
     other = make_dataset(elsewhere, "tiny", num_samples=50, num_classes=4, size=16, max_samples=13, seed=1)
     state = loader_of(tiny_workspace).state_dict()
-    with pytest.raises(MismatchError, match=f"dataset_digest: {state['dataset_digest']} -> {other.digest}"):
+    with pytest.raises(MismatchError, match=f'dataset_digest: "{state["dataset_digest"]}" -> "{other.digest}"'):
         loader_of(elsewhere).load_state_dict(state)
 
 
 def test_an_incomplete_state_is_refused(tiny_workspace: Store) -> None:
-    with pytest.raises(MismatchError, match="seed: None -> 7"):
+    with pytest.raises(MismatchError, match=r"seed: \(absent\) -> 7"):
         loader_of(tiny_workspace).load_state_dict({"position": 8})
 
 

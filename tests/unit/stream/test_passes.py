@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from pipeline.base.store import Store, open_store
+from pipeline.base.world import World
 from pipeline.images.decode import decode
 from pipeline.images.transform import EvaluationTransform
 from pipeline.shard.recipe import ShardRecipe
 from pipeline.stream.dataset import DatasetReader
-from pipeline.stream.passes import each_once
+from pipeline.stream.passes import each_once, pass_once
 from tests.support.datasets import corpus_of, shard_corpus
 from tests.support.pictures import noise, png
 
@@ -51,3 +52,24 @@ def test_samples_without_a_label_have_minus_one(tmp_path: Path) -> None:
     labels = torch.cat([batch.labels for batch in each_once(reader, TRANSFORM, 2)]).tolist()
     assert sorted(labels) == [-1, -1, 1]
     assert labels == [(reader.read(0, row).labels or (-1,))[0] for row in range(3)]
+
+
+@pytest.mark.parametrize("batch_size", [4, 7, 50])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_ranks_have_equally_many_full_batches_and_together_every_sample_once(
+    tiny_workspace: Store, batch_size: int, world_size: int
+) -> None:
+    reader = DatasetReader(tiny_workspace, "tiny")
+    ranks = [list(pass_once(reader, TRANSFORM, batch_size, World(rank, world_size))) for rank in range(world_size)]
+    assert {len(batches) for batches in ranks} == {-(-50 // (batch_size * world_size))}
+    side_by_side = [batch for batches in zip(*ranks, strict=True) for batch in batches]
+    for batch in side_by_side:
+        assert batch.images.shape == (batch_size, 3, 12, 12)
+        assert (batch.valid.shape, batch.valid.dtype) == ((batch_size,), torch.bool)
+        assert [key != "" for key in batch.keys] == batch.valid.tolist()
+        assert set(batch.labels[~batch.valid].tolist()) <= {-1}
+        assert not batch.images[~batch.valid].any()
+    images = torch.cat([batch.images[batch.valid] for batch in side_by_side])
+    (whole,) = each_once(reader, TRANSFORM, 50)
+    assert [key for batch in side_by_side for key in batch.keys if key] == whole.keys
+    assert images.equal(whole.images)

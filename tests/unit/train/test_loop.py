@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.base.world import World
+from pipeline.stream.mixup import partners
 from pipeline.train.loop import LoopPlan, train
 from pipeline.train.recipe import OptimizerRecipe, ScheduleRecipe
-from pipeline.train.single import SingleEngine, StepResult
+from pipeline.train.single import Engine, SingleEngine, StepResult
 from pipeline.train.watch import Watch
 
 
@@ -21,6 +22,8 @@ from pipeline.train.watch import Watch
 class Batch:
     images: Tensor
     labels: Tensor
+    coefficient: float = 1.0
+    partners: Tensor | None = None
 
 
 class Toy(nn.Module):
@@ -161,3 +164,117 @@ def test_the_network_trains_in_training_mode() -> None:
         Watch(None, 1, 8),
     )
     assert set(engine.module.masks[0].tolist()) == {0.0, 2.0}
+
+
+class Small(nn.Module):
+    """A network whose gradient hangs on every pixel; counts its forward passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.Tanh(), nn.Linear(16, 5))
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, 4, 4) -> (B, 5)."""
+        self.passes += 1
+        return self.layers(x)
+
+
+class Gradients:
+    """An engine that keeps the mean loss and its gradient, and updates nothing."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+        self.module = Small().to(dtype)
+        self.loss = 0.0
+        self.inputs: list[Tensor] = []
+        self.module.register_forward_pre_hook(lambda _, inputs: self.inputs.append(inputs[0]))
+
+    def update(self, losses: Iterator[Callable[[], Tensor]], _: float) -> StepResult:
+        """See Engine."""
+        values = [loss() for loss in losses]
+        mean = torch.stack(values).mean()
+        mean.backward()
+        self.loss = mean.item()
+        return StepResult(self.loss, 1.0)
+
+    def gradient(self) -> Tensor:
+        """All of it, flat."""
+        return torch.cat([parameter.grad.flatten() for parameter in self.module.parameters()])
+
+
+def one_step(engine: Engine, batch: Batch, **changes: object) -> None:
+    """Six samples in three slots, as two rows."""
+    train(engine, iter([batch]), objective, plan(num_steps=1, batch_size=6, **changes), World(), Watch(None, 1, 6))
+
+
+def six(coefficient: float = 1.0, of_each: Tensor | None = None) -> Batch:
+    """A batch of random pixels and five classes."""
+    draw = torch.Generator().manual_seed(5)
+    images = torch.randint(0, 256, (6, 3, 4, 4), generator=draw).to(torch.uint8)
+    return Batch(images, torch.tensor([0, 1, 2, 3, 4, 0]), coefficient, of_each)
+
+
+@pytest.mark.parametrize("micro", [0, 1, 2, 3, 6])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_mixup_is_training_on_soft_targets(micro: int, slots: int) -> None:
+    """Partners of a micro-batch may be of another one; the labels' losses are mixed as the targets would be."""
+    of_each = torch.from_numpy(partners(6 // slots, slots))
+    batch = six(0.7, of_each)
+    engine = Gradients()
+    one_step(engine, batch, micro_batch_size=micro)
+    dense, pixels = Small().double(), batch.images.double() / 127.5 - 1
+    targets = nn.functional.one_hot(batch.labels, 5).double()
+    logits = dense(0.7 * pixels + 0.3 * pixels[of_each])
+    wanted = nn.functional.cross_entropy(logits, 0.7 * targets + 0.3 * targets[of_each])
+    wanted.backward()
+    assert engine.loss == pytest.approx(wanted.item(), rel=1e-6)
+    reference = torch.cat([parameter.grad.flatten() for parameter in dense.parameters()])
+    torch.testing.assert_close(engine.gradient().double(), reference, rtol=1e-4, atol=1e-7)
+    assert engine.module.passes == 6 // (micro or 6), "one forward pass for both labels"
+
+
+def test_mixing_is_in_float32_and_rounded_once() -> None:
+    engine = Gradients(torch.bfloat16)
+    batch = six(0.7, torch.from_numpy(partners(2, 3)))
+    one_step(engine, batch)
+    pixels = batch.images.double() / 127.5 - 1
+    wanted = (0.7 * pixels + 0.3 * pixels[batch.partners]).float()
+    (given,) = engine.inputs
+    assert given.dtype == torch.bfloat16
+    torch.testing.assert_close(given.float(), wanted, rtol=2**-8, atol=1e-6)
+
+
+def test_the_batch_itself_is_not_mixed() -> None:
+    batch = six(0.7, torch.from_numpy(partners(2, 3)))
+    before = batch.images.clone()
+    one_step(Gradients(), batch, micro_batch_size=2)
+    assert torch.equal(batch.images, before)
+
+
+@pytest.mark.parametrize("micro", [0, 2])
+def test_without_partners_not_a_bit_changes(micro: int) -> None:
+    """Whatever the coefficient says: the loss and the gradient are those of the loop without mixup."""
+    engine, plain = Gradients(), Small()
+    one_step(engine, six(0.7, None), micro_batch_size=micro)
+    batch = six()
+    parts = zip(batch.images.split(micro or 6), batch.labels.split(micro or 6), strict=True)
+    loss = torch.stack([objective(plain, images / 127.5 - 1, labels) for images, labels in parts]).mean()
+    loss.backward()
+    assert engine.loss == loss.item()
+    assert torch.equal(engine.gradient(), torch.cat([parameter.grad.flatten() for parameter in plain.parameters()]))
+
+
+def test_a_network_that_is_asked_in_mixed_precision_is_asked_so_with_mixup_too() -> None:
+    seen = []
+
+    def mixed_precision(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = module(images)
+        seen.append(logits.dtype)
+        return nn.functional.cross_entropy(logits.float(), labels)
+
+    batch = six(0.7, torch.from_numpy(partners(2, 3)))
+    train(Gradients(), iter([batch]), mixed_precision, plan(num_steps=1, batch_size=6), World(), Watch(None, 1, 6))
+    assert seen == [torch.bfloat16] * 2

@@ -1,0 +1,234 @@
+"""One rank's part of a global batch: order, read, decode, augment, into arrays that somebody else may own. No torch.
+
+A damaged sample at own position p of its dataset is replaced by what stands at p + P there, the next of its slot, and
+so on; that is fixed by the order, so every rank, process and attempt replaces it by the same.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.base.errors import DamageError
+from pipeline.base.store.protocol import Store
+from pipeline.base.world import World
+from pipeline.images.decode import ImageRejectedError, decode
+from pipeline.images.resize import Pixels
+from pipeline.records.dataset import read_dataset_card
+from pipeline.stream.augment import augment
+from pipeline.stream.dataset import DatasetReader, Sample, SampleDamagedError
+from pipeline.stream.mixture import Mixture
+from pipeline.stream.order import Ints, Order, batch_positions
+from pipeline.stream.recipe import StreamRecipe
+from pipeline.stream.waiting import Patience
+
+Found = Sample | SampleDamagedError
+_NAMES = 4096
+_OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+DATASET, EPOCH, SHARD, ROW, SKIPPED = range(5)  # rows of ``origins``
+NUM_ORIGINS = 5
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """Everything but the datasets that fixes the batches of one rank."""
+
+    recipe: StreamRecipe
+    seed: int
+    world: World
+    weights: tuple[float, ...] = ()
+
+    def positions(self, step: int) -> Ints:
+        """Of this rank in global batch *step*: int64 (B,)."""
+        return batch_positions(step, self.recipe.batch_size, self.recipe.partitions, self.world)
+
+    @property
+    def num_samples(self) -> int:
+        """B: samples of this rank in each global batch."""
+        return self.recipe.batch_size // self.world.size
+
+
+@dataclass(frozen=True)
+class BatchArrays:
+    """images uint8 (B, 3, S, S), labels int64 (B,), and origins int64 (5, B): where each sample came from.
+
+    Rows of ``origins``: number of the dataset, epoch of that dataset, number of the shard, row in its index, and how
+    many damaged samples were skipped before it.
+    """
+
+    images: NDArray[np.uint8]
+    labels: Ints
+    origins: Ints
+
+    @classmethod
+    def empty(cls, num_samples: int, size: int) -> Self:
+        """New arrays."""
+        return cls.over(np.empty(cls.num_bytes(num_samples, size), np.uint8), num_samples, size)
+
+    @classmethod
+    def over(cls, memory: NDArray[np.uint8], num_samples: int, size: int) -> Self:
+        """Arrays in *memory* uint8 (num_bytes,), whose start is aligned to eight bytes."""
+        head = memory[: 8 * num_samples * (1 + NUM_ORIGINS)].view(np.int64).reshape(1 + NUM_ORIGINS, num_samples)
+        images = memory[head.nbytes : cls.num_bytes(num_samples, size)].reshape(num_samples, 3, size, size)
+        return cls(images, head[0], head[1:])
+
+    @staticmethod
+    def num_bytes(num_samples: int, size: int) -> int:
+        """Of all arrays together."""
+        return num_samples * (8 * (1 + NUM_ORIGINS) + 3 * size * size)
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A sample that could not be given out at *position* of the global order. ``str`` tells it in one line."""
+
+    position: int
+    dataset: str
+    shard: str
+    key: str
+    offset: int
+    reason: str
+
+    def __str__(self) -> str:
+        where = f"sample {self.key} at byte {self.offset}" if self.offset >= 0 else self.key
+        return f"{self.dataset}/{self.shard}: {where}: {self.reason}"
+
+    @property
+    def sample(self) -> tuple[str, str, str]:
+        """The same for every time that it is met."""
+        return self.dataset, self.shard, self.key
+
+
+def open_readers(workspace: Store, names: Iterable[str], recipe: StreamRecipe, world: World) -> list[DatasetReader]:
+    """The datasets *names*, opened as *recipe* says and with room for the shards that one rank reads in turn."""
+    readers = []
+    for name in names:
+        card = read_dataset_card(workspace, name)
+        window = min(recipe.window, card.num_samples // recipe.partitions + 1)
+        shards = 2 + window * card.num_shards // max(1, card.num_samples)  # of a window, with those cut by its ends
+        slots = recipe.partitions // world.size
+        readers.append(
+            DatasetReader(
+                workspace,
+                name,
+                check=recipe.check,
+                access=recipe.access,
+                cache_bytes=recipe.cache_bytes,
+                patience=Patience(recipe.patience_seconds),
+                open_shards=min(max(64, slots * shards), _OPEN_FILES // 2),
+            )
+        )
+    return readers
+
+
+def mixture_of(readers: Sequence[DatasetReader], plan: StreamPlan) -> Mixture:
+    """The order over all *readers*."""
+    recipe = plan.recipe
+    orders = [
+        Order(
+            reader.shards.sizes.tolist(),
+            reader.card.digest,
+            seed=plan.seed,
+            partitions=recipe.partitions,
+            window=recipe.window,
+        )
+        for reader in readers
+    ]
+    return Mixture(orders, plan.weights)
+
+
+class BatchBuilder:
+    """Builds batches of *plan*, in any order. *tell* hears what is being read, for whoever finds this process dead."""
+
+    def __init__(
+        self, readers: Sequence[DatasetReader], plan: StreamPlan, tell: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._readers, self._plan, self._tell = tuple(readers), plan, tell
+        self.mixture = mixture_of(readers, plan)
+        self._name = lru_cache(maxsize=_NAMES)(lambda dataset, shard: self._readers[dataset].shards[shard].name)
+
+    def build(self, step: int, into: BatchArrays) -> list[Replacement]:
+        """Fill *into* with batch *step*; what had to be replaced. Raises DamageError when too much had to be."""
+        positions = self._plan.positions(step)
+        located = self.mixture.locate(positions)
+        spots = [
+            _Spot(*where)
+            for where in zip(
+                located.datasets.tolist(),
+                located.positions.tolist(),
+                located.places.epochs.tolist(),
+                located.places.shards.tolist(),
+                located.places.rows.tolist(),
+                strict=True,
+            )
+        ]
+        reads = [
+            reader.read_many([(spot.shard, spot.row) for spot in spots if spot.dataset == number])
+            for number, reader in enumerate(self._readers)
+        ]
+        replaced: list[Replacement] = []
+        for at, (position, spot) in enumerate(zip(positions.tolist(), spots, strict=True)):
+            sample, pixels = self._sample(position, spot, reads[spot.dataset], replaced)
+            if len(sample.labels) != 1:
+                raise DamageError(f"sample {sample.key} has {len(sample.labels)} labels; this objective needs one")
+            out = augment(pixels, self._plan.recipe.augment, self._plan.seed, spot.epoch, sample.key)
+            np.copyto(into.images[at], out.transpose(2, 0, 1))
+            into.labels[at] = sample.labels[0]
+            into.origins[:, at] = spot.dataset, spot.epoch, spot.shard, spot.row, spot.skipped
+        return replaced
+
+    def _sample(
+        self, position: int, spot: _Spot, reads: Iterator[Found], replaced: list[Replacement]
+    ) -> tuple[Sample, Pixels]:
+        """The next of *reads*, which stands at *spot*; or the first after it that is whole: *spot* is moved there."""
+        for _ in range(self._plan.recipe.max_damaged + 1):
+            found = self._decoded(spot, reads)
+            if not isinstance(found, SampleDamagedError):
+                return found
+            name = self._readers[spot.dataset].card.name
+            replaced.append(Replacement(position, name, found.shard, found.key, found.offset, found.reason))
+            self._next_of_slot(spot)
+            reads = self._readers[spot.dataset].read_many([(spot.shard, spot.row)])
+        raise DamageError(str(replaced[-1]), "mend the dataset, or allow for it with stream.max_damaged")
+
+    def _decoded(self, spot: _Spot, reads: Iterator[Found]) -> tuple[Sample, Pixels] | SampleDamagedError:
+        shard = self._name(spot.dataset, spot.shard)
+        self._tell(f"reading sample {spot.row} of {shard}")
+        sample = next(reads)
+        if isinstance(sample, SampleDamagedError):
+            return sample
+        self._tell(f"decoding sample {spot.row} of {shard}")
+        try:
+            return sample, decode(sample.data)[0]
+        except ImageRejectedError as error:  # only where the digest is not checked
+            offset = self._readers[spot.dataset].member(spot.shard, spot.row).offset
+            return SampleDamagedError(shard, sample.key, offset, error.reason)
+
+    def _next_of_slot(self, spot: _Spot) -> None:
+        spot.position += self.mixture.partitions
+        place = self.mixture.orders[spot.dataset].place(spot.position)
+        spot.epoch, spot.shard, spot.row = place.epoch, place.shard, place.row
+        spot.skipped += 1
+
+
+@dataclass
+class _Spot:
+    """Where a sample of a dataset stands: position in the dataset's own order, and the place that is there."""
+
+    dataset: int
+    position: int
+    epoch: int
+    shard: int
+    row: int
+    skipped: int = 0
+
+
+def copied(arrays: BatchArrays) -> BatchArrays:
+    """The same in memory of its own."""
+    return replace(arrays, images=arrays.images.copy(), labels=arrays.labels.copy(), origins=arrays.origins.copy())
