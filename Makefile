@@ -40,5 +40,5 @@ bench: .venv/made
 	$(BIN)/python -m tests.bench
 
 clean:
-	rm -rf .venv build dist *.egg-info vitpipe-demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-peers build dist *.egg-info vitpipe-demo .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError
 from pipeline.base.rows import Rows, RowsWriter
 from pipeline.base.store.protocol import Store
+from pipeline.base.tables import read_parquet
 from pipeline.corpus.equal import IMAGE_SCHEMA
 from pipeline.corpus.ranges import RangeReader
 from pipeline.corpus.scan import Scanner
@@ -66,7 +65,7 @@ def _compare(name: str, indexed: Rows, scanned: Rows) -> None:
 
 def _shards(workspace: Store, card: DatasetCard) -> Iterator[ShardEntry]:
     data = _checked(workspace, card.name, SHARDS_TABLE, card.tables.get(SHARDS_TABLE, ""))
-    for row in pq.read_table(io.BytesIO(data)).to_pylist():
+    for row in read_parquet(data).to_pylist():
         yield ShardEntry(**row)
 
 
@@ -74,7 +73,7 @@ def _entries(workspace: Store, name: str, shard: ShardEntry) -> pa.Table:
     """Rows of _INDEXED_SCHEMA: the images of *shard* as ranges of its tar."""
     data = _checked(workspace, name, shard.name.removesuffix(".tar") + ".parquet", shard.index_sha256)
     columns = ["key", "image_offset", "image_bytes", "sha256"]
-    index = pq.read_table(io.BytesIO(data), columns=columns)
+    index = read_parquet(data, columns)
     tar, count = f"{dataset_prefix(name)}/{shard.name}", index.num_rows
     info = workspace.head(tar)
     if info is None or info.num_bytes != shard.num_bytes:

@@ -24,6 +24,7 @@ from pipeline.base.failpoints import reach
 from pipeline.base.progress import Progress
 from pipeline.base.rows import Rows, RowsWriter
 from pipeline.base.store.protocol import ObjectChangedError, Store
+from pipeline.base.tables import read_parquet
 from pipeline.corpus.chunks import LaidChunk, chunks_of, gone, lay_chunks
 from pipeline.images.check import CheckOptions
 from pipeline.images.decode import ImageRejectedError
@@ -120,7 +121,7 @@ class ScanTask:
     def _find(self, chunk: LaidChunk) -> pa.Table | None:
         """What an earlier attempt found, None when the chunk has to be scanned."""
         try:
-            table = pq.read_table(pa.BufferReader(self.work.read(self._result_of(chunk))))
+            table = read_parquet(self.work.read(self._result_of(chunk)))
         except (FileNotFoundError, pa.ArrowException):
             return None
         metadata = table.schema.metadata or {}

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 Triple = tuple[int, int, int]
 _ROWS = 256  # 256 x 255 x 255 < 2^24: float32 holds every partial sum exactly, in whatever order it is formed
-_ENOUGH_ROWS = 64
+_ENOUGH_ROWS = 32
 _BLOCK_VALUES = 200_000  # float32 values at a time: few calls, and no copy of a large image
 
 
 def sampled_rows(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Every n-th row of *pixels*, at least 64 of them where there are so many: enough for a mean of many images.
+    """Every n-th row of *pixels*, at least 32 of them where there are so many: enough for a mean of many images.
 
     Sums over all rows would take a quarter of the time that decoding takes.
     """

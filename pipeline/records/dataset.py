@@ -66,7 +66,7 @@ class DatasetStatistics(Record):
 
     ``short_sides`` counts samples by the power of two at or below their short side, in pixels; ``aspects`` by width /
     height (keys are the lower ends of the bins). ``channel_mean`` and ``channel_std`` are of R, G, B in [0, 255], each
-    image weighing the same, over about 64 rows of each; None when pixels were not decoded (check: header).
+    image weighing the same, over 32 rows or more of each; None when pixels were not decoded (check: header).
     """
 
     label_counts: tuple[int, ...]

@@ -13,6 +13,7 @@ from pipeline.base.digests import differing_fields, sha256_hex
 from pipeline.base.errors import ConflictError, DamageError
 from pipeline.base.failpoints import reach
 from pipeline.base.store import Store
+from pipeline.base.tables import read_parquet
 from pipeline.records.corpus import DUPLICATES_SCHEMA, REJECTS_SCHEMA, Corpus
 from pipeline.records.dataset import (
     CARD,
@@ -70,12 +71,7 @@ def read_shards(target: Store, card: DatasetCard) -> list[ShardEntry]:
         raise DamageError(f"{target.uri}/{SHARDS_TABLE} is missing", "shard the dataset again") from None
     if sha256_hex(data) != card.tables[SHARDS_TABLE]:
         raise DamageError(f"{target.uri}/{SHARDS_TABLE} is damaged", "shard the dataset again")
-    return [ShardEntry.model_validate(row) for row in _read_table(data).to_pylist()]
-
-
-def _read_table(data: bytes) -> pa.Table:
-    # Not by threads, nor through a Python file: one of ten processes then aborts at its end (pyarrow 26, exit code -6).
-    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+    return [ShardEntry.model_validate(row) for row in read_parquet(data).to_pylist()]
 
 
 def _write_table(path: Path, schema: pa.Schema, chunks: Iterable[pa.Table]) -> None:

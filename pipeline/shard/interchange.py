@@ -7,19 +7,18 @@ order of the tar; offsets are of the members' data, in bytes.
 
 from __future__ import annotations
 
-import io
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError
 from pipeline.base.progress import Progress
 from pipeline.base.store import Store
+from pipeline.base.tables import read_parquet
 from pipeline.records.dataset import DatasetCard, ShardEntry
 from pipeline.shard.commit import read_shards
 from pipeline.shard.write import index_name, label_member
@@ -63,7 +62,7 @@ def put_dali_indexes(target: Store, card: DatasetCard, out: Store, progress: Pro
 
 def _put_dali_index(target: Store, shard: ShardEntry, out: Store) -> None:
     data = _read_index(target, shard)
-    out.put(shard.name.removesuffix(".tar") + ".idx", dali_index(pq.read_table(io.BytesIO(data))))
+    out.put(shard.name.removesuffix(".tar") + ".idx", dali_index(read_parquet(data)))
 
 
 def _read_index(target: Store, shard: ShardEntry) -> bytes:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.base.errors import DamageError
 from pipeline.base.store.protocol import Store
+from pipeline.base.tables import read_parquet
 from pipeline.base.world import World
 from pipeline.records.record import Record, parse_record
 from pipeline.records.run import run_prefix
@@ -114,7 +115,7 @@ class RankLog:
 
     def _block(self, key: str) -> Ints:
         try:
-            table = pq.read_table(io.BytesIO(self._store.read(key)))
+            table = read_parquet(self._store.read(key))
             block: Ints = np.vstack([table[name].to_numpy() for name in COLUMNS]).astype(np.int64)
         except (pa.ArrowException, OSError, KeyError, ValueError):
             raise DamageError(f"{key} cannot be read", "the audit of this run is lost") from None

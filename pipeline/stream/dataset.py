@@ -9,7 +9,6 @@ What a check promises:
 
 from __future__ import annotations
 
-import io
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -21,11 +20,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import pyarrow.parquet as pq
-
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError
 from pipeline.base.store import Store
+from pipeline.base.tables import read_parquet
 from pipeline.records.dataset import (
     SHARDS_TABLE,
     DatasetCard,
@@ -111,7 +109,7 @@ class DatasetReader:
             raise DamageError(f"{where} is missing", _MEND) from None
         if sha256_hex(data) != self.card.tables.get(SHARDS_TABLE):
             raise DamageError(f"{where} is damaged", _MEND)
-        shards = ShardTable(pq.read_table(io.BytesIO(data)))
+        shards = ShardTable(read_parquet(data))
         if dataset_digest(shards.digests) != self.card.digest:
             raise DamageError(f"{where} is not the table of the dataset's card", _MEND)
         return shards

@@ -16,7 +16,18 @@ from pathlib import Path
 from tests.bench.row import table
 
 _FILE = Path("BENCHMARKS.md")
-_NAMES = ("attention", "augmenting", "decoding", "memory", "reading", "sharding", "staging")
+_NAMES = (
+    "attention",
+    "augmenting",
+    "decoding",
+    "lookup",
+    "memory",
+    "reading",
+    "sharding",
+    "shuffling",
+    "staging",
+    "streaming",
+)
 _HEAD = """# Benchmarks
 
 Written by `make bench`. Both sides of a ratio are measured in the same run, in turns; above 1 is better than the peer.

@@ -83,6 +83,7 @@ def bare_loops(files: list[bytes]) -> Iterator[Any]:
         before = [one.value for one in done]
         go.set()
         while not all(one.value > count for one, count in zip(done, before, strict=True)):
+            assert all(process.is_alive() for process in processes)
             time.sleep(0.01)  # until both are under way
         first, started = sum(one.value for one in done), time.perf_counter()
         time.sleep(seconds)

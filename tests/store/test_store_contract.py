@@ -82,7 +82,7 @@ def test_stream(store: Store) -> None:
         assert b"".join(pieces) == content[start:]
         assert all(0 < len(piece) <= 1 << 20 for piece in pieces)
     begun = store.stream("key")
-    assert next(begun) == content[: 1 << 20]
+    assert content.startswith(next(begun))
     begun.close()  # type: ignore[attr-defined]
     assert store.read("key") == content
     with pytest.raises(FileNotFoundError):

@@ -272,4 +272,4 @@ def test_a_legal_image_of_64_megapixels_has_memory_and_time_enough(kind: str) ->
     with Sandbox(options) as sandbox:
         ((_, _, result),) = sandbox.check([(1, data)])
     assert isinstance(result, Checked)
-    assert result.num_pixels == 64 * 8_000
+    assert result.num_pixels == 32 * 8_000

@@ -38,6 +38,6 @@ def test_the_digest_is_of_shape_and_bytes() -> None:
 
 
 def test_tall_images_are_sampled_and_short_ones_are_not() -> None:
-    for height, rows in [(1, 1), (64, 64), (127, 127), (128, 64), (375, 75), (1_000, 67)]:
+    for height, rows in [(1, 1), (32, 32), (63, 63), (64, 32), (375, 35), (1_000, 33)]:
         pixels = np.arange(height, dtype=np.uint8)[:, None, None].repeat(2, 1).repeat(3, 2)
         assert sampled_rows(pixels).shape == (rows, 2, 3)

@@ -164,7 +164,7 @@ BUILDING = {"order": 1, "read": 50, "decode": 2_000, "augment": 900, "collate": 
 @pytest.mark.parametrize(
     ("more", "rate", "limit", "told"),
     [
-        ({}, 650, "decode", "67% of the 3.00 ms that a process works on a sample; 2 processes can do 667 samples/s; smaller"),
+        ({}, 650, "decode", "67% of the 3.00 ms that a process works on a sample; 2 processes can do 667 samples/s"),
         ({"decode": 100}, 1_800, "augment", "82% of the 1.10 ms"),
         ({"fetch": 2_000}, 450, "fetch", "it gives 500 samples/s; a nearer store"),
         ({"fetch": 1_000}, 650, "decode", "limits the stream"),
