@@ -1,7 +1,7 @@
 """How well the order shuffles within an epoch, in parts of what a permutation of all samples does; computed, no data.
 
 Shards of 2,330 samples, which are 256 MB of ImageNet, and of 10,000 in the largest layout. Distance: how far apart
-consecutive rows of a shard, or any two samples of one shard, end up on average. In one batch: how often consecutive rows
+consecutive rows of a shard, or any two samples of one, end up on average. In one batch: how often consecutive rows
 are less than a batch apart, times what chance gives. Open: the most shards that all ranks together draw from at a time.
 Shards hold samples that were drawn from all of the corpus when they were written, so a batch of few shards is still a
 fair sample of it; what a small window costs is that samples keep some of their company from epoch to epoch.

@@ -56,7 +56,7 @@ def test_wholly_undecodable_corpus_fails_and_leaves_nothing(tmp_path: Path) -> N
         (tmp_path / "photos" / f"{number}.jpg").write_bytes(b"no image at all")
     done = vitpipe("shard", tmp_path / "photos", "--workspace", tmp_path / "ws", "--name", "photos")
     assert done.returncode == 1
-    assert "12 of 12 images rejected (not-an-image" in one_line(done.stderr)
+    assert "12 of 12 images rejected (12 not-an-image" in one_line(done.stderr)
     assert not [path for path in (tmp_path / "ws").rglob("*") if path.is_file()]
 
 
