@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ def free_port() -> int:
 def _wait_for_job_agent(address: str) -> None:
     """Until the cluster takes jobs: it answers 500 while the agent of its head starts. Ray offers no event for it."""
     client = JobSubmissionClient(address)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while True:
         try:
             client.submit_job(entrypoint="true")
@@ -73,3 +74,28 @@ def raylets(num_raylets: int, num_cpus: int) -> Iterator[Cluster]:
 def raylet_pid(node: Any) -> int:
     """Process id of the raylet of a cluster's *node*, whose children are the node's workers."""
     return int(node.all_processes["raylet"][0].process.pid)
+
+
+@contextmanager
+def ray_cluster_apart(num_raylets: int) -> Iterator[tuple[str, str]]:
+    """The same in a process of its own, for jobs: (address of the head, address of the dashboard).
+
+    After an earlier ray.init in one process, a cluster of that process was seen to answer jobs with "No available
+    agent" for minutes.
+    """
+    command = [sys.executable, "-m", "tests.support.cluster", str(num_raylets)]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            told = next(line for line in process.stdout if line.startswith("cluster "))
+            yield told.split()[1], told.split()[2]
+        finally:
+            process.stdin.close()  # it ends its cluster then
+
+
+if __name__ == "__main__":
+    with ray_cluster(int(sys.argv[1])) as (started, dashboard):
+        print("cluster", started.address, dashboard, flush=True)
+        sys.stdin.read()
