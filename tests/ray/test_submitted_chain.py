@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.support.calm import Calm
-from tests.support.cluster import ray_cluster_apart
+from tests.support.cluster import ray_cluster
 from tests.support.command import SMALL, comparable, vitpipe
 
 pytestmark = pytest.mark.timeout(500)
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(500)
 
 @pytest.fixture(scope="module")
 def dashboard() -> Iterator[str]:
-    with ray_cluster_apart(3) as (_, address):
+    with ray_cluster(3) as (_, address):
         yield address
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -41,7 +40,10 @@ def _wait_for_job_agent(address: str) -> None:
 def ray_cluster(num_raylets: int) -> Iterator[tuple[Cluster, str]]:
     """A cluster of one-CPU nodes with a dashboard; (cluster, address of the dashboard)."""
     port = free_port()
-    head: dict[str, Any] = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": port}
+    # By default the head's agent listens at 52365 and takes no jobs when another has that port: agents outlive a driver
+    # that was killed by up to two minutes, and other tests kill theirs.
+    ports = {"dashboard_port": port, "dashboard_agent_listen_port": free_port()}
+    head: dict[str, Any] = {"num_cpus": 1, "include_dashboard": True, **ports}
     # Jobs start `python`: it has to be this environment's, which has vitpipe installed.
     path = os.environ["PATH"]
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"
@@ -74,28 +76,3 @@ def raylets(num_raylets: int, num_cpus: int) -> Iterator[Cluster]:
 def raylet_pid(node: Any) -> int:
     """Process id of the raylet of a cluster's *node*, whose children are the node's workers."""
     return int(node.all_processes["raylet"][0].process.pid)
-
-
-@contextmanager
-def ray_cluster_apart(num_raylets: int) -> Iterator[tuple[str, str]]:
-    """The same in a process of its own, for jobs: (address of the head, address of the dashboard).
-
-    After an earlier ray.init in one process, a cluster of that process was seen to answer jobs with "No available
-    agent" for minutes.
-    """
-    command = [sys.executable, "-m", "tests.support.cluster", str(num_raylets)]
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            told = next(line for line in process.stdout if line.startswith("cluster "))
-            yield told.split()[1], told.split()[2]
-        finally:
-            process.stdin.close()  # it ends its cluster then
-
-
-if __name__ == "__main__":
-    with ray_cluster(int(sys.argv[1])) as (started, dashboard):
-        print("cluster", started.address, dashboard, flush=True)
-        sys.stdin.read()
