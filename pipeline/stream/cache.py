@@ -2,6 +2,8 @@
 
 One folder serves all ranks, loader processes and runs of a user. Files are named by their digest, so two datasets can
 share it without cross talk; they are compared with it while they arrive, piece by piece, and put in place by rename.
+For a reader that compares each sample by digest as it reads it, hashing on arrival would do the work twice: what such a
+reader fetches is named ``.unverified``, and hashed only when somebody wants the whole verified.
 One process at a time fetches a shard, the others wait. What is handed out is a descriptor, which stays readable when
 the file is evicted. What happens to a file later, on the disk, is for the check of each sample to find.
 """
@@ -46,7 +48,11 @@ class ObjectMissingError(DamageError):
 
 
 class ShardCache:
-    """Opens shards and reads indexes. Can be pickled, and used by several threads."""
+    """Opens shards and reads indexes. Can be pickled, and used by several threads.
+
+    *verifies*: a shard that is handed out was compared with its digest when it arrived. Else with its size alone, for
+    who compares what is read.
+    """
 
     def __init__(
         self,
@@ -54,10 +60,19 @@ class ShardCache:
         folder: Path | None = None,
         limit_bytes: int = DEFAULT_LIMIT_BYTES,
         patience: Patience | None = None,
+        verifies: bool = True,
     ) -> None:
-        self.folder, self.limit_bytes = folder or default_folder(), limit_bytes
+        self.folder, self.limit_bytes, self._verifies = folder or default_folder(), limit_bytes, verifies
         self.patience = patience or Patience()
         self._store, self._room = store, Room(self.folder, limit_bytes)
+
+    def with_patience(self, patience: Patience) -> ShardCache:
+        """The same folder, with other *patience*."""
+        return ShardCache(self._store, self.folder, self.limit_bytes, patience, self._verifies)
+
+    def verifying(self) -> ShardCache:
+        """The same folder, for whole shards that were compared with their digests."""
+        return ShardCache(self._store, self.folder, self.limit_bytes, self.patience)
 
     def open(self, key: str, entry: ShardEntry) -> int:
         """A descriptor of the shard at *key*, for reading; the caller closes it.
@@ -113,8 +128,9 @@ class ShardCache:
         if self._store.local_path(key) is not None:
             return False
         file = self._file(key, entry.sha256)
-        if _is_at(descriptor, file):  # else another process has dropped it already
-            file.unlink(missing_ok=True)
+        for name in (file, _unverified(file)):
+            if _is_at(descriptor, name):  # else another process has dropped it already
+                name.unlink(missing_ok=True)
         return True
 
     def _file(self, key: str, sha256: str) -> Path:
@@ -122,14 +138,22 @@ class ShardCache:
 
     def _open_or_fetch(self, key: str, entry: ShardEntry, file: Path) -> int | None:
         self._room.prepare(file.parent)
-        descriptor = _open_whole(file, entry.num_bytes)
+        descriptor = self._open_cached(file, entry)
         if descriptor is not None:
             return descriptor
         with _only_fetcher(file.with_suffix(".lock")) as alive:
             if alive is None:
                 return None
-            descriptor = _open_whole(file, entry.num_bytes)  # it may have come meanwhile
+            if self._verifies:
+                _adopt(_unverified(file), file, entry)
+            descriptor = self._open_cached(file, entry)  # it may have come meanwhile
             return self._fetch(key, entry, file, alive) if descriptor is None else descriptor
+
+    def _open_cached(self, file: Path, entry: ShardEntry) -> int | None:
+        descriptor = _open_whole(file, entry.num_bytes)
+        if descriptor is None and not self._verifies:
+            descriptor = _open_whole(_unverified(file), entry.num_bytes)
+        return descriptor
 
     def _keep(self, file: Path, data: bytes) -> None:
         part, descriptor = self._room.new_part(file.parent, len(data))
@@ -144,8 +168,8 @@ class ShardCache:
         part, descriptor = self._room.new_part(file.parent, entry.num_bytes)
         try:
             for _ in range(2):
-                if self._fill(descriptor, key, entry, alive) == entry.sha256:
-                    os.rename(part, file)
+                if self._fill(descriptor, key, entry, alive):
+                    os.rename(part, file if self._verifies else _unverified(file))
                     fcntl.flock(descriptor, fcntl.LOCK_SH)
                     return descriptor
             where = f"{self._store.uri}/{key}"
@@ -156,10 +180,11 @@ class ShardCache:
         finally:
             part.unlink(missing_ok=True)
 
-    def _fill(self, descriptor: int, key: str, entry: ShardEntry, alive: Callable[[], None]) -> str:
-        """Write the shard's bytes; their digest."""
+    def _fill(self, descriptor: int, key: str, entry: ShardEntry, alive: Callable[[], None]) -> bool:
+        """Write the shard's bytes; False when they are not the card's."""
         watch = self.patience.watch(f"{self._store.uri}/{key}", alive)
-        pour = _Pour(self._store, key, self._room, descriptor, entry.num_bytes, watch.arrived)
+        sha256 = entry.sha256 if self._verifies else None
+        pour = _Pour(self._store, key, self._room, descriptor, (entry.num_bytes, sha256), watch.arrived)
         try:
             with _missing_told(key):
                 return watch.do(pour.go_on)
@@ -171,18 +196,24 @@ class _Pour:
     """A shard on its way from the store to a file, in a thread that may outlive who waits for it."""
 
     def __init__(
-        self, store: Store, key: str, room: Room, descriptor: int, num_bytes: int, arrived: Callable[[], None]
+        self,
+        store: Store,
+        key: str,
+        room: Room,
+        descriptor: int,
+        expected: tuple[int, str | None],  # size in bytes, sha256 where that is to be compared
+        arrived: Callable[[], None],
     ) -> None:
         self._store, self._key, self._room, self._arrived = store, key, room, arrived
-        self._descriptor, self._num_bytes = os.dup(descriptor), num_bytes
+        self._descriptor, (self._num_bytes, self._sha256) = os.dup(descriptor), expected
         self._digest, self._written = hashlib.sha256(), 0
         self._is_running, self._is_over, self._guard = False, False, threading.Lock()
 
-    def go_on(self) -> str:
-        """Take what is missing still; the digest of all, "" when there is too much of it, or when it is over."""
+    def go_on(self) -> bool:
+        """Take what is missing still; False when all is not what was expected, or when it is over."""
         with self._guard:
             if self._is_over:
-                return ""
+                return False
             self._is_running = True
         try:
             return self._take()
@@ -196,15 +227,16 @@ class _Pour:
         self._is_over = True
         self._close()
 
-    def _take(self) -> str:
+    def _take(self) -> bool:
         for piece in self._store.stream(self._key, self._written) if self._written < self._num_bytes else ():
             if self._is_over or self._written + len(piece) > self._num_bytes:
-                return ""
-            self._digest.update(piece)
+                return False
+            if self._sha256:
+                self._digest.update(piece)
             self._room.write(self._descriptor, piece, self._written)
             self._written += len(piece)
             self._arrived()
-        return self._digest.hexdigest()
+        return self._written == self._num_bytes and self._sha256 in (None, self._digest.hexdigest())
 
     def _close(self) -> None:
         """Close the file when it is over and nobody writes."""
@@ -221,6 +253,23 @@ def _missing_told(key: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise ObjectMissingError(f"{key} is missing", "run vitpipe verify") from None
+
+
+def _unverified(file: Path) -> Path:
+    """The name of a shard that was compared with its size alone."""
+    return file.with_suffix(".unverified")
+
+
+def _adopt(arrived: Path, file: Path, entry: ShardEntry) -> None:
+    """Make the verified *file* of one that has *arrived* unverified, or remove that when it is damaged."""
+    descriptor = _open_whole(arrived, entry.num_bytes)
+    if descriptor is None:
+        return
+    with os.fdopen(descriptor, "rb") as data:
+        if hashlib.file_digest(data, "sha256").hexdigest() == entry.sha256:
+            os.rename(arrived, file)
+        else:
+            arrived.unlink(missing_ok=True)
 
 
 def _open_whole(file: Path, num_bytes: int) -> int | None:

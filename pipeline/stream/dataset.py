@@ -96,7 +96,7 @@ class DatasetReader:
         self._is_ranged = access == "ranged" and workspace.local_path(self._prefix) is None
         self._has_digest = check == "digest"
         self.patience = patience or Patience()
-        self._cache = ShardCache(workspace, cache, cache_bytes, self.patience)
+        self._cache = ShardCache(workspace, cache, cache_bytes, self.patience, verifies=not self._has_digest)
         self._limits = open_shards, index_bytes
         self.shards = self._read_shards()
         self._begin_empty()
@@ -174,7 +174,7 @@ class DatasetReader:
 
     def cache_with(self, patience: Patience) -> ShardCache:
         """The cache of this reader for a thread of its own, with other *patience*."""
-        return ShardCache(self._workspace, self._cache.folder, self._cache.limit_bytes, patience)
+        return self._cache.with_patience(patience)
 
     def bring(self, shard: int, cache: ShardCache) -> int | None:
         """Have *cache* hold shard and index; a descriptor that keeps the shard there, None while another process
@@ -270,12 +270,14 @@ class DatasetReader:
         while len(self._files) >= self._limits[0]:
             os.close(self._files.popitem(last=False)[1].descriptor)
         entry = self.shards[shard]
+        # whole the second time: damage in the bucket is told from damage on the way
+        cache = self._cache.verifying() if is_renewed else self._cache
         try:
             try:
-                descriptor = self._cache.open(self._key(entry), entry)
+                descriptor = cache.open(self._key(entry), entry)
             except NoRoomError:
                 self.close()  # what is open and was evicted takes its place on the disk until now
-                descriptor = self._cache.open(self._key(entry), entry)
+                descriptor = cache.open(self._key(entry), entry)
         except ArrivedDamagedError:
             self._pieced.add(shard)
             return None

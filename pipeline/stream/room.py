@@ -4,7 +4,8 @@
 
     <folder>/                       0700 and ours
         lock                        flock: who makes room
-        ab/<sha256>.tar             a whole file; who reads it holds a shared flock
+        ab/<sha256>.tar             a whole file, verified; who reads it holds a shared flock
+        ab/<sha256>.unverified      a whole file, of which only the size was compared
         ab/<sha256>.lock            flock: who fetches it; touched as a sign of life
         ab/.part-<random>           on its way in, of its final size; flocked by its fetcher, else a leftover
 """

@@ -16,6 +16,7 @@ from pipeline.stream.batch import open_readers
 from pipeline.stream.loader import Batch, StreamLoader
 from pipeline.stream.recipe import AugmentRecipe, StreamRecipe
 from tests.support.datasets import make_dataset
+from tests.support.far import cached_shards
 
 
 def content(batches: list[Batch]) -> list[tuple[int, bytes, bytes]]:
@@ -37,7 +38,7 @@ def test_a_store_that_stands_still_is_waited_for_and_told(
     calm = StreamLoader(open_readers(store, ["tiny"], recipe, World()), recipe, seed=0, world=World())
     wanted = content(list(itertools.islice(calm, 8)))
     calm.close()
-    for file in tmp_path.rglob("*.tar"):
+    for file in cached_shards(tmp_path):
         file.unlink()
     said: list[str] = []
 

@@ -31,6 +31,7 @@ from pipeline.stream.order import Order
 from pipeline.stream.room import NoRoomError
 from pipeline.stream.waiting import Patience
 from tests.support.datasets import make_dataset
+from tests.support.far import cached_shards
 from tests.support.proxy import Asked, FaultyProxy
 from tests.support.s3 import isolate_from_aws
 
@@ -166,7 +167,7 @@ def test_a_cached_shard_is_damaged(
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         assert content(open_store(s3_workspace), cache=tmp_path / "cache") == wanted
         rng = random.Random(SEED)
-        files = sorted((tmp_path / "cache").rglob("*.tar"))
+        files = cached_shards(tmp_path / "cache")
         others = [path.read_bytes() for path in files[1:] + files[:1]]
         for path, other in zip(files, others, strict=True):
             data = bytearray(path.read_bytes())
@@ -234,7 +235,7 @@ def test_two_runs_share_a_cache_and_their_datasets_have_equal_shard_names(
     assert wanted[0] != wanted[1]
     found = together([(uri, tmp_path / "cache") for uri in uris * 2], s3_server.environment())
     assert found == wanted * 2
-    assert len(list((tmp_path / "cache").rglob("*.tar"))) == 2 * SHARDS
+    assert len(cached_shards(tmp_path / "cache")) == 2 * SHARDS
 
 
 @pytest.fixture

@@ -51,3 +51,8 @@ class FarStore(LocalStore):
 
 
 _GUARD = threading.Lock()
+
+
+def cached_shards(folder: Path) -> list[Path]:
+    """The shards that a cache in *folder* holds, verified or not."""
+    return sorted(path for path in folder.rglob("*") if path.suffix in {".tar", ".unverified"})

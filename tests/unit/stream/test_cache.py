@@ -27,7 +27,7 @@ from pipeline.stream.dataset import DatasetReader
 from pipeline.stream.room import PART, NoRoomError
 from pipeline.stream.waiting import Patience
 from tests.support.datasets import make_dataset
-from tests.support.far import FarStore
+from tests.support.far import FarStore, cached_shards
 
 NAMES = [f"shard-{number:06d}.tar" for number in range(4)]
 
@@ -57,11 +57,6 @@ def read_all(workspace: Store, folder: Path) -> list[bytes]:
     data = [reader.read(shard, row).data for shard in range(4) for row in range(reader.shards[shard].num_samples)]
     reader.close()
     return data
-
-
-def files_in(folder: Path, suffix: str = ".tar") -> list[Path]:
-    """Files of the cache."""
-    return sorted(path for path in folder.rglob(f"*{suffix}") if path.is_file())
 
 
 def key_of(entry: ShardEntry) -> str:
@@ -96,9 +91,9 @@ def test_each_shard_and_index_is_fetched_once_for_all_readers(
     assert sorted(far.fetched(".parquet")) == sorted(
         [*(name.replace(".tar", ".parquet") for name in NAMES), "shards.parquet", "shards.parquet"]
     )
-    assert [path.stem for path in files_in(folder)] == sorted(entry.sha256 for entry in entries)
+    assert [path.stem for path in cached_shards(folder)] == sorted(entry.sha256 for entry in entries)
     left = {path.suffix for path in folder.rglob("*") if path.is_file() and path != folder / "lock"}
-    assert left == {".tar", ".parquet"}  # no parts, no locks
+    assert left == {".unverified", ".parquet"}  # no parts, no locks
 
 
 def test_a_fetch_that_breaks_off_goes_on_where_it_was(
@@ -156,7 +151,7 @@ def test_of_a_shard_that_is_damaged_in_the_bucket_only_the_damaged_samples_are_l
 @pytest.mark.parametrize("size", [0, 1_000])
 def test_a_cached_file_of_another_size_is_fetched_again(far: FarStore, folder: Path, size: int) -> None:
     wanted = read_all(far, folder)
-    cached = files_in(folder)[0]
+    cached = cached_shards(folder)[0]
     cached.write_bytes(cached.read_bytes()[:size])
     assert read_all(far, folder) == wanted
     assert len(far.fetched()) == 5
@@ -168,21 +163,21 @@ def test_a_damaged_cached_file_of_the_right_size_is_noticed_and_fetched_again(
 ) -> None:
     wanted = read_all(far, folder)
     reader = DatasetReader(far, "tiny", cache=folder)
-    cached = folder / entries[2].sha256[:2] / f"{entries[2].sha256}.tar"
+    (cached,) = (path for path in cached_shards(folder) if path.stem == entries[2].sha256)
     good = cached.read_bytes()
     for sample in wanted[20:30]:
         overwrite(cached, good.index(sample) + (100 if part == "bytes" else 3 - 512), b"damage")
     for _ in range(2):
         assert [reader.read(2, row).data for row in range(10)] == wanted[20:30]
     assert far.fetched()[4:] == [entries[2].name]  # once for the shard, not once for each sample
-    assert cached.read_bytes() == good
+    assert cached.with_suffix(".tar").read_bytes() == good  # the second time it was compared as a whole
     assert read_all(far, folder) == wanted
     assert len(far.fetched()) == 5
 
 
 def test_a_damaged_cached_index_is_fetched_again(far: FarStore, folder: Path) -> None:
     wanted = read_all(far, folder)
-    for path in files_in(folder, ".parquet"):
+    for path in folder.rglob("*.parquet"):
         overwrite(path, 40, b"damage")
     before = len(far.asked)
     assert read_all(far, folder) == wanted
@@ -192,7 +187,7 @@ def test_a_damaged_cached_index_is_fetched_again(far: FarStore, folder: Path) ->
 def test_a_copy_that_is_damaged_like_the_store_is_refused(far: FarStore, folder: Path) -> None:
     wanted = read_all(far, folder)
     reader = DatasetReader(far, "tiny", cache=folder)
-    cached = next(path for path in files_in(folder) if path.stem == reader.shards[2].sha256)
+    cached = next(path for path in cached_shards(folder) if path.stem == reader.shards[2].sha256)
     at = cached.read_bytes().index(wanted[25]) + 100
     for path in (cached, far.root / key_of(reader.shards[2])):
         overwrite(path, at, b"damage")
@@ -220,10 +215,10 @@ def test_a_shard_in_use_goes_last_and_stays_readable(far: FarStore, folder: Path
     os.utime(held, (1_000, 1_000))  # by its age it would go first
     fetch(cache, entries[1])
     fetch(cache, entries[2])
-    assert {path.stem for path in files_in(folder)} == {entries[0].sha256, entries[2].sha256}
+    assert {path.stem for path in cached_shards(folder)} == {entries[0].sha256, entries[2].sha256}
     small = ShardCache(far, folder, limit_bytes=1)
     fetch(small, entries[3])
-    assert [path.stem for path in files_in(folder)] == [entries[3].sha256]
+    assert [path.stem for path in cached_shards(folder)] == [entries[3].sha256]
     assert os.pread(held, entries[0].num_bytes, 0) == (far.root / key_of(entries[0])).read_bytes()
     os.close(held)
 
@@ -241,7 +236,7 @@ def test_a_shard_larger_than_the_limit_is_still_served(far: FarStore, folder: Pa
     cache = ShardCache(far, folder, limit_bytes=1)
     for entry in entries:
         assert len(fetch(cache, entry)) == entry.num_bytes
-        assert len(files_in(folder)) == 1
+        assert len(cached_shards(folder)) == 1
 
 
 def test_two_datasets_share_a_folder_without_cross_talk(tmp_path: Path, folder: Path) -> None:
@@ -252,7 +247,7 @@ def test_two_datasets_share_a_folder_without_cross_talk(tmp_path: Path, folder: 
         contents.append(read_all(FarStore(tmp_path / str(seed)), folder))
     assert contents[0] != contents[1]
     assert [read_all(FarStore(tmp_path / str(seed)), folder) for seed in range(2)] == contents
-    assert len(files_in(folder)) == 8
+    assert len(cached_shards(folder)) == 8
 
 
 def test_a_fetch_that_fails_leaves_nothing(far: FarStore, folder: Path, entries: list[ShardEntry]) -> None:
@@ -368,7 +363,7 @@ def test_a_folder_that_is_removed_meanwhile_is_made_again(
 def test_leftovers_of_killed_fetchers_are_swept(far: FarStore, folder: Path, entries: list[ShardEntry]) -> None:
     cache = ShardCache(far, folder)
     fetch(cache, entries[0])
-    below = files_in(folder)[0].parent
+    below = cached_shards(folder)[0].parent
     left, live, lock = below / f"{PART}left", below / f"{PART}live", below / f"{'0' * 64}.lock"
     for path in (left, live, lock):
         path.write_bytes(b"x" * 100)
@@ -383,7 +378,7 @@ import os, sys
 from pathlib import Path
 from pipeline.stream.cache import ShardCache
 from pipeline.stream.dataset import DatasetReader
-from tests.support.far import FarStore
+from tests.support.far import cached_shards, FarStore
 
 far, folder, shard = FarStore(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
 entry = DatasetReader(far, "tiny").shards[shard]
@@ -495,7 +490,7 @@ def test_a_full_disk_evicts_and_then_says_so(
 
     monkeypatch.setattr(os, "posix_fallocate", once_full)
     fetch(cache, entries[1])
-    assert [path.stem for path in files_in(folder)] == [entries[1].sha256]
+    assert [path.stem for path in cached_shards(folder)] == [entries[1].sha256]
 
     def always_full(descriptor: int, offset: int, length: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -503,7 +498,7 @@ def test_a_full_disk_evicts_and_then_says_so(
     monkeypatch.setattr(os, "posix_fallocate", always_full)
     with pytest.raises(NoRoomError, match=f"cache {folder}: the disk is full, no room for .* - make room there"):
         fetch(cache, entries[2])
-    assert files_in(folder) == []
+    assert cached_shards(folder) == []
 
 
 def test_a_file_system_without_fallocate_will_do(
@@ -514,3 +509,40 @@ def test_a_file_system_without_fallocate_will_do(
 
     monkeypatch.setattr(os, "posix_fallocate", not_offered)
     assert fetch(ShardCache(far, folder), entries[0]) == (far.root / key_of(entries[0])).read_bytes()
+
+
+def suffixes(folder: Path) -> list[str]:
+    return sorted(path.suffix for path in cached_shards(folder))
+
+
+def test_unverified_shards_are_for_those_who_compare_samples(
+    far: FarStore, folder: Path, entries: list[ShardEntry]
+) -> None:
+    trusting = ShardCache(far, folder, verifies=False)
+    fetch(trusting, entries[0])
+    assert suffixes(folder) == [".unverified"]
+    good = (far.root / key_of(entries[0])).read_bytes()
+    assert fetch(ShardCache(far, folder), entries[0]) == good
+    assert suffixes(folder) == [".tar"]
+    assert fetch(trusting, entries[0]) == good
+    assert far.fetched() == [entries[0].name]  # once for both
+
+
+def test_a_damaged_unverified_shard_is_fetched_again_for_who_wants_it_verified(
+    far: FarStore, folder: Path, entries: list[ShardEntry]
+) -> None:
+    fetch(ShardCache(far, folder, verifies=False), entries[0])
+    (file,) = cached_shards(folder)
+    data = bytearray(file.read_bytes())
+    data[700] ^= 1
+    file.write_bytes(data)
+    assert fetch(ShardCache(far, folder), entries[0]) == (far.root / key_of(entries[0])).read_bytes()
+    assert suffixes(folder) == [".tar"]
+
+
+def test_an_unverified_shard_has_the_size_of_its_card(far: FarStore, folder: Path, entries: list[ShardEntry]) -> None:
+    path = far.root / key_of(entries[0])
+    path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(ArrivedDamagedError):
+        fetch(ShardCache(far, folder, verifies=False), entries[0])
+    assert cached_shards(folder) == []
