@@ -77,6 +77,7 @@ def test_page_of_a_real_run_opens_without_error_or_empty_picture(calm: Calm) -> 
     assert all(picture.width > 0 and picture.num_colours > 1 for picture in findings.pictures)
 
 
+@pytest.mark.long
 def test_same_seed_in_another_folder_gives_the_same_bits(calm: Calm, tmp_path: Path) -> None:
     again = run_small(tmp_path / "workspace", tmp_path)
     assert comparable(again) == comparable(calm.summary)

@@ -18,7 +18,11 @@ IN_DRIVER = (
     "shard.after-card",
     "shard.in-sweep",
 )
-IN_WORKER = ("shard.before-tar", pytest.param("shard.after-tar", marks=pytest.mark.long), "shard.after-index")
+IN_WORKER = (
+    "shard.before-tar",
+    pytest.param("shard.after-tar", marks=pytest.mark.long),
+    pytest.param("shard.after-index", marks=pytest.mark.long),
+)
 KILLED = -9
 
 
@@ -32,6 +36,7 @@ def test_the_driver_dies_at_each_point_in_turn(
     assert_no_process_left(sharding.mark)
 
 
+@pytest.mark.long
 def test_the_driver_dies_while_it_sweeps(sharding: Sharding, calm_content: dict[str, str], tmp_path: Path) -> None:
     for name in ("shard-000999.tar", "shard-000999.parquet", ".tmp-of-a-killed-writer"):  # of an attempt long ago
         put(tmp_path, f"datasets/{NAME}/{name}", b"left")

@@ -49,6 +49,7 @@ def test_sixteen_publishers_fifty_times(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
+@pytest.mark.long
 def test_sixteen_publishers_on_s3(s3_workspace: str) -> None:
     run_races(s3_workspace, 2)
 
@@ -99,6 +100,7 @@ def test_a_writer_that_wakes_after_its_work_was_redone(
     assert_no_process_left(sharding.mark)
 
 
+@pytest.mark.long
 def test_two_commands_with_other_settings_do_not_mix(sharding: Sharding, tmp_path: Path) -> None:
     processes = [sharding.start(tmp_path, f"seed={seed}") for seed in (1, 2)]
     ended = [wait(process) for process in processes]

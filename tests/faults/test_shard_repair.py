@@ -94,7 +94,7 @@ def stem(name: str) -> str:
     return name.partition(".")[0]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["bits", *(pytest.param(case, marks=pytest.mark.long) for case in ("gone", "table"))])
 def test_damage_is_named_and_made_again(case: str, sharding: Sharding, made: Path, tmp_path: Path) -> None:
     check_repair(sharding, made, tmp_path / "workspace", CASES[case])
 

@@ -225,6 +225,7 @@ def test_the_disk_of_the_cache_is_full(s3_workspace: str, small_disk: Path, want
     assert content(store, cache=folder) == wanted
 
 
+@pytest.mark.long
 def test_two_runs_share_a_cache_and_their_datasets_have_equal_shard_names(
     s3_server: LocalS3, s3_workspace: str, tmp_path: Path
 ) -> None:

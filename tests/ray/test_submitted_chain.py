@@ -36,6 +36,7 @@ def test_submitted_chain_equals_the_direct_one(dashboard: str, calm: Calm, tmp_p
     assert summary_of(workspace) == comparable(calm.summary)
 
 
+@pytest.mark.long
 def test_plain_ray_job_submit_equals_the_direct_one(dashboard: str, calm: Calm, tmp_path: Path) -> None:
     tree = yaml.safe_load(SMALL.read_text()) | {"workspace": str(tmp_path / "workspace")}
     (tmp_path / "job").mkdir()
