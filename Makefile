@@ -5,6 +5,7 @@
 #   make test-all                             the long ones too, under an hour
 #   make lint                                 ruff and mypy
 #   make bench                                speed against peers, written to BENCHMARKS.md
+#   make bench-accuracy                       Fashion-MNIST whole, three seeds, written to BENCHMARKS.md
 #   make clean                                remove what the targets above made
 
 OUT ?= vitpipe-demo
@@ -14,7 +15,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint bench bench-accuracy clean
 
 .venv/made: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -39,6 +40,9 @@ lint: .venv/made
 bench: .venv/made
 	$(BIN)/python -m tests.bench
 
+bench-accuracy: .venv/made
+	$(BIN)/python -m tests.bench.accuracy
+
 clean:
-	rm -rf .venv .venv-peers build dist *.egg-info vitpipe-demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-peers build dist *.egg-info vitpipe-demo vitpipe-accuracy .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

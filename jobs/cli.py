@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from jobs.commands import cluster, data, dataset, stream, training
+from jobs.commands import cluster, data, dataset, evaluation, planning, stream, training, upkeep, weights
 from pipeline.base.errors import FailedError, InterruptedRunError, VitpipeError
 
 app = typer.Typer(
@@ -37,15 +37,19 @@ for command in (
     data.stage,
     data.shard,
     data.verify,
+    planning.plan,
     training.pretrain,
-    training.evaluate,
+    evaluation.evaluate,
     training.report,
     training.run,
+    weights.export,
     cluster.submit,
     cluster.status,
+    upkeep.gc,
     cluster.doctor,
 ):
     app.command()(command)
+app.command("import")(weights.import_)
 app.add_typer(dataset.app, name="dataset")
 app.add_typer(stream.app, name="stream")
 

@@ -4,46 +4,58 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jobs.asking import RECIPE_SUITE, Asked
 from jobs.cluster import connected, import_torch_first, require_cpus
 from jobs.recipe import ChainRecipe
-from pipeline.base.config import build
+from pipeline.base.errors import RefusedError
 from pipeline.base.progress import Progress
 from pipeline.base.store import open_store
 from pipeline.evaluate.suite import EvaluateRecipe
-from pipeline.records.run import list_checkpoint_cards, read_run_card
+from pipeline.records.run import read_run_card
 
 if TYPE_CHECKING:
-    from pipeline.evaluate.stage import Evaluated
+    from pipeline.evaluate.scheduler.loop import Outcome
 
 
-def evaluate(
-    chain: ChainRecipe, run: str, recipe: EvaluateRecipe, progress: Progress, address: str | None, debug: bool
-) -> Evaluated:
+def evaluate(chain: ChainRecipe, asked: Asked, progress: Progress, address: str | None, debug: bool) -> Outcome:
     """Check, connect, evaluate."""
-    workspace = open_store(chain.workspace, chain.stores)
-    read_run_card(workspace, run)
-    list_checkpoint_cards(workspace, run)
+    read_run_card(open_store(chain.workspace, chain.stores), asked.run)
+    asked.read_recipe()
     import_torch_first()
     with connected(address, debug):
-        return evaluate_connected(chain, run, recipe, progress)
+        return evaluate_asked(chain, asked, progress)
 
 
-def evaluate_connected(chain: ChainRecipe, run: str, recipe: EvaluateRecipe, progress: Progress) -> Evaluated:
+def evaluate_connected(chain: ChainRecipe, run: str, recipe: EvaluateRecipe, progress: Progress) -> Outcome:
+    """Evaluate the suite of a recipe on the cluster that ray is connected to. Raises as ``evaluate_asked``."""
+    return evaluate_asked(chain, Asked(run, RECIPE_SUITE, lambda: recipe), progress)
+
+
+def evaluate_asked(chain: ChainRecipe, asked: Asked, progress: Progress) -> Outcome:
     """Evaluate on the cluster that ray is connected to. Raises FailedError when something failed, in the end."""
     # Imported here: it brings ray and torch along, which a refused recipe does without.
     from pipeline.evaluate.stage import check_evaluated  # noqa: PLC0415
     from pipeline.evaluate.stage import evaluate as evaluate_stage  # noqa: PLC0415
 
+    _require_share(asked.read_recipe())
+    workspace = open_store(chain.workspace, chain.stores)
+    outcome = evaluate_stage(workspace, asked.run, asked.read_recipe, progress, asked.every_seconds, asked.suite)
+    check_evaluated(outcome)
+    return outcome
+
+
+def _require_share(recipe: EvaluateRecipe) -> None:
+    """Refuse what the cluster can never place, instead of waiting for it for ever."""
+    from pipeline.evaluate.spread import cluster_resources  # noqa: PLC0415 - brings ray along
+
     require_cpus("evaluate", recipe.cpus)
-    evaluated = evaluate_stage(open_store(chain.workspace, chain.stores), run, recipe, progress)
-    check_evaluated(evaluated)
-    return evaluated
-
-
-def default_suite(train: str, test: str) -> EvaluateRecipe:
-    """The probes on one task, for an evaluation without a recipe."""
-    suite = [{"evaluator": name, "tasks": ["task"]} for name in ("linear", "knn", "fewshot")]
-    return build(EvaluateRecipe, {"tasks": {"task": {"train": train, "test": test}}, "suite": suite}, "evaluate")
+    there = cluster_resources()
+    for name, needed in {"GPU": recipe.gpus, **recipe.resources}.items():
+        if needed > there.get(name, 0):
+            raise RefusedError(
+                f"evaluate needs {needed:g} of {name!r} for each worker, the cluster has {there.get(name, 0):g}",
+                "lower gpus or resources of the suite, or start nodes with it",
+            )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from jobs.status_evaluations import Rows, describe_evaluations, evaluations
 from jobs.verify import dataset_names
 from pipeline.base.quantities import format_bytes
 from pipeline.base.store import Store
@@ -14,12 +14,13 @@ from pipeline.records.run import list_checkpoint_cards, read_run_card
 
 def status(workspace: Store) -> dict[str, Any]:
     """Datasets, runs, evaluations and reports, as plain values."""
-    keys = [info.key for info in workspace.list()]
+    keys = [info.key for prefix in ("runs/", "reports/") for info in workspace.list(prefix)]
+    runs = _names(keys, "runs/", "/run.json")
     return {
         "workspace": workspace.uri,
         "datasets": [_dataset(workspace, name) for name in dataset_names(workspace)],
-        "runs": [_run(workspace, name) for name in _names(keys, "runs/", "/run.json")],
-        "evaluations": _evaluations(workspace, keys),
+        "runs": [_run(workspace, name) for name in runs],
+        "evaluations": evaluations(workspace, runs),
         "reports": [
             f"{workspace.uri}/reports/{name}/report.html" for name in _names(keys, "reports/", "/summary.json")
         ],
@@ -51,21 +52,6 @@ def _run(workspace: Store, name: str) -> dict[str, Any]:
     return {"name": name, "dataset": run.dataset_name, "steps": total, "checkpoints": steps, "state": state}
 
 
-def _evaluations(workspace: Store, keys: list[str]) -> dict[str, Any]:
-    """Counts, and the reason of each evaluation that failed and has no result since."""
-    ids = {key.split("/")[1] for key in keys if key.startswith("evaluations/")}
-    done = {key.split("/")[1] for key in keys if key.startswith("evaluations/") and key.endswith("/result.json")}
-    failed = {}
-    for key in sorted(keys):
-        parts = key.split("/")
-        if parts[0] == "evaluations" and parts[-1].startswith("failure-") and parts[1] not in done:
-            failed[parts[1]] = json.loads(workspace.read(key))["reason"]
-    return {"recorded": len(done), "claimed": len(ids - done - set(failed)), "failed": failed}
-
-
-Rows = list[tuple[str, ...]]
-
-
 def describe(found: dict[str, Any]) -> list[tuple[str, list[str], Rows]]:
     """The status as tables: (title, columns, rows)."""
     datasets: Rows = [
@@ -83,17 +69,11 @@ def describe(found: dict[str, Any]) -> list[tuple[str, list[str], Rows]]:
         (r["name"], r["dataset"], str(r["steps"]), ", ".join(map(str, r["checkpoints"])) or "-", r["state"])
         for r in found["runs"]
     ]
-    evaluations = found["evaluations"]
-    counts: Rows = [(str(evaluations["recorded"]), str(evaluations["claimed"]), str(len(evaluations["failed"])))]
     tables: list[tuple[str, list[str], Rows]] = [
         ("Datasets", ["name", "samples", "rejected", "classes", "shards", "size"], datasets),
         ("Runs", ["name", "dataset", "steps", "checkpoints", "state"], runs),
-        ("Evaluations", ["recorded", "claimed", "failed"], counts),
     ]
-    if evaluations["failed"]:
-        failed: Rows = [(identifier[:12], reason) for identifier, reason in evaluations["failed"].items()]
-        tables.append(("Failed evaluations", ["id", "reason"], failed))
-    return tables
+    return tables + describe_evaluations(found["evaluations"])
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def _load(reader: DatasetReader, plan: StreamPlan, workers: int, seconds: float,
 
     progress.say(f"the loader with {workers} workers for {seconds:g} s")
     recipe = plan.recipe.model_copy(update={"workers": workers, "audit": False})
-    loader = StreamLoader(reader, recipe, seed=plan.seed, world=plan.world, say=progress.say)
+    loader = StreamLoader(reader, recipe, seed=plan.seed, world=plan.world, labels="none", say=progress.say)
     try:
         for _ in range(max(1, workers)):  # until every process has begun
             next(loader)

@@ -51,56 +51,34 @@ def pretrain(
     workspace: Workspace = None,
     run_name: Annotated[str | None, typer.Option("--run", help="name of the run; wins over the recipe's")] = None,
     dataset: Annotated[str | None, typer.Option(help="name of the dataset; wins over the recipe's")] = None,
+    parent: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN@STEP", help="fork: a new run that goes on from another's checkpoint"),
+    ] = None,
+    extend: Annotated[
+        int, typer.Option(min=0, metavar="STEPS", help="let the run have this many steps in all; 0: as many as it has")
+    ] = 0,
     endpoint: Endpoint = None,
     address: Address = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Pretrain the run of a recipe, or go on with it from its newest checkpoint."""
+    """Pretrain the run of a recipe, or go on with it from its newest checkpoint.
+
+    A fork (--from) takes over weights, optimizer and stream position; learning rate, schedule, steps, augmentation may
+    be others. --extend lengthens a run as if it had been that long from the start: with a constant or rsqrt schedule,
+    or before a cool-down begins.
+    """
+    from jobs.pretrain import Lineage
     from jobs.pretrain import pretrain as run_pretrain
 
     named = [f"pretrain.run={run_name}"] if run_name else []
     named += [f"pretrain.dataset={dataset}"] if dataset else []
     chain = load_chain(recipe, named + (overrides or []), changes(workspace, endpoint))
     section = require(chain.pretrain, "pretrain", recipe)
-    steps = run_pretrain(chain, section, make_progress(), address, debug)
+    steps = run_pretrain(chain, section, make_progress(), address, debug, Lineage(parent, extend))
     result = {"workspace": chain.workspace, "run": section.run, "checkpoints": steps}
     finish(as_json, result, lambda: print_text(f"run {section.run}: checkpoints of steps {', '.join(map(str, steps))}"))
-
-
-def evaluate(
-    run_or_recipe: Annotated[str, typer.Argument(metavar="RUN|RECIPE", help="a run, or a recipe with its suite")],
-    overrides: Overrides = None,
-    workspace: Workspace = None,
-    train: Annotated[str | None, typer.Option(help="training dataset of the task, without a recipe")] = None,
-    test: Annotated[str | None, typer.Option(help="test dataset of the task, without a recipe")] = None,
-    endpoint: Endpoint = None,
-    address: Address = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Evaluate every checkpoint of a run that is not evaluated yet.
-
-    `vitpipe evaluate recipe.yaml`, or `vitpipe evaluate RUN -w ws --train birds-train --test birds-test`
-    """
-    from jobs.evaluate import default_suite
-    from jobs.evaluate import evaluate as run_evaluate
-
-    if train or test:
-        if not (train and test):
-            raise InputError("a task needs both --train and --test")
-        chain = ChainRecipe(
-            workspace=needed(workspace), stores=stores_of(workspace, endpoint), evaluate=default_suite(train, test)
-        )
-        run_name = run_or_recipe
-    else:
-        chain = load_chain(run_or_recipe, overrides or [], changes(workspace, endpoint))
-        run_name = require(chain.pretrain, "pretrain", run_or_recipe).run
-    suite = require(chain.evaluate, "evaluate", run_or_recipe)
-    done = run_evaluate(chain, run_name, suite, make_progress(), address, debug)
-    result = {"run": run_name, "planned": done.num_planned, "done": done.num_done}
-    text = f"run {run_name}: {done.num_done} evaluations done now, {done.num_planned} in all"
-    finish(as_json, result, lambda: print_text(text))
 
 
 def report(

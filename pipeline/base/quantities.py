@@ -7,6 +7,7 @@ from decimal import Decimal
 
 _BYTE_UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BYTE_UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 
 
 def parse_bytes(text: str | int) -> int:
@@ -27,6 +28,16 @@ def format_bytes(num_bytes: int) -> str:
             break
         value, unit = value / 1000, bigger
     return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.3g} {unit}"
+
+
+def parse_seconds(text: str | float) -> float:
+    """``"90"``, ``"30s"``, ``"10m"``, ``"2h"`` or ``"1d"``, in seconds. Raises ValueError for anything else."""
+    if isinstance(text, int | float):
+        return float(text)
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|m|min|h|d|)\s*", text)
+    if not match or float(match[1]) <= 0:
+        raise ValueError(f"{text!r} is not a length of time; write it like '30s', '10m' or '2h'")
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 def format_seconds(seconds: float) -> str:

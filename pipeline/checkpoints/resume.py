@@ -1,104 +1,149 @@
-"""Find the newest checkpoint that is whole, fetch what this rank needs of it, and verify every byte.
+"""Resume order: the own run's newest checkpoint that is whole, else the parent of a fork, else nothing.
 
-Its files hold pickles. They are loaded because they come from the own run, and only after their digests matched.
+Every byte that a rank needs is fetched and verified before the engine is given any of it, and the ranks agree on that:
+so a damaged checkpoint is never half loaded, and no rank waits for another one that has given up.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from pathlib import Path
+
+from pydantic import ValidationError
 
 from pipeline.base.collective import Collective
-from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError, MismatchError
 from pipeline.base.store import Store
-from pipeline.checkpoints.layout import files_of_rank
-from pipeline.checkpoints.save import Saving
+from pipeline.checkpoints.agree import from_first, together
+from pipeline.checkpoints.attempts import check_newest
+from pipeline.checkpoints.damaged import set_aside
+from pipeline.checkpoints.fragments import Restorable
+from pipeline.checkpoints.pins import pin_fork
+from pipeline.checkpoints.rankfile import RankHeader, piece_of
+from pipeline.checkpoints.save import Saving, check_whole
+from pipeline.checkpoints.stored import StoredFragments, read_headers, shape_problems
 from pipeline.records.record import parse_record
-from pipeline.records.run import CheckpointCard, StoredFile, run_prefix, step_prefix
+from pipeline.records.run import CheckpointCard, checkpoint_card_key, list_steps, parse_reference
 
 _log = logging.getLogger(__name__)
 
 
-def resume_newest(saving: Saving, collective: Collective, folder: Path) -> CheckpointCard | None:
-    """Put the newest whole checkpoint's files into *folder*, as DeepSpeed wants them; None when there is none.
+def resume(saving: Saving, collective: Collective, engine: Restorable) -> CheckpointCard | None:
+    """Load *engine* from where the run has to go on; the card of that, or None when there is nothing to resume.
 
-    A damaged one is named, its card removed, and the one before it is taken. Every rank has to call it.
+    A card of another run is that of the fork's parent. Every rank has to call it. Raises MismatchError naming what
+    differs, DamageError when the parent is damaged; and RefusedError kinds for a parent that is not there.
     """
-    for step in sorted(collective.broadcast(list_steps(saving.workspace, saving.run)), reverse=True):
-        problem, card = _try(saving, collective, step, folder)
-        problems = [found for found in collective.gather(problem) if found]
-        if not problems and card is not None:
+    card = resume_newest(saving, collective, engine)
+    if card is None and saving.parent is not None:
+        card = _load_parent(saving, saving.parent, collective, engine)
+    return card
+
+
+def resume_newest(saving: Saving, collective: Collective, engine: Restorable) -> CheckpointCard | None:
+    """Load *engine* from the own run's newest whole checkpoint; its card, or None when there is none.
+
+    A damaged one is named and set aside, and the one before it is taken.
+    """
+    expected = {"fingerprint": saving.fingerprint, "dataset_digest": saving.dataset_digest}
+    steps, _ = from_first(collective, lambda: list_steps(saving.workspace, saving.run))
+    for step in reversed(steps or []):
+        card, problems = _load(saving, collective, engine, (saving.run, step), expected)
+        if card is not None:
             return card
+        told = "; ".join(problems)
         if collective.world.is_first:
-            _log.warning("checkpoint of step %d of run %s is left out: %s", step, saving.run, "; ".join(problems))
-            saving.workspace.delete(f"{step_prefix(saving.run, step)}/checkpoint.json")
-        collective.broadcast(None)
+            _log.warning("checkpoint of step %d of run %s is left out: %s", step, saving.run, told)
+        from_first(collective, lambda step=step, told=told: _set_aside(saving, step, told))  # type: ignore[misc]
     return None
 
 
-def list_steps(workspace: Store, run: str) -> list[int]:
-    """The steps that have a card."""
-    prefix = f"{run_prefix(run)}/checkpoints/step-"
-    keys = [info.key for info in workspace.list(prefix) if info.key.endswith("/checkpoint.json")]
-    return sorted(int(key.removeprefix(prefix).partition("/")[0]) for key in keys)
+def _set_aside(saving: Saving, step: int, problem: str) -> None:
+    check_newest(saving.workspace, saving.run, saving.attempt)
+    set_aside(saving.workspace, saving.run, step, saving.attempt, problem)
 
 
-def check_whole(workspace: Store, card: CheckpointCard) -> str | None:
-    """The first thing that is missing or has another size than the card says; looks at no content."""
-    for file in (*card.files, card.weights):
-        info = workspace.head(f"{step_prefix(card.run, card.step)}/{file.name}")
-        if info is None:
-            return f"{file.name} is missing"
-        if info.num_bytes != file.num_bytes:
-            return f"{file.name} has {info.num_bytes} bytes, the card says {file.num_bytes}"
-    return None
+def _load_parent(saving: Saving, parent: str, collective: Collective, engine: Restorable) -> CheckpointCard:
+    """A fork goes on in the same data; everything else of its recipe may be another one."""
+    run, step = parse_reference(parent)
+    from_first(collective, lambda: pin_fork(saving.workspace, parent, saving.run))
+    card, problems = _load(saving, collective, engine, (run, step), {"dataset_digest": saving.dataset_digest})
+    if card is None:
+        raise DamageError(f"{parent}, which run {saving.run} is forked from, is damaged: {'; '.join(problems)}")
+    return card
 
 
-def _try(saving: Saving, collective: Collective, step: int, folder: Path) -> tuple[str | None, CheckpointCard | None]:
-    prefix = step_prefix(saving.run, step)
-    try:
-        data = saving.workspace.read(f"{prefix}/checkpoint.json")
-        card = parse_record(CheckpointCard, data, f"{prefix}/checkpoint.json")
-        problem = check_whole(saving.workspace, card)
-        if problem:
-            return problem, None
-        _check_honourable(saving, collective, card)
-        _fetch(saving, collective, card, prefix, folder)
-    except (DamageError, FileNotFoundError) as error:
-        return str(error), None
-    return None, card
+def _load(
+    saving: Saving, collective: Collective, engine: Restorable, which: tuple[str, int], expected: dict[str, str]
+) -> tuple[CheckpointCard | None, list[str]]:
+    """The card once every rank has loaded it, or what was found damaged. Every rank gets the same answer."""
+    workspace = saving.workspace
+    opened, problems = from_first(collective, lambda: _open(workspace, *which, expected))
+    if opened is None:
+        return None, problems
+    card, headers = opened
+    with StoredFragments(workspace, card, headers) as reader:
+        _, problems = together(collective, lambda: _fetch(reader, collective, engine))
+        if problems:
+            return None, problems
+        differing = shape_problems(reader.shapes(), engine.shapes())
+        if differing:
+            raise MismatchError(_refusal(card, differing))
+        engine.load(reader)
+    return card, []
 
 
-def _check_honourable(saving: Saving, collective: Collective, card: CheckpointCard) -> None:
-    """Refuse what cannot be resumed exactly, naming the difference."""
-    ours = {
-        "fingerprint": saving.fingerprint,
-        "dataset_digest": saving.dataset_digest,
-        "zero_stage": saving.zero_stage,
-        "dtype": saving.dtype,
-        "world_size": collective.world.size,
-    }
+def _open(
+    workspace: Store, run: str, step: int, expected: dict[str, str]
+) -> tuple[CheckpointCard, dict[str, RankHeader]]:
+    card = read_resumable(workspace, run, step)
+    problem = check_whole(workspace, card)
+    if problem:
+        raise DamageError(problem)
     theirs = card.model_dump()
-    fields = [f"{name}: {theirs[name]} -> {ours[name]}" for name in ours if ours[name] != theirs[name]]
+    fields = [f"{name}: {theirs[name]} -> {ours}" for name, ours in expected.items() if theirs[name] != ours]
     if fields:
-        raise MismatchError(f"checkpoint of step {card.step} cannot be resumed: {'; '.join(fields)}")
+        raise MismatchError(_refusal(card, fields))
+    return card, read_headers(workspace, card)
 
 
-def _fetch(saving: Saving, collective: Collective, card: CheckpointCard, prefix: str, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    world = collective.world
-    needed = files_of_rank(world.rank, world.size, saving.zero_stage, saving.dtype)
-    for file in card.files:
-        name = file.name.rpartition("/")[2]
-        if name in needed:
-            (folder / name).write_bytes(_verified(saving.workspace, prefix, file))
-        else:
-            (folder / name).touch()  # DeepSpeed counts the files of all ranks, but reads its own only
+def _refusal(card: CheckpointCard, fields: list[str]) -> str:
+    return f"checkpoint of step {card.step} of run {card.run} cannot be resumed: {'; '.join(fields)}"
 
 
-def _verified(workspace: Store, prefix: str, file: StoredFile) -> bytes:
-    data = workspace.read(f"{prefix}/{file.name}")
-    if sha256_hex(data) != file.sha256:
-        raise DamageError(f"{file.name}: its bytes are not those that the card names")
-    return data
+def read_resumable(workspace: Store, run: str, step: int) -> CheckpointCard:
+    """The card. Raises DamageError for a broken one, MismatchError for one that another release wrote."""
+    key = checkpoint_card_key(run, step)
+    data = workspace.read(key)
+    current = CheckpointCard.model_fields["schema_version"].default
+    version = _version_of(data, current)
+    if version != current:
+        raise MismatchError(
+            f"{workspace.uri}/{key} has schema_version {version}, this vitpipe resumes {current}",
+            "go on with the release that wrote it, or start another run from its model.safetensors",
+        )
+    return parse_record(CheckpointCard, data, f"{workspace.uri}/{key}")
+
+
+def _version_of(data: bytes, current: int) -> int:
+    """The schema version in a card; *current* where it is none, or where it makes the only difference: a damage."""
+    try:
+        tree = json.loads(data)
+        version: int = tree["schema_version"]
+        if not isinstance(version, int):
+            return current
+        sealed = CheckpointCard.model_validate(tree | {"schema_version": current})
+    except ValidationError:
+        return version
+    except (ValueError, KeyError, TypeError):
+        return current
+    return current if sealed.digest == tree.get("digest") else version
+
+
+def _fetch(reader: StoredFragments, collective: Collective, engine: Restorable) -> None:
+    """Verify the files that this rank needs. One of another model is verified too, before it is called that."""
+    reader.fetch(piece_of(fragment) for fragment in engine.fragments())
+    world, card = collective.world, reader.card
+    for file in card.every_file[world.rank :: world.size]:  # the ranks together look at every file
+        if not reader.has(file.name):
+            reader.verify(file)

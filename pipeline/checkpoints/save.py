@@ -1,23 +1,31 @@
-"""Save a checkpoint: each rank puts its own files, rank 0 compares them with what is expected and writes the card."""
+"""Save a snapshot: each rank puts its file; rank 0 compares what they wrote with what they must have written.
+
+The card is written last, create-only, by the newest attempt. Nothing here decides what happens when a save fails.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from pipeline.base.collective import Collective
-from pipeline.base.digests import sha256_hex
-from pipeline.base.errors import ConflictError, FailedError
+from pipeline.base.errors import DamageError, FailedError
+from pipeline.base.failpoints import reach
 from pipeline.base.store import Store
+from pipeline.base.world import World
 from pipeline.checkpoints.attempts import check_newest
-from pipeline.checkpoints.layout import expected_files
+from pipeline.checkpoints.layout import Piece, cover_problem, expected_files, rank_file
+from pipeline.checkpoints.rankfile import RankState, pack_header, piece_of
+from pipeline.checkpoints.snapshot import Snapshot
 from pipeline.records.record import read_record
-from pipeline.records.run import WEIGHTS, CheckpointCard, StoredFile, checkpoint_card_key, step_prefix
+from pipeline.records.run import CheckpointCard, StoredFile, checkpoint_card_key, step_prefix
+
+_CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class Saving:
-    """What all checkpoints of one attempt share."""
+    """What all checkpoints of one attempt share. ``parent``: RUN@STEP that the run was forked from."""
 
     workspace: Store
     run: str
@@ -27,57 +35,146 @@ class Saving:
     fingerprint: str
     dataset_digest: str
     code_version: str
+    parent: str | None = None
 
 
-def save_checkpoint(
-    saving: Saving, collective: Collective, step: int, position: int, folder: Path, weights: bytes | None
-) -> None:
-    """Store what this rank wrote into *folder*; rank 0 passes the bytes of model.safetensors too.
+@dataclass(frozen=True)
+class Moment:
+    """Where training was: updates of the network, samples of the stream."""
 
-    Every rank has to call it. The card appears when all files are stored, or not at all.
-    """
-    prefix = step_prefix(saving.run, step)
-    ours = [_put(saving, prefix, path) for path in sorted(folder.rglob("*.pt"))]
-    gathered = collective.gather(ours)
-    if collective.world.is_first:
-        if weights is None:
-            raise ValueError("rank 0 has to bring the weights")
-        files = tuple(sorted((file for rank in gathered for file in rank), key=lambda file: file.name))
-        _commit(saving, collective, step, position, files, weights)
-    collective.broadcast(None)  # no rank goes on before the card is there
+    step: int
+    position: int
 
 
-def _put(saving: Saving, prefix: str, path: Path) -> StoredFile:
-    data = path.read_bytes()
-    name = f"{saving.attempt}/{path.name}"
-    saving.workspace.put(f"{prefix}/{name}", data)
-    return StoredFile(name=name, num_bytes=len(data), sha256=sha256_hex(data))
+@dataclass(frozen=True)
+class Written:
+    """What one rank wrote, as it tells rank 0."""
+
+    moment: Moment
+    file: StoredFile
+    pieces: tuple[Piece, ...]
+    updates: int
 
 
-def _commit(
-    saving: Saving, collective: Collective, step: int, position: int, files: tuple[StoredFile, ...], weights: bytes
-) -> None:
-    found = {file.name.rpartition("/")[2] for file in files}
-    expected = expected_files(collective.world.size, saving.zero_stage, saving.dtype)
+def put_rank_file(saving: Saving, world: World, moment: Moment, snapshot: Snapshot) -> Written:
+    """Store this rank's fragments, hashed while they are written, without a second copy in memory."""
+    pieces = [piece_of(fragment) for fragment in snapshot.fragments()]
+    state = RankState(
+        run=saving.run,
+        step=moment.step,
+        attempt=saving.attempt,
+        rank=world.rank,
+        world_size=world.size,
+        updates=snapshot.updates,
+        shapes=snapshot.shapes(),
+    )
+    name = f"{saving.attempt}/{rank_file(world.rank)}"
+    values = snapshot.buffer.numpy().data.cast("B") if snapshot.buffer.numel() else memoryview(b"")
+    reach("checkpoint.before-file")
+    file = _put_streamed(saving, moment, name, [memoryview(pack_header(state, pieces)), values])
+    reach("checkpoint.after-file")
+    return Written(moment, file, tuple(pieces), snapshot.updates)
+
+
+def put_weights(saving: Saving, moment: Moment, file_name: str, data: bytes) -> StoredFile:
+    """Store the whole weights *data* as the attempt's *file_name*."""
+    reach(f"checkpoint.before-{file_name}")
+    file = _put_streamed(saving, moment, f"{saving.attempt}/{file_name}", [memoryview(data)])
+    reach(f"checkpoint.after-{file_name}")
+    return file
+
+
+def _put_streamed(saving: Saving, moment: Moment, name: str, parts: Iterable[memoryview]) -> StoredFile:
+    """Put *parts*, joined; then look whether what is there has that size."""
+    workspace = saving.workspace
+    key = f"{step_prefix(saving.run, moment.step)}/{name}"
+    digest, written = hashlib.sha256(), 0
+    with workspace.incoming(key) as path, path.open("wb") as target:
+        for part in parts:
+            for start in range(0, len(part), _CHUNK_BYTES):
+                chunk = part[start : start + _CHUNK_BYTES]
+                digest.update(chunk)
+                target.write(chunk)
+                written += len(chunk)
+                reach("checkpoint.in-file")
+    found = workspace.head(key)
+    if found is None or found.num_bytes != written:
+        told = f"{found.num_bytes} bytes" if found else "nothing"
+        raise DamageError(f"{key}: {written} bytes were put, the store has {told}")
+    return StoredFile(name=name, num_bytes=written, sha256=digest.hexdigest())
+
+
+def check_written(shapes: dict[str, tuple[int, ...]], moment: Moment, written: list[Written]) -> None:
+    """Raise FailedError unless the ranks wrote one moment, in exactly the files of their world, all of it once."""
+    differing = [row for row in written if (row.moment, row.updates) != (moment, written[0].updates)]
+    if differing:
+        raise FailedError(f"the ranks are at different steps: {moment} and {differing[0].moment}")
+    found = {row.file.name.rpartition("/")[2] for row in written}
+    expected = expected_files(len(written))
     if found != expected:
-        raise FailedError(f"checkpoint of step {step}: wrote {sorted(found)}, expected {sorted(expected)}")
-    check_newest(saving.workspace, saving.run, saving.attempt)
-    saving.workspace.put(f"{step_prefix(saving.run, step)}/{WEIGHTS}", weights)
+        raise FailedError(f"wrote {sorted(found)}, expected {sorted(expected)}")
+    problem = cover_problem(shapes, {row.file.name: row.pieces for row in written})
+    if problem:
+        raise FailedError(problem)
+
+
+def make_card(
+    saving: Saving, moment: Moment, written: list[Written], weights: StoredFile, ema_weights: StoredFile | None = None
+) -> CheckpointCard:
+    """The card of what ``check_written`` found right. Raises DamageError when a file is not there any more."""
     card = CheckpointCard(
         run=saving.run,
-        step=step,
-        position=position,
+        step=moment.step,
+        position=moment.position,
+        updates=written[0].updates,
         attempt=saving.attempt,
-        world_size=collective.world.size,
+        world_size=len(written),
         zero_stage=saving.zero_stage,
         dtype=saving.dtype,
         fingerprint=saving.fingerprint,
         dataset_digest=saving.dataset_digest,
         code_version=saving.code_version,
-        files=files,
-        weights=StoredFile(name=WEIGHTS, num_bytes=len(weights), sha256=sha256_hex(weights)),
+        parent=saving.parent,
+        files=tuple(row.file for row in written),
+        weights=weights,
+        ema_weights=ema_weights,
     )
-    key = checkpoint_card_key(saving.run, step)
-    if not saving.workspace.put_if_absent(key, card.to_json()):
-        theirs = read_record(CheckpointCard, saving.workspace, key)
-        raise ConflictError(f"{key} was written by attempt {theirs.attempt} meanwhile")
+    problem = check_whole(saving.workspace, card)
+    if problem:
+        raise DamageError(problem)
+    return card
+
+
+def commit(saving: Saving, card: CheckpointCard) -> CheckpointCard | None:
+    """Write the card, last and create-only; None, or another attempt's card that stands there already.
+
+    Raises SupersededError when a newer attempt has begun.
+    """
+    reach("checkpoint.before-card")
+    check_newest(saving.workspace, saving.run, saving.attempt)
+    reach("checkpoint.at-card")
+    key = checkpoint_card_key(card.run, card.step)
+    created = saving.workspace.put_if_absent(key, card.to_json())
+    reach("checkpoint.after-card")
+    if created:
+        return None
+    theirs = read_record(CheckpointCard, saving.workspace, key)
+    return None if theirs == card else theirs
+
+
+def check_whole(workspace: Store, card: CheckpointCard) -> str | None:
+    """The first thing that is missing or has another size than the card says; looks at no content."""
+    prefix = f"{step_prefix(card.run, card.step)}/"
+    sizes = {info.key.removeprefix(prefix): info.num_bytes for info in workspace.list(prefix)}
+    for file in card.every_file:
+        if file.name not in sizes:
+            return f"{file.name} is missing"
+        if sizes[file.name] != file.num_bytes:
+            return f"{file.name} has {sizes[file.name]} bytes, the card says {file.num_bytes}"
+    return None
+
+
+def discard(saving: Saving, world: World, step: int, names: Iterable[str] = ()) -> None:
+    """Remove this rank's file of a *step* that was not committed, and *names* beside it, to make room."""
+    for name in (rank_file(world.rank), *names):
+        saving.workspace.delete(f"{step_prefix(saving.run, step)}/{saving.attempt}/{name}")

@@ -7,10 +7,12 @@
     ledger.py     claims that expire, results that are create-only
     subject.py    what is judged: the weights of a checkpoint, or raw pixels
     features.py   features once per (weights, dataset), stored part by part, shared by every probe
-    probe/        linear, knn, fewshot: solvers over stored features
+    probe/        linear, sgd, knn, fewshot, ridge: solvers over stored features
     transfer/     fine-tuning, through the one training loop
     inspect/      pictures of a network: filters, positions, predictions
-    metrics.py    top-1 and its interval
+    metrics/      values and intervals from per-sample outcomes
+    compare.py    is B better than A, and with what probability
+    split.py      the parts of training, as types: test data cannot choose
     evaluators.py the table: name -> function
     spread.py     a pool of Ray actors (the only module here that imports ray)
     stage.py      the controller

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from pipeline.base.errors import InputError
+from pipeline.evaluate.ledger_view import Entry, LedgerView, State
 from pipeline.evaluate.subject import Subject
 from pipeline.evaluate.suite import EvaluateRecipe, SuiteEntry, Task
 from pipeline.records.score import PIXELS, EvaluationKey
 
-PROTOCOL_VERSIONS = {"linear": 1, "knn": 1, "fewshot": 1, "finetune": 1, "classify": 1, "inspect": 1}
+PROTOCOL_VERSIONS = {
+    "linear": 2,
+    "sgd": 1,
+    "knn": 1,
+    "ridge": 1,
+    "fewshot": 1,
+    "finetune": 2,
+    "classify": 1,
+    "inspect": 1,
+}
 _NEEDS_NETWORK = {"classify", "inspect"}  # raw pixels have no head and no filters
 
 
@@ -21,17 +35,33 @@ class Planned:
     subject: Subject
     task: Task
 
+    @cached_property
+    def id(self) -> str:
+        """The key's id, computed once."""
+        return self.key.id
+
     @property
     def name(self) -> str:
-        """For people."""
-        return f"{self.key.evaluator} on {self.key.task} of {self.subject.name}"
+        """For people: ``linear on digits of step 100``, and `` seed 1`` where it is not 0."""
+        seed = f" seed {self.key.seed}" if self.key.seed else ""
+        return f"{self.key.evaluator} on {self.key.task} of {self.subject.name}{seed}"
 
 
-def subjects_of(entry: SuiteEntry, checkpoints: list[Subject], baselines: bool) -> list[Subject]:
-    """What an entry judges: checkpoints by step (step 0 is the untrained network), and the baselines."""
+def subjects_of(
+    entry: SuiteEntry, checkpoints: list[Subject], baselines: bool, *, is_complete: bool = True
+) -> list[Subject]:
+    """What an entry judges: checkpoints by step (step 0 is the untrained network), and the baselines.
+
+    While a run is not complete, no checkpoint is the last one.
+    """
     trained = [subject for subject in checkpoints if subject.step]
     untrained = [subject for subject in checkpoints if subject.step == 0]
-    chosen = trained[-1:] if entry.checkpoints == "last" else trained
+    if entry.checkpoints == "last":
+        if not is_complete:
+            return []
+        chosen = trained[-1:]
+    else:
+        chosen = trained
     if not baselines or entry.evaluator == "inspect":
         return chosen or untrained
     pixels = []
@@ -41,10 +71,11 @@ def subjects_of(entry: SuiteEntry, checkpoints: list[Subject], baselines: bool) 
 
 
 def plan_evaluations(
-    checkpoints: list[Subject], recipe: EvaluateRecipe, dataset_digests: dict[str, str]
+    checkpoints: list[Subject], recipe: EvaluateRecipe, dataset_digests: dict[str, str], *, is_complete: bool = True
 ) -> list[Planned]:
     """Every evaluation that the suite asks for, newest checkpoint last, each once.
 
+    *is_complete*: no newer checkpoint is to come, so that the newest one is the last one.
     Raises InputError for a task that would be judged on what it was trained on.
     """
     _refuse_leaks(recipe, dataset_digests)
@@ -52,7 +83,7 @@ def plan_evaluations(
     for entry in recipe.suite:
         for task_name in entry.tasks:
             task = recipe.tasks[task_name]
-            for subject in subjects_of(entry, checkpoints, recipe.baselines):
+            for subject in subjects_of(entry, checkpoints, recipe.baselines, is_complete=is_complete):
                 for seed in entry.seeds:
                     key = EvaluationKey(
                         weights_digest=subject.weights_digest,
@@ -64,7 +95,8 @@ def plan_evaluations(
                         settings=entry.resolved() | {"validation": task.validation},
                         seed=seed,
                     )
-                    planned.setdefault(key.id, Planned(key, subject, task))
+                    item = Planned(key, subject, task)
+                    planned.setdefault(item.id, item)
     return list(planned.values())
 
 
@@ -77,6 +109,45 @@ def _refuse_leaks(recipe: EvaluateRecipe, dataset_digests: dict[str, str]) -> No
             )
 
 
-def due(planned: list[Planned], recorded: set[str]) -> list[Planned]:
-    """Those without a result."""
-    return [item for item in planned if item.key.id not in recorded]
+class Patterns:
+    """Patterns of names: ``*``, ``?`` and ``[...]`` as in a shell. One without a seed is meant for every seed."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self.texts = tuple(patterns)
+        self._compiled = [re.compile(fnmatch.translate(text)) for text in self.texts]
+
+    def place(self, name: str) -> int:
+        """Which of them matches *name* first; as many as there are: none."""
+        plain = name.rpartition(" seed ")[0]
+        for place, pattern in enumerate(self._compiled):
+            if pattern.match(name) or (plain and pattern.match(plain)):
+                return place
+        return len(self._compiled)
+
+    def match(self, name: str) -> bool:
+        """True when one of them matches *name*."""
+        return self.place(name) < len(self._compiled)
+
+
+def standing(item: Planned, view: LedgerView, cancelled: Patterns, now: float) -> State:
+    """How it stands with one evaluation at *now* (seconds since 1970)."""
+    state = view.get(item.id, Entry()).state(now)
+    return "cancelled" if state not in ("done", "running") and cancelled.match(item.name) else state
+
+
+def due(
+    planned: Iterable[Planned],
+    view: LedgerView,
+    now: float,
+    cancelled: Sequence[str] = (),
+    priority: Sequence[str] = (),
+) -> list[Planned]:
+    """What can be started at *now*: by *priority*, then the newest checkpoint first, then the longest work first."""
+    unwanted, wanted = Patterns(cancelled), Patterns(priority)
+    found = [item for item in planned if standing(item, view, unwanted, now) == "due"]
+    return sorted(found, key=lambda item: _order(item, wanted))
+
+
+def _order(item: Planned, wanted: Patterns) -> tuple[int, int, int]:
+    step = -1 if item.subject.step is None else item.subject.step
+    return wanted.place(item.name), -step, 0 if item.key.evaluator == "finetune" else 1

@@ -1,72 +1,225 @@
-"""The ledger: claims are numbered and expire, a result is create-only. Computed at least once, recorded exactly once.
+"""The ledger in a store: claims are numbered and expire, a result is create-only.
 
-::
-
-    evaluations/<id>/claim-1.json     who works on it, and until when that counts
-                     failure-1.json   why the work of that claim failed
-                     outcomes.parquet, artefacts.safetensors
-                     result.json      create-only
+So an evaluation is computed at least once and recorded exactly once, whoever dies, comes back or is started twice.
+``records/ledger.py`` draws the files, ``ledger_view.py`` makes a value of them.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import random
 import socket
 import time
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, TypeVar
 
-from pipeline.base.digests import canonical_json
-from pipeline.base.store import Store
-from pipeline.records.score import EvaluationResult, result_key
+from pipeline.base.errors import DamageError
+from pipeline.base.store import ObjectInfo, Store
+from pipeline.evaluate.ledger_view import CLOCK_SECONDS, Entry, bodies_of, view_of, wanted
+from pipeline.records.ledger import (
+    LEDGER,
+    Cancelled,
+    Claim,
+    Failure,
+    Invalid,
+    Owner,
+    Renewal,
+    cancelled_key,
+    ledger_key,
+    read_marks,
+)
+from pipeline.records.record import parse_record
+from pipeline.stream.waiting import Patience
 
-CLAIM_SECONDS = 600.0
+CLAIM_SECONDS = 180.0  # renewed each third of it, while the work goes on
+MAX_LOSSES = 10  # workers or stores that went away from one evaluation: by then it may be what ends them
+_FIRST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 1.0, 300.0
+_READERS = 16
+_OWN_TOKEN = uuid.uuid4().hex
+
+Ending = Literal["error", "refused", "lost", "released"]
+Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Owner:
-    """Who claims: a process on a host. A dead process on this very host holds nothing."""
-
-    host: str
-    pid: int
-
-    @classmethod
-    def current(cls) -> Owner:
-        """This process."""
-        return cls(socket.gethostname(), os.getpid())
-
-    def is_gone(self) -> bool:
-        """True when it ran on this host and its process is no longer there."""
-        return self.host == socket.gethostname() and not os.path.exists(f"/proc/{self.pid}")
+def current_owner() -> Owner:
+    """This process."""
+    return Owner(place=_place(), pid=os.getpid(), token=f"{_OWN_TOKEN}-{os.getpid()}")
 
 
-def claim(workspace: Store, evaluation_id: str, owner: Owner) -> int | None:
-    """Claim an evaluation: the number of the claim, or None while somebody else's counts."""
-    number = 1
-    while True:
-        key = f"evaluations/{evaluation_id}/claim-{number}.json"
-        told = {"host": owner.host, "pid": owner.pid, "expires": time.time() + CLAIM_SECONDS}
-        if workspace.put_if_absent(key, canonical_json(told).encode()):
-            return number
-        theirs = json.loads(workspace.read(key))
-        failed = workspace.head(f"evaluations/{evaluation_id}/failure-{number}.json") is not None
-        counts = time.time() < theirs["expires"] and not Owner(theirs["host"], theirs["pid"]).is_gone()
-        if counts and not failed:
+def is_gone(owner: Owner) -> bool:
+    """True when *owner* was a process of this very place that is no longer there."""
+    return owner.place == _place() and not Path(f"/proc/{owner.pid}").exists()
+
+
+def _place() -> str:
+    """Where a process number means something: the host, since its start, and the namespace of processes."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    started = boot.read_text().strip()[:8] if boot.exists() else ""
+    space = os.readlink("/proc/self/ns/pid") if os.path.lexists("/proc/self/ns/pid") else ""
+    return f"{socket.gethostname()} {started} {space}".strip()
+
+
+def patiently(store: Store, patience: Patience, what: str, request: Callable[[], Result]) -> Result:
+    """What *request* gives; a store that does not answer is waited for. A folder's errors do not pass."""
+    if store.local_path(what) is not None:
+        return request()
+    return patience.watch(f"{store.uri}/{what}").do(request)
+
+
+class Ledger:
+    """The ledger as one process sees it: ``view`` by id and ``cancelled`` patterns, as of the last ``refresh``.
+
+    What this process does itself is seen at once.
+    """
+
+    def __init__(self, workspace: Store, run: str, patience: Patience | None = None) -> None:
+        self.view: dict[str, Entry] = {}
+        self.cancelled: tuple[str, ...] = ()
+        self.owner = current_owner()
+        self._workspace, self._run = workspace, run
+        self._patience = patience or Patience(0)
+        self._bodies: dict[tuple[str, str], bytes] = {}
+
+    def refresh(self) -> None:
+        """Look at everything: one listing, and reads of what is neither recorded nor untouched."""
+        self.view = self._view(LEDGER)
+        self.refresh_cancelled()
+
+    def refresh_some(self, ids: Iterable[str]) -> None:
+        """Look at a few evaluations."""
+        for evaluation_id in ids:
+            self.view |= self._view(f"{LEDGER}{evaluation_id}/")
+
+    def refresh_cancelled(self) -> bool:
+        """Read what is not wanted; True when that has changed."""
+        before, (self.cancelled, _) = self.cancelled, self._read_cancelled()
+        return before != self.cancelled
+
+    def claim(self, evaluation_id: str, name: str) -> int | None:
+        """Claim an evaluation that is due: the number of the claim, or None when somebody else was faster."""
+        entry, now = self.view.get(evaluation_id, Entry()), time.time()
+        number = entry.claims + 1
+        key = ledger_key(evaluation_id, "claim", number)
+        mine = Claim(
+            owner=self.owner,
+            run=self._run,
+            name=name,
+            generation=entry.generation,
+            since=now,
+            expires=now + CLAIM_SECONDS,
+        )
+        if not self._do(key, lambda: self._workspace.put_if_absent(key, mine.to_json())):
+            theirs = self._read_claim(key)
+            if theirs != mine:  # ours, when the store's answer to the first try was lost
+                expires = theirs.expires if theirs else now + CLAIM_SECONDS
+                held = replace(entry, claims=number, claim=theirs or mine, expires=expires + CLOCK_SECONDS)
+                self.view[evaluation_id] = held
+                return None
+        self.view[evaluation_id] = replace(entry, claims=number, claim=mine, expires=mine.expires + CLOCK_SECONDS)
+        return number
+
+    def renew(self, evaluation_id: str) -> None:
+        """Let our claim count from now on."""
+        entry, expires = self.view[evaluation_id], time.time() + CLAIM_SECONDS
+        key = ledger_key(evaluation_id, "renew", entry.claims)
+        self._do(key, lambda: self._workspace.put(key, Renewal(expires=expires).to_json()))
+        self.view[evaluation_id] = replace(entry, expires=expires + CLOCK_SECONDS)
+
+    def end(self, evaluation_id: str, kind: Ending, reason: str, max_tries: int) -> Failure:
+        """Say how the work of our claim ended without a result, and when it may be tried again, if ever."""
+        entry, now = self.view[evaluation_id], time.time()
+        errors = (entry.failure.errors if entry.failure else 0) + (kind in ("error", "refused"))
+        losses = (entry.failure.losses if entry.failure else 0) + (kind == "lost")
+        is_final = kind == "refused" or errors >= max_tries or losses >= MAX_LOSSES
+        seconds = 0.0 if kind == "released" else retry_seconds(errors + losses)
+        failure = Failure(
+            kind=kind,
+            run=self._run,
+            name=entry.claim.name if entry.claim else "",
+            reason=reason,
+            errors=errors,
+            losses=losses,
+            at=now,
+            retry_after=None if is_final else now + seconds,
+        )
+        key = ledger_key(evaluation_id, "failure", entry.claims)
+        self._do(key, lambda: self._workspace.put(key, failure.to_json()))
+        self.view[evaluation_id] = replace(entry, claim=None, failure=failure)
+        return failure
+
+    def recorded(self, evaluation_id: str) -> None:
+        """The worker of our claim has recorded the result, or found it recorded."""
+        self.view[evaluation_id] = replace(self.view[evaluation_id], is_recorded=True, claim=None)
+
+    def invalidate(self, evaluation_id: str, reason: str) -> bool:
+        """Make the result and the failures of an evaluation void; False when somebody else has just done so."""
+        entry = self.view.get(evaluation_id, Entry())
+        by = f"{self.owner.place.partition(' ')[0]}:{self.owner.pid}"
+        void = Invalid(reason=reason, by=by, claims=entry.claims, at=time.time())
+        key = ledger_key(evaluation_id, "invalid", entry.generation)
+        done = self._do(key, lambda: self._workspace.put_if_absent(key, void.to_json()))
+        self.view[evaluation_id] = Entry(generation=entry.generation + 1, claims=entry.claims)
+        return done
+
+    def change_cancelled(self, change: Callable[[tuple[str, ...]], Sequence[str]]) -> tuple[str, ...]:
+        """Put what *change* makes of the patterns that are not wanted in their place; those."""
+        key = cancelled_key(self._run)
+        while True:
+            before, info = self._read_cancelled()
+            after = tuple(dict.fromkeys(change(before)))
+            data = Cancelled(patterns=after).to_json()
+            done = (
+                self._workspace.put_if_absent(key, data)
+                if info is None
+                else self._workspace.put_if_match(key, data, info.etag)
+            )
+            if done:
+                self.cancelled = after
+                return after
+
+    def _view(self, prefix: str) -> dict[str, Entry]:
+        found = self._do(prefix, lambda: read_marks(self._workspace.list(prefix)))
+        needed = [info for marks in found.values() for info in wanted(marks)]
+        missing = [info for info in needed if (info.key, info.etag) not in self._bodies]
+        if missing:
+            with ThreadPoolExecutor(min(_READERS, len(missing))) as readers:
+                for info, body in zip(missing, readers.map(self._read, missing), strict=True):
+                    if body is not None:
+                        self._bodies[info.key, info.etag] = body
+        return view_of(found, bodies_of(needed, self._bodies), is_gone)
+
+    def _read(self, info: ObjectInfo) -> bytes | None:
+        try:
+            return self._do(info.key, lambda: self._workspace.read(info.key))
+        except FileNotFoundError:
             return None
-        number += 1
+
+    def _read_claim(self, key: str) -> Claim | None:
+        try:
+            return parse_record(Claim, self._do(key, lambda: self._workspace.read(key)), key)
+        except (FileNotFoundError, DamageError):
+            return None
+
+    def _read_cancelled(self) -> tuple[tuple[str, ...], ObjectInfo | None]:
+        """The patterns, and the object as it was before it was read: put_if_match with it finds any change."""
+        key = cancelled_key(self._run)
+        info = self._do(key, lambda: self._workspace.head(key))
+        if info is None:
+            return (), None
+        try:
+            return parse_record(Cancelled, self._do(key, lambda: self._workspace.read(key)), key).patterns, info
+        except FileNotFoundError:
+            return (), None
+
+    def _do(self, what: str, request: Callable[[], Result]) -> Result:
+        return patiently(self._workspace, self._patience, what, request)
 
 
-def record(workspace: Store, result: EvaluationResult) -> bool:
-    """Record the result; False when there is one already, which then stands."""
-    return workspace.put_if_absent(result_key(result.id), result.to_json())
-
-
-def record_failure(workspace: Store, evaluation_id: str, number: int, reason: str) -> None:
-    """Note why the work of claim *number* failed."""
-    workspace.put(f"evaluations/{evaluation_id}/failure-{number}.json", canonical_json({"reason": reason}).encode())
-
-
-def recorded_ids(workspace: Store) -> set[str]:
-    """Ids of all evaluations with a result."""
-    keys = (info.key for info in workspace.list("evaluations/"))
-    return {key.split("/")[1] for key in keys if key.endswith("/result.json")}
+def retry_seconds(tries: int) -> float:
+    """How long to wait after the *tries*-th try: doubling, and never two at the same moment."""
+    longest = min(_FIRST_RETRY_SECONDS * 2.0 ** (tries - 1), _LONGEST_RETRY_SECONDS)
+    return random.uniform(0.5, 1.0) * longest

@@ -1,57 +1,52 @@
-"""Perform one evaluation: claim it, compute it, store what belongs to it, record the result."""
+"""Perform one evaluation: compute it, store what belongs to it, record the result. Runs in a worker."""
 
 from __future__ import annotations
 
-import io
 import time
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors.numpy import save
 
 from pipeline.base.digests import sha256_hex
-from pipeline.base.errors import FailedError, VitpipeError
 from pipeline.base.store import Store
 from pipeline.evaluate.due import Planned
-from pipeline.evaluate.evaluators import EVALUATORS, Finding
-from pipeline.evaluate.ledger import Owner, claim, record, record_failure
-from pipeline.evaluate.metrics import top1
-from pipeline.records.score import ARTEFACTS, OUTCOMES, OUTCOMES_SCHEMA, EvaluationResult
+from pipeline.evaluate.evaluators import EVALUATORS
+from pipeline.evaluate.finding import Finding
+from pipeline.evaluate.ledger import patiently
+from pipeline.evaluate.metrics import mean_ap, pack_outcomes, top1
+from pipeline.records.score import ARTEFACTS, OUTCOMES, EvaluationResult, file_key, result_key
+from pipeline.stream.waiting import Patience
 
 
-def perform(workspace: Store, planned: Planned, owner: Owner) -> bool:
-    """Evaluate; False when somebody else is at it. Raises FailedError, and notes why, when it cannot be done."""
-    number = claim(workspace, planned.key.id, owner)
-    if number is None:
-        return False
+def perform(workspace: Store, planned: Planned, generation: int = 0, patience: Patience | None = None) -> bool:
+    """Evaluate and record; False when a result is recorded already, which then stands. Raises what went wrong."""
     started = time.monotonic()
-    try:
-        finding = EVALUATORS[planned.key.evaluator](workspace, planned)
-        files = {name: data for name, data in _files(finding).items() if data}
-        for name, data in files.items():
-            workspace.put(f"evaluations/{planned.key.id}/{name}", data)
-        metrics = () if planned.key.evaluator == "inspect" else (top1(finding.outcomes),)
-        result = EvaluationResult(
-            id=planned.key.id,
-            key=planned.key,
-            metrics=metrics,
-            num_samples=len(finding.outcomes.keys),
-            chosen=finding.chosen,
-            seconds=time.monotonic() - started,
-            files={name: sha256_hex(data) for name, data in files.items()},
-        )
-        record(workspace, result)
-    except Exception as error:
-        reason = str(error) if isinstance(error, VitpipeError) else f"{type(error).__name__}: {error}"
-        record_failure(workspace, planned.key.id, number, reason)
-        raise FailedError(f"{planned.name}: {reason}") from error
-    return True
+    finding = EVALUATORS[planned.key.evaluator](workspace, planned)
+    files = {name: data for name, data in _files(finding).items() if data}
+    headline = top1 if finding.outcomes.targets is None else mean_ap
+    metrics = () if planned.key.evaluator == "inspect" else (headline(finding.outcomes), *finding.metrics)
+    result = EvaluationResult(
+        id=planned.id,
+        key=planned.key,
+        metrics=metrics,
+        num_samples=len(finding.outcomes.keys),
+        chosen=finding.chosen,
+        seconds=time.monotonic() - started,
+        files={name: sha256_hex(data) for name, data in files.items()},
+    )
+    return record(workspace, result, files, generation, patience or Patience(0))
+
+
+def record(
+    workspace: Store, result: EvaluationResult, files: dict[str, bytes], generation: int, patience: Patience
+) -> bool:
+    """Store *files*, by name, and record the result that lists them; False when there is a result already."""
+    for name, data in files.items():
+        key = file_key(result.id, name, result.files[name])
+        patiently(workspace, patience, key, lambda key=key, data=data: workspace.put(key, data))  # type: ignore[misc]
+    key = result_key(result.id, generation)
+    return patiently(workspace, patience, key, lambda: workspace.put_if_absent(key, result.to_json()))
 
 
 def _files(finding: Finding) -> dict[str, bytes]:
-    outcomes = finding.outcomes
-    columns = [list(outcomes.keys), outcomes.labels, outcomes.predictions, outcomes.probabilities]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, OUTCOMES_SCHEMA, strict=True)]
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=OUTCOMES_SCHEMA), sink, compression="zstd")
-    return {OUTCOMES: sink.getvalue(), ARTEFACTS: bytes(save(finding.artefacts)) if finding.artefacts else b""}
+    artefacts = bytes(save(finding.artefacts)) if finding.artefacts else b""
+    return {OUTCOMES: pack_outcomes(finding.outcomes), ARTEFACTS: artefacts}

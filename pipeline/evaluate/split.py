@@ -1,20 +1,171 @@
-"""The validation part of a training set: by a hash of the key, so it does not move when samples are added."""
+"""The parts of a task's data, as types: settings are chosen on the validation part of training, never on test data.
+
+::
+
+    TrainPart --split / vtab_split--> Choice(FitPart, ValidationPart)   chooses; has no place for a TestPart
+    TestPart                                                            scores what was chosen
+
+A membership depends on a hash of the sample's key alone, so it does not move when samples are added.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import InputError
 
+C = TypeVar("C")
+VTAB_TRAIN, VTAB_VALIDATION = 800, 200  # VTAB-1k (arXiv 1910.04867, section 3.1)
+_SHOWN = 3  # samples named in an error
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """keys (N), labels (N,) class numbers or (N, K) of 0 and 1, features (N, D). Use the parts below, which say what
+    they are for."""
+
+    keys: tuple[str, ...]
+    labels: NDArray[Any]
+    features: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if not len(self.keys) == len(self.labels) == len(self.features):
+            raise ValueError(f"{len(self.keys)} keys, {len(self.labels)} labels, {len(self.features)} features")
+
+
+class TrainPart(Labelled):
+    """All training samples: what is refitted on after choosing."""
+
+
+class FitPart(Labelled):
+    """Training samples that candidates are fitted on."""
+
+
+class ValidationPart(Labelled):
+    """Training samples that candidates are compared on."""
+
+
+class TestPart(Labelled):
+    """Test samples: nothing may be fitted to them or chosen on them."""
+
+    __test__ = False  # to pytest, which collects classes of such a name
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The two parts of training between which settings are chosen. Raises InputError if they share a sample."""
+
+    fit: FitPart
+    validation: ValidationPart
+
+    def __post_init__(self) -> None:
+        _must_be(self.fit, FitPart)
+        _must_be(self.validation, ValidationPart)
+        check_disjoint(self.fit.keys, self.validation.keys, "fit", "validation")
+
+    def best(
+        self, candidates: Sequence[C], score: Callable[[C, FitPart, ValidationPart], float]
+    ) -> tuple[C, dict[C, float]]:
+        """The candidate with the largest score, and all scores. Give the one to prefer among equals first."""
+        if not candidates:
+            raise ValueError("nothing to choose from")
+        scores = {candidate: score(candidate, self.fit, self.validation) for candidate in candidates}
+        return max(scores, key=lambda candidate: scores[candidate]), scores
+
+
+def split(train: TrainPart, share: float) -> Choice:
+    """Hold out about *share* of the training samples. Raises InputError when one side would be empty."""
+    _must_be(train, TrainPart)
+    return _choice(train, validation_mask(train.keys, share))
+
+
+def vtab_split(
+    train: TrainPart, num_classes: int, *, allow_missing: bool = False
+) -> tuple[TrainPart, Choice, tuple[int, ...]]:
+    """VTAB-1k: 1,000 samples to refit on, their 800/200 parts to choose on, and classes that the 800 do not have.
+
+    The samples are those that come first in the order of the hashes of their keys. Raises InputError for too few
+    samples, and for missing classes unless *allow_missing*: with 397 classes (Sun397) 800 samples cannot cover all.
+    """
+    _must_be(train, TrainPart)
+    wanted = VTAB_TRAIN + VTAB_VALIDATION
+    if len(train.keys) < wanted:
+        raise InputError(f"{len(train.keys)} training samples are too few for VTAB-1k, which takes {wanted:,}")
+    order = np.lexsort((np.array(train.keys), _places(train.keys, "vtab")))[:wanted]
+    chosen = _taken(train, order, TrainPart)
+    missing = missing_classes(chosen.labels[:VTAB_TRAIN], num_classes)
+    if missing and not allow_missing:
+        shown = ", ".join(map(str, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
+        raise InputError(
+            f"{len(missing)} of {num_classes} classes have no sample among the {VTAB_TRAIN} of VTAB-1k: {shown}",
+            "allow missing classes if that is meant",
+        )
+    return chosen, _choice(chosen, np.arange(wanted) >= VTAB_TRAIN), missing
+
+
+def missing_classes(labels: NDArray[Any], num_classes: int) -> tuple[int, ...]:
+    """Classes without a sample; labels (N,) class numbers or (N, K) of 0 and 1."""
+    counts = np.bincount(labels, minlength=num_classes) if labels.ndim == 1 else labels.sum(axis=0)
+    return tuple(int(label) for label in np.flatnonzero(counts[:num_classes] == 0))
+
 
 def validation_mask(keys: tuple[str, ...], share: float) -> NDArray[np.bool_]:
     """True for the samples held out: about *share* of them. Raises InputError when one side would be empty."""
-    digests = (hashlib.blake2b(key.encode(), digest_size=8, person=b"validation").digest() for key in keys)
-    places = np.array([int.from_bytes(digest, "big") / 2**64 for digest in digests])
-    mask: NDArray[np.bool_] = places < share
+    mask = held_out(keys, share)
     if mask.all() or not mask.any():
         raise InputError(f"{len(keys)} training samples are too few to hold out {share:.0%} of them")
     return mask
+
+
+def held_out(keys: tuple[str, ...], share: float) -> NDArray[np.bool_]:
+    """The same for a part of the training samples, in which there may be none, or no others."""
+    mask: NDArray[np.bool_] = _places(keys, "validation") < share
+    return mask
+
+
+def check_disjoint(
+    train_digests: Iterable[str], test_digests: Iterable[str], train: str = "train", test: str = "test"
+) -> None:
+    """Refuse parts that share a sample: InputError with how many, and the first of them.
+
+    Between datasets give digests of the images. Keys do not tell there: they are hashes of paths relative to each
+    corpus, so equal keys may be other images and equal images have other keys.
+    """
+    shared = sorted(set(train_digests) & set(test_digests))
+    if shared:
+        shown = ", ".join(digest[:20] for digest in shared[:_SHOWN]) + (", ..." if len(shared) > _SHOWN else "")
+        raise InputError(
+            f"{len(shared)} samples are in both {train} and {test}: {shown}",
+            "scores would mean nothing: take them out of one of the two",
+        )
+
+
+def _choice(train: TrainPart, held: NDArray[np.bool_]) -> Choice:
+    return Choice(_taken(train, np.flatnonzero(~held), FitPart), _taken(train, np.flatnonzero(held), ValidationPart))
+
+
+P = TypeVar("P", bound=Labelled)
+
+
+def _taken(part: Labelled, rows: NDArray[np.int64], kind: type[P]) -> P:
+    return kind(tuple(part.keys[row] for row in rows), part.labels[rows], part.features[rows])
+
+
+def _must_be(part: Labelled, kind: type[Labelled]) -> None:
+    """At run time too: types alone do not stop a test part from being handed over."""
+    if not isinstance(part, kind):
+        raise InputError(
+            f"a {type(part).__name__} was given where a {kind.__name__} is needed", "test data must not choose"
+        )
+
+
+def _places(keys: tuple[str, ...], person: str) -> NDArray[np.float64]:
+    """(N,) numbers in [0, 1), by a hash of each key."""
+    digests = (hashlib.blake2b(key.encode(), digest_size=8, person=person.encode()).digest() for key in keys)
+    return np.array([int.from_bytes(digest, "big") / 2**64 for digest in digests])

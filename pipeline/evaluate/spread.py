@@ -5,19 +5,53 @@ One controller with a pool, not one Ray job per evaluation: a job supervisor tak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from pipeline.base.errors import VitpipeError
+from pipeline.base.errors import FailedError, VitpipeError
 
-Item = TypeVar("Item")
+_MAX_FAILED_STARTS = 20  # actors in a row that never came up
+_PAUSE_SECONDS = 1.0  # before an actor takes the place of one that did not come up
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of the cluster a pool may take: at most *size* actors, and what each of them reserves."""
+
+    size: int
+    cpus: float
+    gpus: float = 0.0
+    resources: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The worker went away before the call returned."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A call that has returned: its task, and what it returned, the error it raised, or Lost."""
+
+    task: Hashable
+    outcome: Any
 
 
 class _Worker:
-    """Calls functions it is sent; keeps its process, and so its imports, warm."""
+    """Calls functions it is sent; keeps its process, and so its imports and the last networks, warm."""
+
+    def ready(self) -> bool:
+        """True: it is up."""
+        return True
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what *function* returns, or the typed error it raises, as a value."""
@@ -25,34 +59,114 @@ class _Worker:
             return function(*arguments)
         except VitpipeError as error:
             return error
+        except Exception as error:  # whatever it is, it is this evaluation's
+            return FailedError(f"{type(error).__name__}: {error}")
 
 
 class Pool:
-    """Runs a function over items, at most *size* at a time, and survives the death of its actors."""
+    """Calls functions in actors and survives their death. Actors are made when there is work, and ended after it.
 
-    def __init__(self, size: int, num_cpus: float, num_gpus: float) -> None:
-        self._make = ray.remote(_Worker).options(num_cpus=num_cpus, num_gpus=num_gpus).remote
-        self._idle = [self._make() for _ in range(size)]
+    Work is given only to actors that are up: one that waits for room in the cluster holds nothing.
+    """
 
-    def run(self, items: list[Item], function: Callable[..., Any], *arguments: Any) -> Iterator[tuple[Item, Any]]:
-        """(item, what ``function(*arguments, item)`` returned or the error that ended it), as they get done."""
-        waiting = list(reversed(items))
-        running: dict[Any, tuple[Any, Item]] = {}
-        while waiting or running:
-            while waiting and self._idle:
-                worker, item = self._idle.pop(), waiting.pop()
-                running[worker.call.remote(function, *arguments, item)] = (worker, item)
-            done, _ = ray.wait(list(running), num_returns=1)
-            worker, item = running.pop(done[0])
-            try:
-                outcome = ray.get(done[0])
-                self._idle.append(worker)
-            except RayError as error:
-                outcome = error
-                self._idle.append(self._make())
-            yield item, outcome
+    def __init__(self, share: Share) -> None:
+        options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "resources": dict(share.resources) or None}
+        self._make = ray.remote(_Worker).options(**options).remote
+        self._size = share.size
+        self._idle: deque[tuple[Any, str]] = deque()  # (actor, what it has warm)
+        self._starting: dict[Any, Any] = {}  # the call that tells when it is up -> actor
+        self._running: dict[Any, tuple[Any, str, Hashable]] = {}
+        self._failed_starts, self._not_before = 0, 0.0
+
+    @property
+    def num_idle(self) -> int:
+        """Actors that are up and have nothing to do."""
+        return len(self._idle)
+
+    @property
+    def num_running(self) -> int:
+        """Calls that have not returned."""
+        return len(self._running)
+
+    @property
+    def is_starting(self) -> bool:
+        """True while actors are coming up, or wait for room in the cluster."""
+        return bool(self._starting)
+
+    def want(self, num_tasks: int) -> None:
+        """There is work for so many actors, the busy ones included: make more, or end idle ones."""
+        target = min(num_tasks, self._size)
+        while len(self._running) + len(self._idle) + len(self._starting) > target and (self._idle or self._starting):
+            worker = self._idle.pop()[0] if self._idle else self._starting.popitem()[1]
+            ray.kill(worker)
+        while len(self._running) + len(self._idle) + len(self._starting) < target:
+            if time.monotonic() < self._not_before:
+                return
+            worker = self._make()
+            self._starting[worker.ready.remote()] = worker
+
+    def start(self, task: Hashable, warm: str, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call ``function(*arguments)`` in an idle actor, if possible one that did something with *warm* last."""
+        chosen = next((place for place, (_, last) in enumerate(self._idle) if last == warm), 0)
+        worker, _ = self._idle[chosen]
+        del self._idle[chosen]
+        self._running[worker.call.remote(function, *arguments)] = (worker, warm, task)
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """What has returned, waiting at most *seconds* for the first."""
+        refs = [*self._running, *self._starting]
+        if not refs:
+            time.sleep(seconds)
+            return []
+        done, _ = ray.wait(refs, num_returns=1, timeout=seconds)
+        if done:
+            done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)  # and whatever else is there
+        return [ended for ref in done if (ended := self._take(ref)) is not None]
+
+    def stop(self, task: Hashable) -> None:
+        """End the actor that works on *task*: nothing more is heard of that."""
+        for ref, (worker, _, running) in list(self._running.items()):
+            if running == task:
+                del self._running[ref]
+                ray.kill(worker)
 
     def close(self) -> None:
         """End the actors."""
-        for worker in self._idle:
-            ray.kill(worker)
+        workers = [worker for worker, _ in self._idle] + list(self._starting.values())
+        for worker in workers + [worker for worker, _, _ in self._running.values()]:
+            with suppress(RayError):
+                ray.kill(worker)
+        self._idle.clear()
+        self._starting.clear()
+        self._running.clear()
+
+    def _take(self, ref: Any) -> Ended | None:
+        if ref in self._starting:
+            self._came_up(ref)
+            return None
+        worker, warm, task = self._running.pop(ref)
+        try:
+            outcome = ray.get(ref)
+        except RayError as error:
+            return Ended(task, Lost(f"its worker went away ({type(error).__name__})"))
+        self._idle.append((worker, warm))
+        return Ended(task, outcome)
+
+    def _came_up(self, ref: Any) -> None:
+        worker = self._starting.pop(ref)
+        try:
+            ray.get(ref)
+        except RayError as error:
+            self._failed_starts += 1
+            self._not_before = time.monotonic() + _PAUSE_SECONDS
+            if self._failed_starts >= _MAX_FAILED_STARTS:
+                reason = str(error).strip().splitlines()[0]
+                raise FailedError(f"workers do not come up: {type(error).__name__}: {reason}") from None
+            return
+        self._failed_starts = 0
+        self._idle.append((worker, ""))
+
+
+def cluster_resources() -> dict[str, float]:
+    """What the cluster that ray is connected to has in all, by name."""
+    return {name: float(amount) for name, amount in ray.cluster_resources().items()}

@@ -1,7 +1,10 @@
-"""What is judged: the weights of a checkpoint, or raw pixels, which stand in for features as a baseline."""
+"""What is judged: the weights of a checkpoint, imported weights, or raw pixels, which stand in for features as a
+baseline.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,18 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.base.digests import sha256_hex
-from pipeline.base.errors import DamageError
-from pipeline.base.store import Store
-from pipeline.images.normalise import normalise
+from pipeline.base.errors import DamageError, InputError
+from pipeline.base.store import Store, Stores, open_store
 from pipeline.images.transform import EvaluationTransform
 from pipeline.models.vit import ViT
-from pipeline.models.weights import unpack_model
+from pipeline.models.weights import unpack_description, unpack_model
 from pipeline.records.score import PIXELS
+
+_WARM = 2  # networks that a process keeps
+_SHOWN = 12  # digits of a digest
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Weights by digest and key in the workspace; for raw pixels the digest is PIXELS and the key empty."""
+    """Weights by digest and key in the workspace; for raw pixels the digest is PIXELS and the key empty.
+
+    ``step`` is None for those, and for imported weights, which belong to no run.
+    """
 
     weights_digest: str
     weights_key: str
@@ -40,7 +48,9 @@ class Subject:
     @property
     def name(self) -> str:
         """For people."""
-        return "pixels" if self.is_pixels else f"step {self.step}"
+        if self.is_pixels:
+            return "pixels"
+        return f"weights {self.weights_digest[:_SHOWN]}" if self.step is None else f"step {self.step}"
 
 
 class PixelNetwork(nn.Module):
@@ -77,7 +87,40 @@ def load_network(workspace: Store, subject: Subject) -> ViT | PixelNetwork:
     return model
 
 
-@torch.inference_mode()
-def features_of(network: ViT | PixelNetwork, images: Tensor) -> Tensor:
-    """uint8 (B, 3, S, S) -> float32 (B, D)."""
-    return network.features(normalise(images, torch.float32))
+def warm_network(workspace: Store, subject: Subject) -> ViT | PixelNetwork:
+    """The same, to be read only: the last ones stay in this process. On the GPU where there is one."""
+    name = (workspace.uri, subject.weights_key, subject.weights_digest)
+    network = _warm.pop(name, None)
+    if network is None:
+        network = load_network(workspace, subject).requires_grad_(False).to(compute_device())
+    _warm[name] = network
+    while len(_warm) > _WARM:
+        _warm.popitem(last=False)
+    return network
+
+
+_warm: OrderedDict[tuple[str, str, str], ViT | PixelNetwork] = OrderedDict()
+
+
+def compute_device() -> torch.device:
+    """Where networks compute here."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def imported_subject(workspace: Store, uri: str, stores: Stores | None = None) -> Subject:
+    """The weights of the ``model.safetensors`` at *uri*, which describe themselves and belong to no run.
+
+    They are copied to ``imported/<digest>/`` in the workspace: every worker reads them there, and results stay
+    reproducible from what is stored beside them. Raises InputError when there is nothing at *uri*, DamageError when it
+    is no such file.
+    """
+    folder, _, name = uri.rpartition("/")
+    try:
+        data = open_store(folder or ".", stores).read(name)
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{uri} is not there", "name a model.safetensors, as pretraining writes it") from None
+    description = unpack_description(data, uri)
+    digest = sha256_hex(data)
+    key = f"imported/{digest}/model.safetensors"
+    workspace.put_if_absent(key, data)
+    return Subject(digest, key, description.transform, None)

@@ -7,8 +7,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from pipeline.base.config import Config
+from pipeline.stream.recipe import AugmentRecipe
 
-EvaluatorName = Literal["linear", "knn", "fewshot", "finetune", "classify", "inspect"]
+EvaluatorName = Literal["linear", "sgd", "knn", "ridge", "fewshot", "finetune", "classify", "inspect"]
+Layer = int | Literal["head-input", "last"]
+Pooling = Literal["model", "cls", "gap", "cls+gap"]
+FeatureDtype = Literal["float32", "bfloat16"]
 
 
 class Task(Config):
@@ -25,18 +29,45 @@ class Task(Config):
         return self
 
 
-class LinearSettings(Config):
-    """Multinomial logistic regression by L-BFGS on standardised features (SimCLR App. B)."""
+class ProbeSettings(Config):
+    """The features that a probe sees. Of several layers one is chosen on the validation part."""
+
+    layers: tuple[Layer, ...] = Field(
+        ("head-input",),
+        min_length=1,
+        description="head-input: what the head sees; last: after the last norm; blocks: 1 the first, -1 the last",
+    )
+    pooling: Pooling = Field("model", description="of layers but head-input; model: as the model does it")
+    dtype: FeatureDtype = Field("float32", description="bfloat16: autocast in the forward pass")
+
+
+class LinearSettings(ProbeSettings):
+    """Logistic regression by L-BFGS on standardised features (SimCLR App. B)."""
 
     l2: tuple[NonNegativeFloat, ...] = Field(
-        tuple(10.0**exponent for exponent in (-6, -5, -4, -3, -2, -1)),
+        tuple(10.0 ** (-6 + 11 * step / 44) for step in range(45)),  # SimCLR App. B.8
         min_length=1,
         description="chosen from on the validation part",
     )
     max_iterations: int = Field(200, gt=0)
 
 
-class KnnSettings(Config):
+class SgdSettings(Config):
+    """A sweep of linear heads trained by SGD in one pass (DINOv2): on the last block and on the last *blocks*, each
+    without and with the average of the patches, at every learning rate."""
+
+    blocks: int = Field(4, gt=0)
+    learning_rates: tuple[PositiveFloat, ...] = Field(
+        (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
+        min_length=1,
+        description="for 256 samples, scaled to the batch; chosen from on the validation part",
+    )
+    steps: int = Field(12_500, gt=0, description="DINOv2: 10 epochs of 1,250")
+    batch_size: int = Field(1024, gt=0)
+    dtype: FeatureDtype = "float32"
+
+
+class KnnSettings(ProbeSettings):
     """Weighted k-NN (DINOv2): cosine similarity, softmax weights."""
 
     k: tuple[PositiveInt, ...] = Field(
@@ -45,22 +76,55 @@ class KnnSettings(Config):
     temperature: float = Field(0.07, gt=0)
 
 
-class FewshotSettings(Config):
+class RidgeSettings(ProbeSettings):
+    """Ridge regression on all training samples from sums over a stream: features are never in memory at once."""
+
+    l2: tuple[PositiveFloat, ...] = Field(
+        tuple(10.0**power for power in range(-1, 7)),
+        min_length=1,
+        description="against the sum over samples; chosen from on the validation part",
+    )
+
+
+class FewshotSettings(ProbeSettings):
     """Closed-form ridge regression on a few images per class (big_vision evaluators/fewshot_lsr.py)."""
 
     shots: int = Field(10, gt=0)
     l2: float = Field(2.0**10, gt=0)
 
+    @model_validator(mode="after")
+    def _one_layer(self) -> Self:
+        if len(self.layers) > 1:
+            raise ValueError("few-shot chooses nothing: name one layer")
+        return self
+
 
 class FinetuneSettings(Config):
-    """Fine-tuning of all weights (ViT Table 4): SGD, momentum 0.9, cosine, clip 1, zero head."""
+    """Fine-tuning of all weights (ViT Table 4): SGD, momentum 0.9, cosine, clip 1, no weight decay, zero head.
+
+    The paper's steps: ImageNet 20,000; CIFAR 10,000; Pets and Flowers 500; VTAB 2,500.
+    """
 
     steps: int = Field(500, gt=0)
     batch_size: int = Field(512, gt=0)
+    micro_batch_size: int = Field(0, ge=0, description="samples of one forward pass; 0: all of a batch")
     learning_rates: tuple[PositiveFloat, ...] = Field(
         (0.003, 0.01, 0.03), min_length=1, description="chosen from on the validation part"
     )
     warmup_steps: int = Field(0, ge=0)
+    runs: int = Field(3, gt=0, description="trainings at the chosen rate; mean and deviation are reported (ViT: 3)")
+    image_size: int = Field(0, ge=0, description="positions are resampled to it (ViT: 384); 0: as pretrained")
+    augment: AugmentRecipe | None = Field(
+        None,
+        description="its size is the network's; {} is a random crop of 5-100 % and a flip, as ViT's code does it; "
+        "none: the evaluation transform, with the images in memory",
+    )
+    workers: int = Field(0, ge=0, description="loader processes, where there is augmentation")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    weight_decay: float = Field(0.0, ge=0)
+    layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate of a block relative to the next one")
+    ema: float = Field(0.0, ge=0, lt=1, description="Polyak averaging; ViT's 512 and 518 px rows: 0.9999; 0: none")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="of the forward pass; weights are float32")
 
 
 class NoSettings(Config):
@@ -69,7 +133,9 @@ class NoSettings(Config):
 
 SETTINGS: dict[str, type[Config]] = {
     "linear": LinearSettings,
+    "sgd": SgdSettings,
     "knn": KnnSettings,
+    "ridge": RidgeSettings,
     "fewshot": FewshotSettings,
     "finetune": FinetuneSettings,
     "classify": NoSettings,
@@ -109,7 +175,14 @@ class EvaluateRecipe(Config):
     max_parallel: int = Field(2, gt=0, description="Ray actors")
     cpus: float = Field(1, gt=0, description="that each actor reserves")
     gpus: float = Field(0, ge=0)
-    max_tries: int = Field(2, gt=0, description="of one evaluation, before it counts as failed")
+    resources: dict[str, PositiveFloat] = Field(
+        {}, description="custom resources that each actor reserves, like {evaluation: 1}: the share beside a training"
+    )
+    priority: tuple[str, ...] = Field(
+        (), description="patterns of names, like 'knn on *': what matches the first goes first; then the newest step"
+    )
+    max_tries: int = Field(3, gt=0, description="of one evaluation, before it counts as failed")
+    patience_seconds: float = Field(600, ge=0, description="how long a store that does not answer is waited for")
 
     @field_validator("tasks")
     @classmethod

@@ -40,7 +40,18 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
+        q, k, v = self._projected(x_BND)
+        out: Tensor = self.out(attend(q, k, v).transpose(1, 2).reshape(x_BND.shape))
+        return out
+
+    def weights(self, x_BND: Tensor) -> Tensor:
+        """How much each token (row) attends to each: (B, N, D) -> (B, H, N, N), rows that sum to 1."""
+        q, k, _ = self._projected(x_BND)
+        weights: Tensor = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(dim=-1)
+        return weights
+
+    def _projected(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v: each (B, H, N, E)."""
         b, n, d = x_BND.shape
         q, k, v = self.qkv(x_BND).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        out: Tensor = self.out(attend(q, k, v).transpose(1, 2).reshape(b, n, d))
-        return out
+        return q, k, v

@@ -22,7 +22,11 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
 
 
 class ViTConfig(Config):
-    """Everything that fixes the network's function, apart from its weights."""
+    """Everything that fixes the network's function, apart from its weights.
+
+    Where others differ, with equal weights: timm has GELU exact; ``transformers`` has it exact and ``norm_epsilon``
+    1e-12, if its config.json does not say otherwise; vision_transformer and big_vision have the values here.
+    """
 
     image_size: int = Field(224, gt=0, description="pixels of a side; images are square here")
     patch_size: int = Field(16, gt=0)
@@ -36,8 +40,10 @@ class ViTConfig(Config):
     position_std: float = Field(0.02, gt=0, description="0.02 in vision_transformer, 1/sqrt(width) in big_vision")
     pre_logits: int = Field(0, ge=0, description="width of the dense + tanh layer before the head; 0: none")
     dropout: float = Field(0.0, ge=0, lt=1, description="after every dense layer but q, k, v, and after positions")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the last block; the first has 0")
     gelu: Literal["tanh", "exact"] = Field("tanh", description="tanh in JAX code, exact in timm and transformers")
     head_bias: float = Field(0.0, description="-10 for sigmoid loss on ImageNet-21k and JFT")
+    norm_epsilon: float = Field(1e-6, gt=0, description="of every LayerNorm: 1e-6 in JAX code and timm")
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:

@@ -1,75 +1,35 @@
 """The Vision Transformer (ViT section 3.1): pre-norm blocks over patch tokens; features by pooling, logits by the head.
 
 Initialisation follows vision_transformer models_vit.py: Xavier-uniform kernels, MLP biases N(0, 1e-6), zero head.
-Shapes: B images, C = 3 channels, N tokens, D width, K classes.
+Shapes: B images, C = 3 channels, N tokens (the class token first, where there is one), D width, H heads, K classes.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F  # noqa: N812 - the field's name for it
-from torch import Tensor, nn
+from collections.abc import Collection
+from typing import cast
 
-from pipeline.models.attention import SelfAttention
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.models.block import Block
 from pipeline.models.config import ViTConfig
 from pipeline.models.embedding import PatchEmbedding, sincos_2d
-
-_EPSILON = 1e-6  # of every LayerNorm (vision_transformer, big_vision)
-
-
-class Mlp(nn.Module):
-    """Dense, GELU, dense; dropout after each dense layer."""
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        self.up = nn.Linear(config.width, config.mlp_width)
-        self.down = nn.Linear(config.mlp_width, config.width)
-        self.dropout = nn.Dropout(config.dropout)
-        self.approximate = "tanh" if config.gelu == "tanh" else "none"
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Xavier-uniform kernels, biases N(0, 1e-6)."""
-        with torch.no_grad():
-            for layer in (self.up, self.down):
-                nn.init.xavier_uniform_(layer.weight, generator=generator)
-                layer.bias.normal_(0, 1e-6, generator=generator)
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        hidden = self.dropout(F.gelu(self.up(x_BND), approximate=self.approximate))
-        out: Tensor = self.dropout(self.down(hidden))
-        return out
-
-
-class Block(nn.Module):
-    """One pre-norm transformer block."""
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, eps=_EPSILON)
-        self.attention = SelfAttention(config.width, config.heads)
-        self.dropout = nn.Dropout(config.dropout)
-        self.norm2 = nn.LayerNorm(config.width, eps=_EPSILON)
-        self.mlp = Mlp(config)
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draw the kernels anew."""
-        self.attention.initialise(generator)
-        self.mlp.initialise(generator)
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        x_BND = x_BND + self.dropout(self.attention(self.norm1(x_BND)))
-        out: Tensor = x_BND + self.mlp(self.norm2(x_BND))
-        return out
+from pipeline.models.resample import resample_positions
 
 
 class ViT(nn.Module):
-    """A Vision Transformer. ``forward`` gives logits (B, K); ``features`` what the head sees (B, D or pre_logits)."""
+    """A Vision Transformer. ``forward`` gives logits (B, K); ``features`` what the head sees (B, D or pre_logits).
+
+    Set ``checkpointing`` to keep only each block's input for the backward pass and compute the block again there: the
+    same gradients, from the same draws of dropout and stochastic depth. On the meta device no weights are drawn.
+    """
 
     def __init__(self, config: ViTConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False
         self.patches = PatchEmbedding(config.patch_size, config.width)
         self.cls = nn.Parameter(torch.zeros(1, 1, config.width)) if config.pool == "cls" else None
         if config.position == "learned":
@@ -77,11 +37,13 @@ class ViT(nn.Module):
         else:
             self.register_buffer("positions", self._fixed_positions(config), persistent=False)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, eps=_EPSILON)
+        last = max(config.depth - 1, 1)
+        self.blocks = nn.ModuleList(Block(config, config.drop_path * index / last) for index in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
         self.pre_logits = nn.Linear(config.width, config.pre_logits) if config.pre_logits else None
         self.head = nn.Linear(config.pre_logits or config.width, config.num_classes) if config.num_classes else None
-        self.initialise(seed)
+        if not self.norm.weight.is_meta:
+            self.initialise(seed)
 
     @staticmethod
     def _fixed_positions(config: ViTConfig) -> Tensor:
@@ -98,8 +60,7 @@ class ViT(nn.Module):
             self.patches.projection.bias.zero_()
             if isinstance(self.positions, nn.Parameter):
                 self.positions.normal_(0, self.config.position_std, generator=generator)
-            for block in self.blocks:
-                assert isinstance(block, Block)  # noqa: S101 - torch types the items of a ModuleList as Module
+            for block in self._blocks:
                 block.initialise(generator)
             if self.pre_logits is not None:
                 nn.init.xavier_uniform_(self.pre_logits.weight, generator=generator)
@@ -108,27 +69,98 @@ class ViT(nn.Module):
                 self.head.weight.zero_()
                 self.head.bias.fill_(self.config.head_bias)
 
-    def tokens(self, images_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1] -> (B, N, D), after the last norm."""
-        x = self.patches(images_BCHW)
-        if self.cls is not None:
-            x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], dim=1)
-        x = self.dropout(x + self.positions)
-        for block in self.blocks:
-            x = block(x)
+    @property
+    def _blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))  # torch types the items of a ModuleList as Module
+
+    def embed(self, images_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> (B, N, D): patches alone, without class token and positions."""
+        out: Tensor = self.patches(images_BCHW)
+        return out
+
+    def encode(self, patches_BND: Tensor) -> Tensor:
+        """What ``embed`` gave -> (B, N, D), the class token first where there is one, after the last norm."""
+        x = self._placed(patches_BND)
+        for block in self._blocks:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
         out: Tensor = self.norm(x)
         return out
 
+    def _placed(self, patches_BND: Tensor) -> Tensor:
+        """With class token and positions: the input of the first block."""
+        x = patches_BND
+        if self.cls is not None:
+            x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], dim=1)
+        out: Tensor = self.dropout(x + self.positions)
+        return out
+
+    def tokens(self, images_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> (B, N, D), after the last norm."""
+        return self.encode(self.embed(images_BCHW))
+
     def features(self, images_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D): the pooled token, through the pre-logits layer where there is one."""
-        tokens = self.tokens(images_BCHW)
-        pooled = tokens[:, 0] if self.cls is not None else tokens.mean(dim=1)
+        return self.head_input(self.tokens(images_BCHW))
+
+    def head_input(self, tokens_BND: Tensor) -> Tensor:
+        """What ``tokens`` gave -> (B, D): pooled, and through the pre-logits layer where there is one."""
+        pooled = tokens_BND[:, 0] if self.cls is not None else tokens_BND.mean(dim=1)
         return torch.tanh(self.pre_logits(pooled)) if self.pre_logits is not None else pooled
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K)."""
         features = self.features(images_BCHW)
         return self.head(features) if self.head is not None else features
+
+    def intermediate(self, images_BCHW: Tensor, layers: Collection[int], normed: bool = False) -> dict[int, Tensor]:
+        """The outputs of blocks *layers*, from 1, each (B, N, D); *normed*: through the last norm. None further is run.
+
+        Raises ValueError for a layer that there is not.
+        """
+        found: dict[int, Tensor] = {}
+        x = self._placed(self.embed(images_BCHW))
+        for number, block in enumerate(self._until(layers), 1):
+            x = block(x)
+            if number in layers:
+                found[number] = self.norm(x) if normed else x
+        return found
+
+    def attention_weights(self, images_BCHW: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
+        """How much each token (row) attends to each in blocks *layers*, from 1: (B, H, N, N), rows that sum to 1.
+
+        Raises ValueError for a layer that there is not.
+        """
+        found: dict[int, Tensor] = {}
+        x = self._placed(self.embed(images_BCHW))
+        for number, block in enumerate(self._until(layers), 1):
+            if number in layers:
+                found[number] = block.attention.weights(block.norm1(x))
+            x = block(x)
+        return found
+
+    def _until(self, layers: Collection[int]) -> list[Block]:
+        wrong = sorted(layer for layer in layers if not 1 <= layer <= self.config.depth)
+        if wrong:
+            raise ValueError(f"no layers {wrong}: they are 1 to {self.config.depth}")
+        return self._blocks[: max(layers, default=0)]
+
+    def at_resolution(self, image_size: int) -> ViT:
+        """This network for images of *image_size* pixels: a copy, its positions resampled as the paper's code does.
+
+        Raises pydantic.ValidationError when the patch size does not divide it.
+        """
+        config = ViTConfig.model_validate(self.config.model_dump() | {"image_size": image_size})
+        other = ViT(config).to(device=self.norm.weight.device, dtype=self.norm.weight.dtype)
+        state = self.state_dict()
+        if "positions" in state:
+            has_cls = self.cls is not None
+            state["positions"] = resample_positions(state["positions"], self.config.grid, config.grid, has_cls)
+        other.load_state_dict(state)
+        other.checkpointing = self.checkpointing
+        return other.train(self.training)
 
 
 def decayed(name: str, parameter: Tensor) -> bool:

@@ -11,6 +11,7 @@ from pipeline.base.config import Config
 from pipeline.base.errors import RecipeError
 from pipeline.images.transform import EvaluationTransform
 from pipeline.models.config import ViTConfig, named
+from pipeline.pretrain.objectives.recipe import ObjectiveRecipe, SoftmaxRecipe
 from pipeline.stream.mixture import whole_weights
 from pipeline.stream.recipe import StreamRecipe
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe, ScheduleRecipe
@@ -20,8 +21,15 @@ _FREE = {
     "workers": True,
     "resources": True,
     "max_restarts": True,
+    "grace_seconds": True,
+    "on_nonfinite": True,
+    "max_skipped": True,
     "log_every": True,
     "checkpoint_every": True,
+    "keep_last": True,
+    "keep_every": True,
+    "max_failed_saves": True,
+    "checkpoint_blocks": True,
     "stream": {
         "workers",
         "ahead",
@@ -33,7 +41,19 @@ _FREE = {
         "stall_seconds",
         "audit",
     },
-    "engine": {"micro_batch_size"},
+    # Checkpoints know neither world size nor ZeRO stage.
+    "engine": {
+        "zero_stage",
+        "micro_batch_size",
+        "offload_optimizer",
+        "offload_parameters",
+        "nvme_path",
+        "pin_memory",
+        "overlap_comm",
+        "reduce_bucket_size",
+        "allgather_bucket_size",
+        "persistence_threshold",
+    },
 }
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -45,6 +65,16 @@ class WorkerResources(Config):
     cpus: float = Field(1, gt=0)
     gpus: float = Field(0, ge=0)
     threads: int = Field(1, gt=0, description="OpenMP threads of a rank; more than its cores only costs time")
+    peak_flops: float = Field(
+        0, ge=0, description="FLOP/s that a rank could reach, which MFU is told against; 0: measured at the start"
+    )
+
+
+class WorkerRange(Config):
+    """An elastic number of ranks."""
+
+    min: int = Field(gt=0)
+    max: int = Field(gt=0)
 
 
 class PretrainRecipe(Config):
@@ -57,16 +87,36 @@ class PretrainRecipe(Config):
     seed: int = Field(0, ge=0)
     steps: int = Field(gt=0, description="updates")
     model: ViTConfig = Field(description="num_classes comes from the dataset; 'name: S/16' fills in a named size")
-    objective: Literal["softmax"] = "softmax"
+    checkpoint_blocks: bool = Field(
+        False, description="keep the inputs of blocks alone for the backward pass, which computes the rest again"
+    )
+    objective: ObjectiveRecipe = Field(
+        SoftmaxRecipe(), description="softmax, sigmoid or masked_patches; or a mapping with name"
+    )
     stream: StreamRecipe = StreamRecipe()
     transform: EvaluationTransform = EvaluationTransform()
     optimizer: OptimizerRecipe = OptimizerRecipe()
     schedule: ScheduleRecipe = ScheduleRecipe()
     engine: EngineRecipe = EngineRecipe()
-    workers: int = Field(2, gt=0, description="ranks")
+    init: str = Field(
+        "", description="weights to start from: path or URI of a model.safetensors, or RUN@STEP; '': none, from scratch"
+    )
+    workers: int | WorkerRange = Field(
+        2, description="ranks; or {min: 2, max: 8}: as many as fit on the cluster, now and at each restart"
+    )
     resources: WorkerResources = WorkerResources()
     max_restarts: int = Field(3, ge=0, description="of all ranks, when one of them dies")
+    grace_seconds: float = Field(
+        30, gt=0, description="from SIGTERM to SIGKILL, as whoever stops us does it (ray job stop: 3)"
+    )
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="when a loss or gradient is not finite: end the run, or leave that update out"
+    )
+    max_skipped: int = Field(10, gt=0, description="updates that on_nonfinite: skip may leave out, of an attempt")
     checkpoint_every: int = Field(1000, gt=0, description="steps; the last step is always saved")
+    keep_last: int = Field(0, ge=0, description="checkpoints to keep; 0: all. Nothing that is in use is deleted")
+    keep_every: int = Field(0, ge=0, description="steps; checkpoints at multiples of it are kept for ever; 0: none")
+    max_failed_saves: int = Field(3, gt=0, description="saves in a row that may fail before the run does")
     log_every: int = Field(10, gt=0, description="steps")
 
     @field_validator("model", mode="before")
@@ -75,6 +125,18 @@ class PretrainRecipe(Config):
         if isinstance(value, dict) and "name" in value:
             changes = {key: item for key, item in value.items() if key != "name"}
             return named(str(value["name"]), **changes)
+        return value
+
+    @field_validator("workers", mode="before")  # before, as below
+    @classmethod
+    def _can_be_elastic(cls, value: Any) -> Any:
+        number = value.model_dump() if isinstance(value, WorkerRange) else value
+        counts = [number.get("min"), number.get("max")] if isinstance(number, dict) else [number, number]
+        whole = [count for count in counts if isinstance(count, int) and not isinstance(count, bool) and count > 0]
+        if len(whole) < len(counts) or (isinstance(number, dict) and len(number) != len(counts)):
+            raise ValueError("write a number of ranks, or {min: 2, max: 8}")
+        if whole[0] > whole[1]:
+            raise ValueError(f"min {whole[0]} is more than max {whole[1]}")
         return value
 
     @field_validator("dataset", mode="before")  # before, since the errors of two possible types would confuse
@@ -110,9 +172,19 @@ class PretrainRecipe(Config):
         }
         if len(set(sizes.values())) > 1:
             raise ValueError("these must be equal: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
-        if self.schedule.warmup_steps > self.steps:
-            raise ValueError(f"schedule.warmup_steps {self.schedule.warmup_steps} is more than steps {self.steps}")
+        batch, total = self.stream.batch_size, self.steps * self.stream.batch_size
+        if self.schedule.span("warmup", batch) > total:
+            given = self.schedule.warmup_steps
+            span = f"warmup_steps {given}" if given else f"warmup_samples {self.schedule.warmup_samples}"
+            raise ValueError(f"schedule.{span} is more than steps {self.steps}")
         return self
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The fewest and the most ranks."""
+        if isinstance(self.workers, WorkerRange):
+            return self.workers.min, self.workers.max
+        return self.workers, self.workers
 
     def fingerprinted(self, dataset_digest: str) -> dict[str, Any]:
         """What an attempt must share with the first one."""

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import threading
 
-from pipeline.base.errors import FailedError, InputError, RefusedError, StoreAccessError, VitpipeError
+from pipeline.base.errors import FailedError, InterruptedRunError, RefusedError, VitpipeError
+from pipeline.base.journal import Journal
 from pipeline.base.progress import Progress
 from pipeline.base.store import Store, Stores
-from pipeline.checkpoints.resume import list_steps
 from pipeline.pretrain.data import read_training_data
+from pipeline.pretrain.follow import Follower
+from pipeline.pretrain.lineage import extended
 from pipeline.pretrain.recipe import PretrainRecipe
-from pipeline.pretrain.run import check_recipe, open_run
+from pipeline.pretrain.run import check_recipe, open_run, world_sizes
 from pipeline.pretrain.worker import failure_key, pretrain_worker
-from pipeline.records.run import MetricsRow, run_prefix
-from pipeline.train.launch import launch
-
-_POLL_SECONDS = 2.0
+from pipeline.records.run import list_steps, run_prefix
+from pipeline.train.launch import Places, launch
 
 
 def pretrain(
@@ -24,19 +23,21 @@ def pretrain(
 ) -> list[int]:
     """Train *recipe* to its last step, resuming what is there; the steps that have a checkpoint.
 
-    Needs a ray cluster that is connected. Raises RefusedError kinds before a rank starts, FailedError kinds after.
+    Needs a ray cluster that is connected. Raises RefusedError kinds before a rank starts, FailedError kinds after, and
+    InterruptedRunError when it was stopped.
     """
     data = read_training_data(workspace, recipe)
     check_recipe(recipe, data)
-    if data.num_samples < recipe.workers:
-        raise InputError(f"dataset {data.name} has {data.num_samples} samples for {recipe.workers} ranks")
-    open_run(workspace, recipe, data, code_version)
+    card = open_run(workspace, recipe, data, code_version)
+    recipe = recipe.model_copy(update={"steps": extended(workspace, card)})
     steps = list_steps(workspace, recipe.run)
     if recipe.steps in steps:
         progress.say(f"run {recipe.run} is complete: {recipe.steps} steps")
         return steps
-    if any(steps):
+    if steps:
         progress.say(f"run {recipe.run} resumes from step {steps[-1]}")
+    elif card.parent:
+        progress.say(f"run {recipe.run} begins at {card.parent}")
     workspace.delete(failure_key(recipe.run))
     config = {
         "workspace": workspace.uri,
@@ -44,15 +45,10 @@ def pretrain(
         "recipe": recipe.model_dump(mode="json"),
     }
     resources = {"CPU": recipe.resources.cpus} | ({"GPU": recipe.resources.gpus} if recipe.resources.gpus else {})
-    with _Follower(workspace, recipe, progress):
+    places = Places(world_sizes(recipe), resources, recipe.max_restarts, recipe.grace_seconds)
+    with Follower(workspace, recipe, progress):
         try:
-            launch(
-                pretrain_worker,
-                config,
-                num_workers=recipe.workers,
-                resources=resources,
-                max_failures=recipe.max_restarts,
-            )
+            launch(pretrain_worker, config, places, _Events(workspace, recipe.run, progress))
         except VitpipeError as error:
             raise _told(workspace, recipe.run) or error from error
     steps = list_steps(workspace, recipe.run)
@@ -67,49 +63,23 @@ def _told(workspace: Store, run: str) -> VitpipeError | None:
         told = json.loads(workspace.read(failure_key(run)))
     except (FileNotFoundError, ValueError):
         return None
-    kind = RefusedError if told["exit_code"] == RefusedError.exit_code else FailedError
-    return kind(told["message"])
+    kinds = {kind.exit_code: kind for kind in (RefusedError, InterruptedRunError)}
+    return kinds.get(told["exit_code"], FailedError)(told["message"])
 
 
-class _Follower:
-    """A thread that turns the run's journal into progress while the ranks work."""
+class _Events:
+    """What people should know: shown, and kept as ``logs/<attempt>/driver/part-*.jsonl``."""
 
-    def __init__(self, workspace: Store, recipe: PretrainRecipe, progress: Progress) -> None:
-        self._workspace, self._recipe, self._progress = workspace, recipe, progress
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._seen: set[str] = set()
-        self._step = 0
+    def __init__(self, workspace: Store, run: str, progress: Progress) -> None:
+        self._workspace, self._run, self._progress = workspace, run, progress
+        self._journals: dict[str, Journal] = {}
 
-    def __enter__(self) -> _Follower:
-        prefix = f"{run_prefix(self._recipe.run)}/metrics/"
-        self._seen = {info.key for info in self._workspace.list(prefix)}
-        self._progress.start(f"pretrain {self._recipe.run}", self._recipe.steps)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self._look()
-        self._progress.finish()
-
-    def _follow(self) -> None:
-        while not self._done.wait(_POLL_SECONDS):
-            try:
-                self._look()
-            except (StoreAccessError, FailedError):
-                continue  # only a display: the ranks say what is wrong with the store
-
-    def _look(self) -> None:
-        for info in self._workspace.list(f"{run_prefix(self._recipe.run)}/metrics/"):
-            if info.key in self._seen:
-                continue
-            self._seen.add(info.key)
-            for line in self._workspace.read(info.key).decode().splitlines():
-                row = MetricsRow.model_validate_json(line)
-                loss = float.fromhex(row.loss)
-                self._progress.advance(
-                    max(0, row.step - self._step), f"loss {loss:.3f}, {row.images_per_second:.0f} images/s"
-                )
-                self._step = max(self._step, row.step)
+    def __call__(self, attempt: str, text: str) -> None:
+        self._progress.say(text)
+        prefix = f"{run_prefix(self._run)}/logs/{attempt}/driver"
+        journal = self._journals.setdefault(attempt, Journal(self._workspace, prefix))
+        journal.append({"text": text})
+        try:
+            journal.flush()
+        except (FailedError, RefusedError):
+            return  # shown it was; it is written with the next one

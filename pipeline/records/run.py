@@ -5,21 +5,28 @@
     runs/<name>/run.json                               create-only
                 attempts/0001.json                     create-only: who is trusted to commit is the newest
                 metrics/0001/part-00000.jsonl          what attempt 1 measured
-                checkpoints/step-00000100/0001/...     what the ranks of attempt 1 wrote
+                checkpoints/step-00000100/0001/...            what attempt 1 wrote, model.safetensors among it
                                           checkpoint.json     the card, last, create-only
-                                          model.safetensors
+                                          retired.json        the card of a step that retention removed
+                pins/<owner>.json                      steps that somebody needs
                 seconds.json                           wall time of each stage of the chain
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
+from pydantic import model_validator
+
+from pipeline.base.digests import fingerprint as fingerprint_of
 from pipeline.base.errors import InputError
 from pipeline.base.store.protocol import Store
 from pipeline.records.record import Record, read_record
 
 WEIGHTS = "model.safetensors"
+EMA_WEIGHTS = "ema.safetensors"
+CARD = "checkpoint.json"
+RETIRED = "retired.json"
 
 
 class OrderParameters(Record):
@@ -43,6 +50,7 @@ class RunCard(Record):
     dataset_digest: str
     order: OrderParameters
     code_version: str
+    parent: str | None = None  # RUN@STEP that this run was forked from
 
     @property
     def dataset_weights(self) -> dict[str, float]:
@@ -60,12 +68,17 @@ class StoredFile(Record):
 
 
 class CheckpointCard(Record):
-    """A step is a checkpoint if and only if this card is there and every file that it lists is there."""
+    """A step is a checkpoint if and only if this card is there and every file that it lists is there.
 
-    schema_version: Literal[1] = 1
+    ``world_size``, ``zero_stage`` and ``dtype`` tell how it was written; any others can resume it. ``digest`` is over
+    the other fields, so that a card with a changed byte is known for damaged; left out, it is filled in.
+    """
+
+    schema_version: Literal[2] = 2
     run: str
     step: int
     position: int
+    updates: int
     attempt: str
     world_size: int
     zero_stage: int
@@ -73,8 +86,25 @@ class CheckpointCard(Record):
     fingerprint: str
     dataset_digest: str
     code_version: str
+    parent: str | None = None  # RUN@STEP that the run was forked from
     files: tuple[StoredFile, ...]
     weights: StoredFile
+    ema_weights: StoredFile | None = None
+    digest: str = ""
+
+    @model_validator(mode="after")
+    def _sealed(self) -> Self:
+        expected = fingerprint_of(self.model_dump(mode="json", exclude={"digest"}))
+        if not self.digest:
+            object.__setattr__(self, "digest", expected)  # frozen for everybody else
+        elif self.digest != expected:
+            raise ValueError("it is not the digest of the other fields")
+        return self
+
+    @property
+    def every_file(self) -> tuple[StoredFile, ...]:
+        """What has to be there."""
+        return (*self.files, self.weights, *((self.ema_weights,) if self.ema_weights else ()))
 
 
 class MetricsRow(Record):
@@ -86,8 +116,12 @@ class MetricsRow(Record):
     learning_rate: float
     grad_norm: str
     images_per_second: float
-    data_wait_share: float
+    data_wait_share: float  # of the rank that waited longest
     seconds: float
+    mfu: float | None = None  # model FLOPs utilisation, against the measured peak of all ranks
+    rank_skew: float = 0.0  # by how much the slowest rank's forward passes took longer than the fastest one's
+    resident_bytes: int = 0  # of the rank that has most
+    skipped: int = 0  # updates left out so far in this attempt, since they were not finite
 
 
 def run_prefix(name: str) -> str:
@@ -102,7 +136,15 @@ def step_prefix(run: str, step: int) -> str:
 
 def checkpoint_card_key(run: str, step: int) -> str:
     """The key of a checkpoint's card."""
-    return f"{step_prefix(run, step)}/checkpoint.json"
+    return f"{step_prefix(run, step)}/{CARD}"
+
+
+def parse_reference(text: str) -> tuple[str, int]:
+    """("run", 100) of ``run@100``. Raises InputError for anything else."""
+    run, at, step = text.rpartition("@")
+    if not (run and at and step.isascii() and step.isdigit()):
+        raise InputError(f"{text!r} names no checkpoint", "write RUN@STEP, like first@1000")
+    return run, int(step)
 
 
 def read_run_card(workspace: Store, name: str) -> RunCard:
@@ -115,8 +157,34 @@ def read_run_card(workspace: Store, name: str) -> RunCard:
         ) from None
 
 
+def read_checkpoint_card(workspace: Store, run: str, step: int) -> CheckpointCard:
+    """The card of one checkpoint. Raises InputError, telling the steps that there are, when there is none."""
+    try:
+        return read_record(CheckpointCard, workspace, checkpoint_card_key(run, step))
+    except FileNotFoundError:
+        steps = ", ".join(str(found) for found in list_steps(workspace, run)) or "none"
+        raise InputError(f"no checkpoint {run}@{step} in {workspace.uri}", f"its steps: {steps}") from None
+
+
+def list_steps(workspace: Store, run: str) -> list[int]:
+    """The steps of *run* that have a card, in order."""
+    return sorted(_steps_with(workspace, run, CARD))
+
+
 def list_checkpoint_cards(workspace: Store, run: str) -> list[CheckpointCard]:
     """The cards of all checkpoints of *run*, by step."""
-    prefix = f"{run_prefix(run)}/checkpoints/"
-    keys = [info.key for info in workspace.list(prefix) if info.key.endswith("/checkpoint.json")]
-    return sorted((read_record(CheckpointCard, workspace, key) for key in keys), key=lambda card: card.step)
+    return [
+        read_record(CheckpointCard, workspace, checkpoint_card_key(run, step)) for step in list_steps(workspace, run)
+    ]
+
+
+def list_retired_cards(workspace: Store, run: str) -> list[CheckpointCard]:
+    """The cards of the steps that retention removed, by step: their scores are still of this run."""
+    gone = _steps_with(workspace, run, RETIRED) - _steps_with(workspace, run, CARD)
+    return [read_record(CheckpointCard, workspace, f"{step_prefix(run, step)}/{RETIRED}") for step in sorted(gone)]
+
+
+def _steps_with(workspace: Store, run: str, name: str) -> set[int]:
+    prefix = f"{run_prefix(run)}/checkpoints/step-"
+    parts = (info.key.removeprefix(prefix).split("/") for info in workspace.list(prefix))
+    return {int(part[0]) for part in parts if len(part) == 2 and part[1] == name and part[0].isdigit()}

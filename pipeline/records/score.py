@@ -1,7 +1,8 @@
 """Scores and evaluation results.
 
-``evaluations/<id>/result.json`` is create-only. It knows weights by digest alone; which run and step they belong to
-is found by joining with the checkpoint cards, so equal weights are never evaluated twice.
+``evaluations/<id>/result.json`` is create-only (``ledger.py`` draws what stands beside it). It knows weights by digest
+alone; which run and step they belong to is found by joining with the checkpoint cards, so equal weights are never
+evaluated twice.
 """
 
 from __future__ import annotations
@@ -12,15 +13,29 @@ import pyarrow as pa
 
 from pipeline.base.digests import fingerprint
 from pipeline.base.store.protocol import Store
+from pipeline.records.ledger import LEDGER, read_marks
 from pipeline.records.record import Record, parse_record
 
 PIXELS = "pixels"  # stands for a weights digest where the "features" are the raw pixels
 ARTEFACTS = "artefacts.safetensors"
 OUTCOMES = "outcomes.parquet"
 
-# One row per test sample, for paired comparisons.
+# One row per test sample, for paired comparisons and for metrics that are thought of later. What is not known is null.
+# Schema 1 had the first four columns, and no version in its metadata.
+OUTCOMES_SCHEMA_VERSION = 2
 OUTCOMES_SCHEMA = pa.schema(
-    [("key", pa.string()), ("label", pa.int32()), ("prediction", pa.int32()), ("probability", pa.float32())]
+    [
+        ("key", pa.string()),
+        ("label", pa.int32()),  # null where samples have several
+        ("prediction", pa.int32()),
+        ("probability", pa.float32()),  # given to the prediction; null where scores are not probabilities
+        ("rank", pa.int32()),  # classes put before the true one
+        ("true_probability", pa.float32()),
+        ("nll", pa.float32()),
+        ("labels", pa.list_(pa.field("element", pa.int32()))),  # where samples have several
+        ("scores", pa.list_(pa.field("element", pa.float32()))),  # one per class, where samples have several labels
+    ],
+    metadata={"schema_version": str(OUTCOMES_SCHEMA_VERSION)},
 )
 
 
@@ -82,12 +97,19 @@ class Score(Record):
     weights_digest: str
 
 
-def result_key(evaluation_id: str) -> str:
+def result_key(evaluation_id: str, generation: int = 0) -> str:
     """Where the result of an evaluation stands in a workspace."""
-    return f"evaluations/{evaluation_id}/result.json"
+    return f"evaluations/{evaluation_id}/{f'result-{generation}' if generation else 'result'}.json"
+
+
+def file_key(evaluation_id: str, name: str, digest: str) -> str:
+    """Where the file *name* of a result stands: under its content's name, so that no writer hurts another's."""
+    stem, dot, ending = name.rpartition(".")
+    return f"evaluations/{evaluation_id}/{stem}-{digest[:16]}{dot}{ending}"
 
 
 def list_results(workspace: Store) -> list[EvaluationResult]:
-    """All recorded results, by id."""
-    keys = [info.key for info in workspace.list("evaluations/") if info.key.endswith("/result.json")]
+    """All recorded results, by id; of each evaluation that of its current generation."""
+    found = read_marks(workspace.list(LEDGER))
+    keys = [marks.newest["result"][1].key for _, marks in sorted(found.items()) if marks.is_recorded]
     return [parse_record(EvaluationResult, workspace.read(key), key) for key in keys]

@@ -14,7 +14,7 @@ from safetensors.numpy import load
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError
 from pipeline.base.store.protocol import Store
-from pipeline.records.score import ARTEFACTS
+from pipeline.records.score import ARTEFACTS, file_key
 from pipeline.report.scores import Joined
 
 INSPECT = "inspect"
@@ -62,13 +62,13 @@ def read_artefacts(workspace: Store, joined: Iterable[Joined]) -> Artefacts:
     if not inspected:
         return Artefacts()
     newest = min(inspected, key=lambda item: (-(item.step or 0), item.result.key.task, item.result.id))
-    where = f"evaluations/{newest.result.id}/{ARTEFACTS}"
+    promised = newest.result.files.get(ARTEFACTS, "")
+    where = file_key(newest.result.id, ARTEFACTS, promised)
     try:
         data = workspace.read(where)
     except FileNotFoundError:
         return Artefacts(newest.step, newest.result.key.task)
-    promised = newest.result.files.get(ARTEFACTS)
-    if promised is not None and promised != sha256_hex(data):
+    if promised != sha256_hex(data):
         raise DamageError(f"{where} is not what its result lists", "delete the evaluation and evaluate again")
     try:
         arrays = load(data)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from pipeline.base.digests import differing_fields, fingerprint
 from pipeline.base.errors import ConflictError, MismatchError
+from pipeline.base.place import here, is_gone
 from pipeline.base.store import Store
 from pipeline.records.corpus import Corpus
 from pipeline.records.dataset import CARD, WORK, DatasetCard
@@ -13,7 +15,7 @@ from pipeline.records.record import Record, read_record
 from pipeline.shard.plan import listing_digest
 from pipeline.shard.recipe import ShardRecipe
 
-_CLAIM = f"{WORK}/claim.json"
+CLAIM = f"{WORK}/claim.json"
 _FORMAT = 2  # raise it when equal input and recipe would give other bytes than before
 
 
@@ -23,6 +25,13 @@ class Identity(Record):
     recipe: dict[str, Any]
     listing_digest: str
     fingerprint: str
+
+
+class Claim(Identity):
+    """What is being made, and the process that began with it last: where its number means something, and the number."""
+
+    place: str = ""
+    pid: int = 0
 
 
 def identity_of(corpus: Corpus, recipe: ShardRecipe, shaping: dict[str, Any]) -> Identity:
@@ -55,17 +64,20 @@ def find_existing(target: Store, identity: Identity) -> DatasetCard | None:
 def claim(target: Store, identity: Identity) -> None:
     """Say, create-only, what is being made at *target*, so that two makings never write over each other.
 
-    An attempt that died leaves its claim to the next one of the same making. Raises ConflictError when the claim that
-    stands there is of another making.
+    An attempt that died leaves its claim to the next one of the same making, which takes it over. Raises ConflictError
+    when the claim that stands there is of another making.
     """
-    if target.put_if_absent(_CLAIM, identity.to_json()):
+    mine = Claim(**identity.model_dump(), place=here(), pid=os.getpid()).to_json()
+    if target.put_if_absent(CLAIM, mine):
         return
-    theirs = read_record(Identity, target, _CLAIM)
+    theirs = read_record(Claim, target, CLAIM)
+    if theirs.fingerprint == identity.fingerprint and is_gone(theirs.place, theirs.pid):
+        target.put(CLAIM, mine)
     if theirs.fingerprint != identity.fingerprint:
         fields = _differences(identity, theirs.recipe, theirs.listing_digest)
         raise ConflictError(
             f"{target.uri} is being made from something else, or was left unfinished: {'; '.join(fields)}",
-            f"give another --name, or let that end; if nobody makes it any more, remove {target.uri}",
+            "give another --name, or let that end; if nobody makes it any more: vitpipe gc",
         )
 
 

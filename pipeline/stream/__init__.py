@@ -9,6 +9,7 @@
     augment.py   random crop and flip, drawn from (seed, epoch, sample) alone
     randaugment.py  RandAugment's 16 operations
     mixup.py     the coefficient of a step, and each sample's partner
+    labels.py    what a batch says of each sample's labels: one, many, none
     batch.py     one rank's part of a global batch, and what takes the place of a damaged sample
     workers.py   loader processes: who builds what, who died, who hangs (worker_process.py: one of them, seen from the
                  rank; worker_child.py: its program; worker_page.py, worker_words.py: what the two share and say)

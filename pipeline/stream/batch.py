@@ -1,14 +1,15 @@
 """One rank's part of a global batch: order, read, decode, augment, into arrays that somebody else may own. No torch.
 
 A damaged sample at own position p of its dataset is replaced by what stands at p + P there, the next of its slot, and
-so on; that is fixed by the order, so every rank, process and attempt replaces it by the same.
+so on; that is fixed by the order, so every rank, process and attempt replaces it by the same. A sample whose labels the
+objective cannot use is treated alike.
 """
 
 from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Self
 
@@ -23,6 +24,7 @@ from pipeline.images.resize import Pixels
 from pipeline.records.dataset import read_dataset_card
 from pipeline.stream.augment import augment
 from pipeline.stream.dataset import DatasetReader, Sample, SampleDamagedError
+from pipeline.stream.labels import Labelling
 from pipeline.stream.mixture import Mixture
 from pipeline.stream.order import Ints, Order, batch_positions
 from pipeline.stream.recipe import StreamRecipe
@@ -43,6 +45,7 @@ class StreamPlan:
     seed: int
     world: World
     weights: tuple[float, ...] = ()
+    labelling: Labelling = field(default_factory=Labelling)
 
     def positions(self, step: int) -> Ints:
         """Of this rank in global batch *step*: int64 (B,)."""
@@ -56,32 +59,37 @@ class StreamPlan:
 
 @dataclass(frozen=True)
 class BatchArrays:
-    """images uint8 (B, 3, S, S), labels int64 (B,), and origins int64 (5, B): where each sample came from.
+    """images uint8 (B, 3, S, S), labels int64 (B,), origins int64 (5, B), and bits uint8 (B, L): its classes.
 
+    In memory the channels of a pixel lie together, as the decoder gives them: torch's channels_last.
     Rows of ``origins``: number of the dataset, epoch of that dataset, number of the shard, row in its index, and how
-    many damaged samples were skipped before it.
+    many damaged samples were skipped before it. L is 0 unless a sample may have many labels, see Labelling.
     """
 
     images: NDArray[np.uint8]
     labels: Ints
     origins: Ints
+    bits: NDArray[np.uint8]
 
     @classmethod
-    def empty(cls, num_samples: int, size: int) -> Self:
+    def empty(cls, num_samples: int, size: int, label_bytes: int = 0) -> Self:
         """New arrays."""
-        return cls.over(np.empty(cls.num_bytes(num_samples, size), np.uint8), num_samples, size)
+        memory = np.empty(cls.num_bytes(num_samples, size, label_bytes), np.uint8)
+        return cls.over(memory, num_samples, size, label_bytes)
 
     @classmethod
-    def over(cls, memory: NDArray[np.uint8], num_samples: int, size: int) -> Self:
+    def over(cls, memory: NDArray[np.uint8], num_samples: int, size: int, label_bytes: int = 0) -> Self:
         """Arrays in *memory* uint8 (num_bytes,), whose start is aligned to eight bytes."""
         head = memory[: 8 * num_samples * (1 + NUM_ORIGINS)].view(np.int64).reshape(1 + NUM_ORIGINS, num_samples)
-        images = memory[head.nbytes : cls.num_bytes(num_samples, size)].reshape(num_samples, 3, size, size)
-        return cls(images, head[0], head[1:])
+        middle = head.nbytes + num_samples * 3 * size * size
+        rows = memory[head.nbytes : middle].reshape(num_samples, size, size, 3)
+        bits = memory[middle : middle + num_samples * label_bytes].reshape(num_samples, label_bytes)
+        return cls(rows.transpose(0, 3, 1, 2), head[0], head[1:], bits)
 
     @staticmethod
-    def num_bytes(num_samples: int, size: int) -> int:
+    def num_bytes(num_samples: int, size: int, label_bytes: int = 0) -> int:
         """Of all arrays together."""
-        return num_samples * (8 * (1 + NUM_ORIGINS) + 3 * size * size)
+        return num_samples * (8 * (1 + NUM_ORIGINS) + 3 * size * size + label_bytes)
 
 
 @dataclass(frozen=True)
@@ -175,11 +183,9 @@ class BatchBuilder:
         replaced: list[Replacement] = []
         for at, (position, spot) in enumerate(zip(positions.tolist(), spots, strict=True)):
             sample, pixels = self._sample(position, spot, reads[spot.dataset], replaced)
-            if len(sample.labels) != 1:
-                raise DamageError(f"sample {sample.key} has {len(sample.labels)} labels; this objective needs one")
             out = augment(pixels, self._plan.recipe.augment, self._plan.seed, spot.epoch, sample.key)
             np.copyto(into.images[at], out.transpose(2, 0, 1))
-            into.labels[at] = sample.labels[0]
+            self._plan.labelling.put(sample.labels, into.labels, into.bits, at)
             into.origins[:, at] = spot.dataset, spot.epoch, spot.shard, spot.row, spot.skipped
         return replaced
 
@@ -203,12 +209,17 @@ class BatchBuilder:
         sample = next(reads)
         if isinstance(sample, SampleDamagedError):
             return sample
+        if fault := self._plan.labelling.fault(sample.labels):
+            return self._refused(spot, sample, fault)
         self._tell(f"decoding sample {spot.row} of {shard}")
         try:
             return sample, decode(sample.data)[0]
         except ImageRejectedError as error:  # only where the digest is not checked
-            offset = self._readers[spot.dataset].member(spot.shard, spot.row).offset
-            return SampleDamagedError(shard, sample.key, offset, error.reason)
+            return self._refused(spot, sample, error.reason)
+
+    def _refused(self, spot: _Spot, sample: Sample, reason: str) -> SampleDamagedError:
+        offset = self._readers[spot.dataset].member(spot.shard, spot.row).offset
+        return SampleDamagedError(self._name(spot.dataset, spot.shard), sample.key, offset, reason)
 
     def _next_of_slot(self, spot: _Spot) -> None:
         spot.position += self.mixture.partitions
@@ -231,4 +242,5 @@ class _Spot:
 
 def copied(arrays: BatchArrays) -> BatchArrays:
     """The same in memory of its own."""
-    return replace(arrays, images=arrays.images.copy(), labels=arrays.labels.copy(), origins=arrays.origins.copy())
+    own = {name: getattr(arrays, name).copy(order="K") for name in ("images", "labels", "origins", "bits")}
+    return replace(arrays, **own)

@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.base.digests import differing_fields
-from pipeline.base.errors import DamageError, MismatchError, RefusedError
+from pipeline.base.errors import DamageError, InputError, MismatchError, RefusedError
 from pipeline.base.world import World
 from pipeline.stream.ahead import ReadAhead
 from pipeline.stream.audit import AuditLog
 from pipeline.stream.batch import BatchArrays, BatchBuilder, Replacement, StreamPlan, mixture_of
 from pipeline.stream.dataset import DatasetReader
+from pipeline.stream.labels import Labelling, LabelMode
 from pipeline.stream.mixture import mixture_digest, whole_weights
 from pipeline.stream.mixup import draw_coefficient, partners
 from pipeline.stream.order import Ints, check_world, slots_of
@@ -43,9 +44,9 @@ _AHEAD_SHARDS = 64
 class Batch:
     """One rank's part of global batch *step*.
 
-    images uint8 (B, 3, S, S); labels int64 (B,); positions in the global order; origins int64 (5, B): number of the
-    dataset, its epoch, shard, row in the shard's index, damaged samples skipped. For mixup, the share of each sample's
-    own (1: not mixed) and the index of its partner, int64 (B,).
+    images uint8 (B, 3, S, S); labels int64 (B,), or float32 (B, K) where a sample has many; positions in the global
+    order; origins int64 (5, B): number of the dataset, its epoch, shard, row in the shard's index, damaged samples
+    skipped. For mixup, the share of each sample's own (1: not mixed) and the index of its partner, int64 (B,).
     """
 
     step: int
@@ -66,8 +67,12 @@ class Batch:
 class StreamLoader(IterableDataset[Batch]):
     """An endless iterator over a rank's batches with a position that can be stored and given back.
 
-    *readers* are one dataset, or those of a mixture with *weights*. *say* hears what the user should know: a store
-    that is waited for, a loader process that was replaced. *audit* logs what is handed out.
+    *readers* are one dataset, or those of a mixture with *weights*. *labels*: ``one`` class of each sample, int64 (B,);
+    ``many``, float32 (B, K) with 1 for each class of the sample; ``none``, int64 -1. A sample whose labels do not fit
+    is replaced like a damaged one. K is *num_classes*; 0: as many as the first dataset has.
+
+    *say* hears what the user should know: a store that is waited for, a loader process that was replaced. *audit* logs
+    what is handed out.
     """
 
     def __init__(  # noqa: PLR0913 - each of them is part of what a stream is
@@ -79,13 +84,18 @@ class StreamLoader(IterableDataset[Batch]):
         world: World,
         position: int = 0,
         weights: Sequence[float] | None = None,
+        labels: LabelMode = "one",
+        num_classes: int = 0,
         say: Callable[[str], None] = _log.warning,
         audit: AuditLog | None = None,
     ) -> None:
         check_world(world.size, recipe.partitions, recipe.batch_size)
         self._readers = (readers,) if isinstance(readers, DatasetReader) else tuple(readers)
         self._weights = tuple(weights or [1.0] * len(self._readers))
-        self._plan = StreamPlan(recipe, seed, world, self._weights)
+        labelling = Labelling(labels, num_classes or len(self._readers[0].card.class_names))
+        if labels != "none" and not labelling.num_classes:
+            raise InputError(f"dataset {self._readers[0].card.name} has no classes", "name an objective without labels")
+        self._plan = StreamPlan(recipe, seed, world, self._weights, labelling)
         self._say, self._audit = say, audit
         self.position = position
         self._source: _InProcess | _InPool | None = None
@@ -171,10 +181,11 @@ class StreamLoader(IterableDataset[Batch]):
         if plan.recipe.mixup:
             slots = len(slots_of(plan.recipe.partitions, plan.world))
             mixed = torch.from_numpy(partners(plan.num_samples // slots, slots))
+        many = plan.labelling.mode == "many"
         return Batch(
             step=step,
             images=torch.from_numpy(arrays.images),
-            labels=torch.from_numpy(arrays.labels),
+            labels=torch.from_numpy(plan.labelling.multi_hot(arrays.bits) if many else arrays.labels),
             positions=tuple(plan.positions(step).tolist()),
             origins=arrays.origins,
             replaced=tuple(built.replaced),
@@ -218,7 +229,8 @@ class _InProcess:
 
     def take(self, step: int) -> BuiltBatch:
         self._ahead.take(step)
-        arrays = BatchArrays.empty(self._plan.num_samples, self._plan.recipe.augment.size)
+        plan = self._plan
+        arrays = BatchArrays.empty(plan.num_samples, plan.recipe.augment.size, plan.labelling.num_bytes)
         return BuiltBatch(arrays, self._builder.build(step, arrays))
 
     def close(self) -> None:
@@ -232,7 +244,7 @@ class _InPool:
         self, readers: tuple[DatasetReader, ...], plan: StreamPlan, step: int, say: Callable[[str], None]
     ) -> None:
         recipe = plan.recipe
-        layout = SlotLayout(recipe.ahead, plan.num_samples, recipe.augment.size)
+        layout = SlotLayout(recipe.ahead, plan.num_samples, recipe.augment.size, plan.labelling.num_bytes)
         stuck_seconds = max(recipe.stall_seconds, 2 * TELL_SECONDS)  # who waits for a store says so that often
         settings = WorkerSettings(readers, plan, layout, stuck_seconds)
         self._pool = LoaderPool(settings, first_step=step, num_workers=recipe.workers, say=say)

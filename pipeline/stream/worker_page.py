@@ -23,16 +23,17 @@ _BEATS, _STEPS, _BUSY, _STUCK, _WAITS, _LENGTH = range(6)
 
 @dataclass(frozen=True)
 class SlotLayout:
-    """*num_slots* batches of *num_samples* images of *size* pixels behind the page."""
+    """*num_slots* batches of *num_samples* images of *size* pixels behind the page, with *label_bytes* each."""
 
     num_slots: int
     num_samples: int
     size: int
+    label_bytes: int = 0
 
     @property
     def slot_bytes(self) -> int:
         """Of one batch, rounded to whole pages."""
-        needed = BatchArrays.num_bytes(self.num_samples, self.size)
+        needed = BatchArrays.num_bytes(self.num_samples, self.size, self.label_bytes)
         return -(-needed // PAGE_BYTES) * PAGE_BYTES
 
     @property
@@ -44,7 +45,7 @@ class SlotLayout:
         """The arrays of one slot."""
         start = PAGE_BYTES + number * self.slot_bytes
         flat = np.frombuffer(memory, np.uint8, self.slot_bytes, start)
-        return BatchArrays.over(flat, self.num_samples, self.size)
+        return BatchArrays.over(flat, self.num_samples, self.size, self.label_bytes)
 
 
 class StatusPage:

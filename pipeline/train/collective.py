@@ -11,21 +11,21 @@ from pipeline.base.world import World
 
 
 class ProcessGroup:
-    """The Collective of the default process group."""
+    """The Collective of *group*, or of the default process group."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, world: World, group: dist.ProcessGroup | None = None) -> None:
+        self.world, self._group = world, group
 
     def gather(self, value: Any) -> list[Any]:
         """See Collective."""
         values: list[Any] = [None] * self.world.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self._group)
         return values
 
     def broadcast(self, value: Any) -> Any:
         """See Collective."""
         values = [value]
-        dist.broadcast_object_list(values, src=0)
+        dist.broadcast_object_list(values, src=0, group=self._group)
         return values[0]
 
 

@@ -2,51 +2,198 @@
 
 Ray only places and restarts processes: order, checkpoints and metrics are ours, in the workspace, since its own
 report is a barrier and its checkpoints can be lost between an upload and the report.
+
+Ranks of an elastic training are begun anew, in the largest number that fits, when one died, when nodes were added, and
+when one of their nodes is to be drained; in the last two cases after a checkpoint.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.base.errors import FailedError, VitpipeError
+from pipeline.base.errors import FailedError, InterruptedRunError, VitpipeError
+from pipeline.train.stopping import RELOCATING, SIGTERM, hear_sigterm
+from pipeline.train.supervise import Supervisor
 
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 import ray.train
+from ray._private import state as ray_state
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+
+_LOOK_SECONDS = 2.0  # between two looks at the nodes
+_GROW_SECONDS = 60.0  # more room has to last that long before all ranks begin anew for it
+_SETTLE_SECONDS = 5.0  # what dead ranks held is free after a few seconds
+_LEAVE_SECONDS = 15.0  # beyond the grace period: for the way out of the ranks
+
+
+@dataclass(frozen=True)
+class Places:
+    """How many ranks may be started (the largest first), what each reserves, and how often they may die."""
+
+    sizes: Sequence[int]
+    resources: dict[str, float]
+    max_failures: int
+    grace_seconds: float
 
 
 def launch(
-    worker: Callable[[dict[str, Any]], None],
-    config: dict[str, Any],
-    *,
-    num_workers: int,
-    resources: dict[str, float],
-    max_failures: int,
+    worker: Callable[[dict[str, Any]], None], config: dict[str, Any], places: Places, say: Callable[[str, str], None]
 ) -> None:
-    """Run *worker(config)* on *num_workers* ranks of one gloo group, restarting all when one dies.
+    """Run *worker(config)* on ranks of one gloo group, restarting all when one dies, until all return.
 
-    Raises the worker's own typed error, or FailedError when ranks died more than *max_failures* times.
+    *config* is given ``supervisor``, the address for ``Pulse``. *say* hears (attempt, what people should know).
+    Raises the worker's own typed error; FailedError when ranks died too often; InterruptedRunError when ranks did not
+    end in time after a SIGTERM.
     """
+    supervisor = Supervisor(ray.util.get_node_ip_address(), say)
+    try:
+        with _sigterm(supervisor, places.grace_seconds):
+            _until_done(worker, config | {"supervisor": supervisor.address}, places, supervisor)
+    finally:
+        supervisor.close()
+
+
+def _until_done(
+    worker: Callable[[dict[str, Any]], None], config: dict[str, Any], places: Places, supervisor: Supervisor
+) -> None:
+    failures = 0
+    elastic = len(places.sizes) > 1
+    while True:
+        size = _fitting(places, supervisor) if elastic else places.sizes[0]
+        try:
+            with _Nodes(places, size, supervisor):
+                _fit(worker, config, size, places, 0 if elastic else places.max_failures)
+        except Exception as error:
+            failures += 1
+            if not elastic or failures > places.max_failures or isinstance(error, VitpipeError):
+                raise _typed(error) from error
+            continue
+        if supervisor.stopping != RELOCATING:
+            return
+        supervisor.go_on()
+
+
+def _fit(
+    worker: Callable[[dict[str, Any]], None], config: dict[str, Any], size: int, places: Places, max_failures: int
+) -> None:
     with tempfile.TemporaryDirectory(prefix="vitpipe-train-") as scratch:
-        trainer = TorchTrainer(
+        TorchTrainer(
             worker,
             train_loop_config=config,
-            scaling_config=ray.train.ScalingConfig(num_workers=num_workers, resources_per_worker=resources),
+            scaling_config=ray.train.ScalingConfig(num_workers=size, resources_per_worker=places.resources),
             torch_config=TorchConfig(backend="gloo"),
             run_config=ray.train.RunConfig(
                 name="vitpipe",
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(max_failures=max_failures),
+                callbacks=[_HearSigterm()],
             ),
-        )
-        try:
-            trainer.fit()
-        except Exception as error:
-            raise _typed(error) from error
+        ).fit()
+
+
+class _HearSigterm(WorkerGroupCallback):  # type: ignore[misc]
+    """Ray trains in a thread of the worker, where no signal can be caught; this reaches the main one."""
+
+    def after_worker_group_start(self, worker_group: WorkerGroup) -> None:
+        worker_group.execute(hear_sigterm)
+
+
+@contextmanager
+def _sigterm(supervisor: Supervisor, grace_seconds: float) -> Iterator[None]:
+    """Inside, the first SIGTERM asks the ranks to save and stop; a second one, or too long a wait, raises here."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    impatient = threading.Timer(grace_seconds + _LEAVE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
+    impatient.daemon = True
+
+    def hear(_number: int, _frame: object) -> None:
+        if supervisor.stopping == SIGTERM:
+            raise InterruptedRunError("stopped by SIGTERM", "the same command goes on where it stopped")
+        # In a thread, since the handler may have interrupted one who holds the supervisor's lock.
+        threading.Thread(target=supervisor.stop, args=(SIGTERM,), daemon=True).start()
+        impatient.start()
+
+    signal.signal(signal.SIGTERM, hear)
+    try:
+        yield
+    finally:
+        impatient.cancel()
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Nodes:
+    """A thread that watches the nodes while *size* ranks train: for room to grow, and for nodes that will go."""
+
+    def __init__(self, places: Places, size: int, supervisor: Supervisor) -> None:
+        self._places, self._size, self._supervisor = places, size, supervisor
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="nodes", daemon=True)
+        self._draining = set(_draining())
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        roomy_since = None
+        while not self._done.wait(_LOOK_SECONDS):
+            if set(_draining()) - self._draining:
+                self._supervisor.stop(RELOCATING)
+                return
+            larger = [size for size in self._places.sizes if size > self._size]
+            if not larger or self._size + _room(self._places.resources) < min(larger):
+                roomy_since = None
+                continue
+            roomy_since = roomy_since or time.monotonic()
+            if time.monotonic() - roomy_since > _GROW_SECONDS:
+                self._supervisor.stop(RELOCATING)
+                return
+
+
+def _fitting(places: Places, supervisor: Supervisor) -> int:
+    """The largest size that fits on what is free now; waits for the smallest. Raises InterruptedRunError."""
+    best, since = 0, time.monotonic()
+    while True:
+        room = _room(places.resources)
+        best = max(best, next((size for size in places.sizes if size <= room), 0))
+        if best == places.sizes[0] or (best and time.monotonic() - since > _SETTLE_SECONDS):
+            return best
+        if supervisor.stopping == SIGTERM:
+            raise InterruptedRunError("stopped by SIGTERM", "the same command goes on where it stopped")
+        time.sleep(_SETTLE_SECONDS / 10)  # Ray tells of no event when resources are freed
+
+
+def _room(resources: dict[str, float]) -> int:
+    """How many ranks fit on what is free on nodes that stay."""
+    free = ray_state.available_resources_per_node()
+    gone = set(_draining())
+    return sum(
+        min(int(node.get(name, 0.0) / need + 1e-9) for name, need in resources.items() if need)
+        for name_of_node, node in free.items()
+        if name_of_node not in gone
+    )
+
+
+def _draining() -> dict[str, int]:
+    """Ids of the nodes that Ray was told to drain."""
+    found: dict[str, int] = ray_state.state.get_draining_nodes()
+    return found
 
 
 def _typed(error: BaseException) -> VitpipeError:

@@ -1,15 +1,17 @@
-"""The one training loop. Random draws of a step (dropout) depend on (seed, step, rank) alone.
+"""The one training loop. Nothing that it draws needs stored state: a resumed step draws what it would have drawn.
 
-So no generator state has to be stored: a resumed step draws what it would have drawn.
+Dropout and stochastic depth draw from torch's generator, seeded by (seed, step, rank): the same at the same world size,
+so that training is equal at every world size with both off only. A loss that draws for each sample draws from (seed,
+position in the global order), which is the same at every world size.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +21,13 @@ from pipeline.base.world import World
 from pipeline.images.normalise import normalise
 from pipeline.stream.mixup import mixed
 from pipeline.train.recipe import ScheduleRecipe, accumulation
-from pipeline.train.schedules import learning_rate
+from pipeline.train.schedules import Schedule
 from pipeline.train.single import Engine
 from pipeline.train.watch import Watch
 
 
 class TrainBatch(Protocol):
-    """A rank's part of a global batch."""
+    """A rank's part of a global batch. It may have ``positions`` too, see Positioned."""
 
     @property
     def images(self) -> Tensor:
@@ -33,7 +35,7 @@ class TrainBatch(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """int64 (B,)."""
+        """int64 (B,): one class each, -1 for none; or float32 (B, K): any number of classes each."""
 
     @property
     def coefficient(self) -> float:
@@ -44,7 +46,30 @@ class TrainBatch(Protocol):
         """int64 (B,): which sample of this batch each is mixed with (mixup). None: nothing is mixed."""
 
 
-Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (network, input (B, 3, S, S), labels) -> mean loss
+@runtime_checkable
+class Positioned(Protocol):
+    """A batch that knows where its samples stand."""
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """(B,) in the global order of the run."""
+
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (network, input (B, 3, S, S), labels) -> mean loss, float32
+
+
+@runtime_checkable
+class DrawingLoss(Protocol):
+    """A loss that draws at random for each sample. As a plain Loss it draws from torch's generator."""
+
+    def __call__(self, module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """See Loss."""
+
+    def for_samples(self, seed: int, positions: Sequence[int]) -> Loss:
+        """The loss of samples at *positions* (B,), with draws that *seed* and each position fix."""
+
+
+Phase = Literal["wait", "forward", "update"]
 
 
 @dataclass(frozen=True)
@@ -60,51 +85,85 @@ class LoopPlan:
     micro_batch_size: int = 0
 
 
-def train(
+def train(  # noqa: PLR0913 - what trains, on what, how long, and who listens
     engine: Engine,
     batches: Iterator[TrainBatch],
-    objective: Objective,
+    objective: Loss,
     plan: LoopPlan,
     world: World,
     watch: Watch,
-    at_step: Callable[[int], None] = lambda _: None,
-) -> None:
-    """Update *engine* until ``plan.num_steps`` updates are done."""
+    at_step: Callable[[int], bool | None] = lambda _: None,
+    *,
+    timed: Callable[[Phase, float], None] = lambda *_: None,
+) -> int:
+    """Update *engine* until ``plan.num_steps`` updates are done, or *at_step* returns True; how many are done.
+
+    *at_step* has to return the same on every rank. *timed* hears in each step, in seconds of this rank: ``wait``, for
+    the batch; ``forward``, in the forward passes; ``update``, from the batch to the updated weights, forward included.
+    """
     micro, _ = accumulation(plan.batch_size, world.size, plan.micro_batch_size)
+    schedule = Schedule.of(plan.schedule, plan.peak, plan.num_steps, plan.batch_size)
     engine.module.train()
     for step in range(plan.first_step, plan.num_steps):
         asked = time.monotonic()
         batch = next(batches)
-        watch.waited(time.monotonic() - asked)
+        given = time.monotonic()
+        watch.waited(given - asked)
+        timed("wait", given - asked)
         torch.manual_seed(derive(plan.seed, "step", step, world.rank))
-        rate = learning_rate(step, plan.num_steps, plan.peak, plan.schedule)
-        result = engine.update(_losses(engine, objective, batch, micro), rate)
+        rate = schedule.rate(step * plan.batch_size)
+        losses = _Losses(engine, objective, batch, plan.seed, micro)
+        result = engine.update(losses.parts(), rate)
+        timed("forward", losses.seconds)
+        timed("update", time.monotonic() - given)
         watch.step(step + 1, result, rate)
-        at_step(step + 1)
+        if at_step(step + 1):
+            return step + 1
+    return plan.num_steps
 
 
-def _losses(engine: Engine, objective: Objective, batch: TrainBatch, micro: int) -> Iterator[Callable[[], Tensor]]:
-    """One callable for each micro-batch of *micro* samples."""
-    for start in range(0, len(batch.images), micro):
-        part = slice(start, start + micro)
+@dataclass
+class _Losses:
+    """The losses of a batch, and the time that they took."""
+
+    engine: Engine
+    objective: Loss
+    batch: TrainBatch
+    seed: int
+    micro: int
+    seconds: float = field(default=0.0, init=False)
+
+    def parts(self) -> Iterator[Callable[[], Tensor]]:
+        """One callable for each micro-batch."""
+        for start in range(0, len(self.batch.images), self.micro):
+            yield partial(self._timed, slice(start, start + self.micro))
+
+    def _timed(self, part: slice) -> Tensor:
+        started = time.monotonic()
+        loss = self._loss(part)
+        self.seconds += time.monotonic() - started
+        return loss
+
+    def _loss(self, part: slice) -> Tensor:
+        batch, objective = self.batch, self.objective
+        if isinstance(objective, DrawingLoss) and isinstance(batch, Positioned):
+            objective = objective.for_samples(self.seed, batch.positions[part])
         if batch.partners is None:
-            yield partial(_loss, engine, objective, batch.images[part], batch.labels[part])
-        else:
-            yield partial(_mixed_loss, engine, objective, batch, part, batch.partners[part])
+            images = normalise(batch.images[part], self.engine.dtype)
+            return objective(self.engine.module, images, batch.labels[part])
+        return self._mixed(objective, part, batch.partners[part])
 
-
-def _loss(engine: Engine, objective: Objective, images: Tensor, labels: Tensor) -> Tensor:
-    return objective(engine.module, normalise(images, engine.dtype), labels)
-
-
-def _mixed_loss(engine: Engine, objective: Objective, batch: TrainBatch, part: slice, partners: Tensor) -> Tensor:
-    """Samples *part* of *batch*, each mixed in float32 with its partner, which may be of another micro-batch."""
-    own = normalise(batch.images[part], torch.float32)
-    images = mixed(own, normalise(batch.images[partners], torch.float32), batch.coefficient).to(engine.dtype)
-    network = _Once(engine.module)
-    loss = objective(network, images, batch.labels[part])
-    other = objective(network, images, batch.labels[partners])
-    return batch.coefficient * loss + (1.0 - batch.coefficient) * other
+    def _mixed(self, objective: Loss, part: slice, partners: Tensor) -> Tensor:
+        """Samples *part*, each mixed in float32 with its partner, which may be of another micro-batch."""
+        batch, share = self.batch, self.batch.coefficient
+        own = normalise(batch.images[part], torch.float32)
+        images = mixed(own, normalise(batch.images[partners], torch.float32), share).to(self.engine.dtype)
+        labels, others = batch.labels[part], batch.labels[partners]
+        if labels.is_floating_point():
+            return objective(self.engine.module, images, share * labels + (1.0 - share) * others)
+        network = _Once(self.engine.module)  # one class each: the losses are mixed, as soft targets would be
+        loss = objective(network, images, labels)
+        return share * loss + (1.0 - share) * objective(network, images, others)
 
 
 class _Once(nn.Module):
@@ -115,8 +174,8 @@ class _Once(nn.Module):
         self._network = network
         self._output: Tensor | None = None
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> what the network gave the first time."""
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """What the network gave the first time."""
         if self._output is None:
-            self._output = self._network(images)
+            self._output = self._network(*inputs)
         return self._output

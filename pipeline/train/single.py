@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.checkpoints.fragments import Fragment, FragmentReader
+from pipeline.train.groups import parameter_groups
+from pipeline.train.holding import Holding
+from pipeline.train.pieces import Shapes, piece_of, prepare_state
 from pipeline.train.recipe import OptimizerRecipe
 
 
@@ -31,50 +36,108 @@ class Engine(Protocol):
     def dtype(self) -> torch.dtype:
         """What the network's input has to be."""
 
+    @property
+    def updates(self) -> int:
+        """How many updates are done (Adam's ``step``)."""
+
     def update(self, losses: Iterable[Callable[[], Tensor]], learning_rate: float) -> StepResult:
-        """One update from the mean of *losses*: one callable per micro-batch, each doing its forward pass."""
+        """One update from the mean of *losses*: one callable per micro-batch, each doing its forward pass.
+
+        The rate of a group of parameters is *learning_rate* times the group's ``lr_scale``.
+        """
+
+    def shapes(self) -> Shapes:
+        """The whole shape of every trained parameter, by name."""
+
+    def fragments(self) -> list[Fragment]:
+        """This rank's part of the float32 state: views, which the next update changes.
+
+        The ranks together cover every (kind, name) exactly once. The kinds are those of the weights, of what the
+        optimizer keeps, and of the moving average where the recipe has one.
+        """
+
+    def load(self, reader: FragmentReader) -> None:
+        """Set the state bit for bit to what *reader* has; the weights of the forward pass follow. All ranks call it.
+
+        Raises MismatchError when the parameters are others.
+        """
 
 
 def make_optimizer(
     module: nn.Module, recipe: OptimizerRecipe, decayed: Callable[[str, Tensor], bool]
 ) -> torch.optim.Optimizer:
-    """The optimizer with two groups: parameters that weight decay touches, and the rest."""
-    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for name, p in named if decayed(name, p)], "weight_decay": recipe.weight_decay},
-        {"params": [p for name, p in named if not decayed(name, p)], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    """The optimizer of *recipe* over the groups of :func:`parameter_groups`."""
+    groups = parameter_groups(module, recipe, decayed)
     if recipe.name == "sgd":
         return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
     betas = (recipe.beta1, recipe.beta2)
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, eps=recipe.epsilon)
 
 
+def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Every group's rate is *learning_rate* times its ``lr_scale`` (layer-wise decay)."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+
+
 class SingleEngine:
-    """Updates in float32, in this process."""
+    """Updates float32 weights in this process. *autocast*: the forward pass computes in bfloat16 where that is safe."""
 
     dtype = torch.float32
 
     def __init__(
-        self, module: nn.Module, recipe: OptimizerRecipe, decayed: Callable[[str, Tensor], bool] = lambda *_: True
+        self,
+        module: nn.Module,
+        recipe: OptimizerRecipe,
+        decayed: Callable[[str, Tensor], bool] = lambda *_: True,
+        *,
+        autocast: bool = False,
     ) -> None:
         self.module = module
-        self._clip = recipe.clip
+        self._clip, self._autocast = recipe.clip, autocast
         self._optimizer = make_optimizer(module, recipe, decayed)
+        named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        prepare_state(self._optimizer, named.values())
+        whole = [piece_of(self._optimizer, name, 0, parameter) for name, parameter in named.items()]
+        shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
+        self._holding = Holding(shapes, whole, whole, self._optimizer, recipe.ema)
+
+    @property
+    def updates(self) -> int:
+        """See Engine."""
+        return self._holding.updates
 
     def update(self, losses: Iterable[Callable[[], Tensor]], learning_rate: float) -> StepResult:
         """See Engine."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_rates(self._optimizer, learning_rate)
         self._optimizer.zero_grad(set_to_none=True)
         parts = list(losses)
         total = 0.0
         for part in parts:
-            loss = part() / len(parts)
+            with self._precision():
+                loss = part() / len(parts)
             loss.backward()
             total += loss.item()
         limit = self._clip or float("inf")
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
         self._optimizer.step()
+        self._holding.updated()
         return StepResult(total, float(norm))
+
+    def shapes(self) -> Shapes:
+        """See Engine."""
+        return self._holding.shapes
+
+    def fragments(self) -> list[Fragment]:
+        """See Engine."""
+        return self._holding.fragments()
+
+    def load(self, reader: FragmentReader) -> None:
+        """See Engine."""
+        self._holding.fill(reader)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if not self._autocast:
+            return nullcontext()
+        device = next(self.module.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16)

@@ -1,24 +1,51 @@
-"""What is measured while training: rates, waiting for data, finite losses; logged to the run's journal."""
+"""What is measured while training: rates, waiting for data, finite losses; to the run's journal and TensorBoard."""
 
 from __future__ import annotations
 
-import math
+import logging
 import time
+from dataclasses import dataclass
 
-from pipeline.base.errors import DivergedError
 from pipeline.base.journal import Journal
 from pipeline.records.run import MetricsRow
+from pipeline.train.pace import Pace
+from pipeline.train.sanity import Sanity
 from pipeline.train.single import StepResult
+from pipeline.train.tensorboard import EventFiles
 
-_FLUSH_SECONDS = 2.0
+_log = logging.getLogger(__name__)
+_FIRST_FLUSH_SECONDS, _LAST_FLUSH_SECONDS = 2.0, 60.0  # between parts of the journal, which a store keeps one by one
+_FLUSH_SHARE = 0.02  # of the time so far: an attempt of a month leaves some 40,000 parts, not a million
+_EVENTS_SECONDS = 60.0
+_TAGS = ("learning_rate", "images_per_second", "mfu", "data_wait_share", "rank_skew", "resident_bytes")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an image costs to train on, and the FLOP/s that all ranks together could reach; 0: not known."""
+
+    flops_per_image: float = 0.0
+    peak_flops: float = 0.0
 
 
 class Watch:
     """Counts since the last logged row; writes a row every *log_every* steps. Without a journal it only checks."""
 
-    def __init__(self, journal: Journal | None, log_every: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        journal: Journal | None,
+        log_every: int,
+        batch_size: int,
+        *,
+        sanity: Sanity | None = None,
+        pace: Pace | None = None,
+        events: EventFiles | None = None,
+        work: Work | None = None,
+    ) -> None:
         self._journal, self._log_every, self._batch_size = journal, log_every, batch_size
-        self._since = self._flushed = time.monotonic()
+        self._sanity = sanity or Sanity(_log.warning, None, 0, 0)
+        self._pace, self._events, self._work = pace, events, work or Work()
+        self._begun = self._since = self._flushed = self._events_flushed = time.monotonic()
         self._steps = 0
         self._waited_seconds = 0.0
 
@@ -27,38 +54,68 @@ class Watch:
         self._waited_seconds += seconds
 
     def step(self, number: int, result: StepResult, learning_rate: float) -> None:
-        """Update *number* (1 is the first) is done. Raises DivergedError when it is not finite, on every rank alike."""
+        """Update *number* (1 is the first) is done. Raises DivergedError, on every rank alike, as Sanity does."""
         self._steps += 1
-        if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
-            raise DivergedError(
-                f"step {number}: loss {result.loss}, gradient norm {result.grad_norm}",
-                "lower optimizer.learning_rate, lengthen schedule.warmup_steps, or look for broken samples",
-            )
-        if self._journal is None or number % self._log_every:
+        self._sanity.step(number, result)
+        if number % self._log_every:
             return
         now = time.monotonic()
         seconds = now - self._since
-        row = MetricsRow(
-            step=number,
-            position=number * self._batch_size,
-            loss=result.loss.hex(),
-            learning_rate=learning_rate,
-            grad_norm=result.grad_norm.hex(),
-            images_per_second=self._steps * self._batch_size / seconds if seconds else 0.0,
-            data_wait_share=min(1.0, self._waited_seconds / seconds) if seconds else 0.0,
-            seconds=seconds,
-        )
+        row = self._row(number, result, learning_rate, seconds)
+        self._sanity.waited(row.data_wait_share, seconds)
+        self._restart(now)
+        if self._journal is None:
+            return
         self._journal.append(row.model_dump())
-        self._since, self._steps, self._waited_seconds = now, 0, 0.0
-        if now - self._flushed > _FLUSH_SECONDS:
-            self.flush()
+        if self._events is not None:
+            self._events.add(number, time.time(), _scalars(row))
+        patience = _FLUSH_SHARE * (now - self._begun)
+        if now - self._flushed > min(_LAST_FLUSH_SECONDS, max(_FIRST_FLUSH_SECONDS, patience)):
+            self._journal.flush()
+            self._flushed = now
+        if self._events is not None and now - self._events_flushed > _EVENTS_SECONDS:
+            self._events.flush()
+            self._events_flushed = now
 
     def flush(self) -> None:
         """Write what was logged; called before every checkpoint's card, so a card implies its metrics."""
         if self._journal is not None:
             self._journal.flush()
-        self._flushed = time.monotonic()
+        if self._events is not None:
+            self._events.flush()
+        self._flushed = self._events_flushed = time.monotonic()
 
     def resume_clock(self) -> None:
         """Leave the time since the last row out of the rates: it went into a checkpoint."""
-        self._since, self._steps, self._waited_seconds = time.monotonic(), 0, 0.0
+        self._restart(time.monotonic())
+
+    def _row(self, number: int, result: StepResult, learning_rate: float, seconds: float) -> MetricsRow:
+        rate = self._steps * self._batch_size / seconds if seconds else 0.0
+        waited = max(self._waited_seconds, self._pace.waited_seconds if self._pace else 0.0)
+        peak = self._work.peak_flops
+        return MetricsRow(
+            step=number,
+            position=number * self._batch_size,
+            loss=result.loss.hex(),
+            learning_rate=learning_rate,
+            grad_norm=result.grad_norm.hex(),
+            images_per_second=rate,
+            data_wait_share=min(1.0, waited / seconds) if seconds else 0.0,
+            seconds=seconds,
+            mfu=rate * self._work.flops_per_image / peak if peak else None,
+            rank_skew=self._pace.skew if self._pace else 0.0,
+            resident_bytes=self._pace.resident_bytes if self._pace else 0,
+            skipped=self._sanity.skipped,
+        )
+
+    def _restart(self, now: float) -> None:
+        self._since, self._steps, self._waited_seconds = now, 0, 0.0
+        if self._pace is not None:
+            self._pace.clear()
+
+
+def _scalars(row: MetricsRow) -> dict[str, float]:
+    """For TensorBoard, by tag."""
+    values = {tag: getattr(row, tag) for tag in _TAGS}
+    values |= {"loss": float.fromhex(row.loss), "grad_norm": float.fromhex(row.grad_norm)}
+    return {tag: float(value) for tag, value in values.items() if value is not None}

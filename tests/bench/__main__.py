@@ -20,14 +20,23 @@ _NAMES = (
     "attention",
     "augmenting",
     "decoding",
+    "extraction",
     "lookup",
     "memory",
+    "pause",
+    "probes",
     "reading",
+    "scheduling",
+    "scaling",
     "sharding",
     "shuffling",
     "staging",
+    "steptime",
     "streaming",
+    "trainer",
+    "zero_memory",
 )
+_ACCURACY = "accuracy"  # written by `make bench-accuracy`
 _HEAD = """# Benchmarks
 
 Written by `make bench`. Both sides of a ratio are measured in the same run, in turns; above 1 is better than the peer.
@@ -52,24 +61,25 @@ def main() -> None:
         parser.error(f"no such bench: {', '.join(unknown)}; there are {', '.join(_NAMES)}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch are loaded, here and in what is started
     for name in names or _NAMES:
-        text = _run(name)
-        print(text, flush=True)
-        sections = (_sections(_FILE.read_text()) if _FILE.exists() else {}) | {name: text}
-        _FILE.write_text(_HEAD + "".join(sections[one] for one in sorted(sections)))
+        module = importlib.import_module(f"tests.bench.{name}")
+        measured = module.section() if hasattr(module, "section") else table(module.measure())
+        write_section(name, (module.__doc__ or "").strip(), measured)
 
 
-def _run(name: str) -> str:
-    module = importlib.import_module(f"tests.bench.{name}")
-    measured = module.section() if hasattr(module, "section") else table(module.measure())
-    return _SECTION.format(
+def write_section(name: str, about: str, measured: str) -> None:
+    """Print what was *measured* and put it into the file."""
+    text = _SECTION.format(
         name=name,
-        about=(module.__doc__ or "").strip(),
+        about=about,
         date=datetime.date.today().isoformat(),
         cores=os.cpu_count(),
         machine=_processor(),
         python=platform.python_version(),
         table=measured,
     )
+    print(text, flush=True)
+    sections = (_sections(_FILE.read_text()) if _FILE.exists() else {}) | {name: text}
+    _FILE.write_text(_HEAD + "".join(sections[one] for one in sorted(sections)))
 
 
 def _processor() -> str:
@@ -80,7 +90,7 @@ def _processor() -> str:
 def _sections(text: str) -> dict[str, str]:
     """What stands in the file, by the name of the bench."""
     found = {part.partition("\n")[0].strip(): f"\n## {part.rstrip()}\n" for part in text.split("\n## ")[1:]}
-    return {name: section for name, section in found.items() if name in _NAMES}
+    return {name: section for name, section in found.items() if name in (*_NAMES, _ACCURACY)}
 
 
 if __name__ == "__main__":

@@ -134,7 +134,8 @@ def test_sigterm_in_pretraining_ends_with_exit_code_3(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 3
-    assert "vitpipe: stopped by SIGTERM - the same command goes on where it stopped" in err
+    assert "vitpipe: run small was stopped by SIGTERM; " in err
+    assert "the same command goes on where it stopped" in err
 
 
 def _wait_for(path: Path, process: subprocess.Popen[str], limit_seconds: float = 200) -> None:

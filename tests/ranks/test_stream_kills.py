@@ -25,7 +25,7 @@ from pipeline.base.world import World
 from pipeline.pretrain.data import read_training_data
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.pretrain.run import open_run
-from pipeline.pretrain.worker import _Rank
+from pipeline.pretrain.worker import work
 from pipeline.records.run import OrderParameters, RunCard
 from pipeline.stream.audit import AuditLog
 from pipeline.stream.audit_check import AuditResult, check_audit
@@ -242,7 +242,7 @@ def pretrain(uri: str) -> None:
         open_run(store, recipe, data, "code")
     dist.barrier()
     for steps in (3, 7):
-        _Rank(store, recipe.model_copy(update={"steps": steps}), current_collective()).work()
+        work(store, {}, recipe.model_copy(update={"steps": steps}), current_collective())
 
 
 def mixed_recipe(workers: int) -> PretrainRecipe:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.base.world import World
 from pipeline.models.config import ViTConfig
 from pipeline.models.vit import ViT, decayed
-from pipeline.pretrain.objectives import softmax
+from pipeline.pretrain.objectives.classification import Softmax
 from pipeline.train.engine import DeepSpeedEngine
 from pipeline.train.loop import LoopPlan, train
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe, ScheduleRecipe
@@ -99,5 +99,5 @@ def train_some(
         micro_batch_size=micro_batch_size,
     )
     noting = Noting(engine)
-    train(noting, batches(world, first_step), softmax, plan, world, Watch(None, 1, BATCH), at_step)
+    train(noting, batches(world, first_step), Softmax().loss, plan, world, Watch(None, 1, BATCH), at_step)
     return noting.results

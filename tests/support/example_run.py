@@ -28,7 +28,7 @@ from pipeline.records.run import (
     checkpoint_card_key,
     run_prefix,
 )
-from pipeline.records.score import ARTEFACTS, PIXELS, EvaluationKey, EvaluationResult, Metric, result_key
+from pipeline.records.score import ARTEFACTS, PIXELS, EvaluationKey, EvaluationResult, Metric, file_key, result_key
 from tests.support.statistics import plain_statistics
 
 RUN, DATASET, DOWNSTREAM = "tiny", "fashion-mnist", "digits"
@@ -159,6 +159,7 @@ def put_checkpoint(store: Store, step: int) -> None:
         run=RUN,
         step=step,
         position=step * BATCH,
+        updates=step,
         attempt="0001" if step <= 200 else "0002",
         world_size=2,
         zero_stage=1,
@@ -254,7 +255,7 @@ def put_inspection(
         seconds=1.0,
         files={ARTEFACTS: sha256_hex(data)},
     )
-    store.put(f"evaluations/{key.id}/{ARTEFACTS}", data)
+    store.put(file_key(key.id, ARTEFACTS, sha256_hex(data)), data)
     store.put(result_key(key.id), result.to_json())
     return key.id
 

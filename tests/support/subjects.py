@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 import torch
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.store import Store
+from pipeline.evaluate.due import Planned
 from pipeline.evaluate.subject import Subject
+from pipeline.evaluate.suite import SETTINGS, Task
 from pipeline.images.transform import EvaluationTransform
 from pipeline.models.config import ViTConfig
 from pipeline.models.vit import ViT
 from pipeline.models.weights import ModelDescription, pack_weights
+from pipeline.records.score import PIXELS, EvaluationKey
+from pipeline.shard.recipe import ShardRecipe
+from tests.support.datasets import corpus_of, shard_corpus
+from tests.support.pictures import png
 
 TRANSFORM = EvaluationTransform(size=8, resize=8, mode="square").model_dump(mode="json")
 
@@ -31,3 +41,30 @@ def put_network(workspace: Store, config: ViTConfig, seed: int = 0, step: int = 
     key = f"runs/r/checkpoints/step-{step:08d}/model-{seed}.safetensors"
     workspace.put(key, data)
     return Subject(sha256_hex(data), key, TRANSFORM, step)
+
+
+RAW = Subject(PIXELS, "", TRANSFORM, None)
+
+
+def planned_of(evaluator: str, subject: Subject = RAW, test: str = "test", seed: int = 0, **settings: Any) -> Planned:
+    """An evaluation on the task of the datasets "train" and *test*, with 30 % of the training samples held out."""
+    key = EvaluationKey(
+        weights_digest=subject.weights_digest,
+        evaluator=evaluator,
+        protocol_version=1,
+        task="task",
+        dataset_digests=("1", "2"),
+        transform=TRANSFORM,
+        settings=SETTINGS[evaluator].model_validate(settings).model_dump(mode="json") | {"validation": 0.3},
+        seed=seed,
+    )
+    return Planned(key, subject, Task(train="train", test=test, validation=0.3))
+
+
+def put_pictures(store: Store, name: str, pixels: Any, labels: Iterable[int | list[int]], num_classes: int) -> None:
+    """A dataset of *pixels* uint8 (N, S, S, 3), sample i with the label or labels i, in shards of 50."""
+    images: dict[str, bytes | None] = {f"{row:05d}.png": png(image) for row, image in enumerate(pixels)}
+    lists = [[int(one) for one in np.atleast_1d(several)] for several in labels]
+    names = tuple(f"class-{label}" for label in range(num_classes))
+    corpus = corpus_of(images, dict(zip(images, lists, strict=True)), names)
+    shard_corpus(store, name, corpus, ShardRecipe(max_samples=50))

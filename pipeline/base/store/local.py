@@ -118,7 +118,7 @@ class LocalStore:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def sweep(self, prefix: str = "", older_than_seconds: float = 0.0) -> int:
+    def sweep(self, prefix: str = "", older_than_seconds: float = 0.0, dry_run: bool = False) -> int:
         """See Store: temporary files. What is gone meanwhile was another's to count."""
         folder = checked_prefix(prefix).rpartition("/")[0]
         oldest, swept = time.time() - older_than_seconds, 0
@@ -127,7 +127,8 @@ class LocalStore:
                 path = self.root / key
                 with suppress(FileNotFoundError):
                     if path.lstat().st_mtime <= oldest:
-                        path.unlink()
+                        if not dry_run:
+                            path.unlink()
                         swept += 1
         return swept
 
@@ -278,7 +279,9 @@ def _info(key: str, path: Path | str) -> ObjectInfo | None:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return ObjectInfo(key, status.st_size, _etag(status)) if stat.S_ISREG(status.st_mode) else None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return ObjectInfo(key, status.st_size, _etag(status), status.st_mtime)
 
 
 def _etag(status: os.stat_result) -> str:

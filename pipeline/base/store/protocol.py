@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -15,11 +15,16 @@ from pipeline.base.store.sums import ContentSum
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One stored object: its key, its size, and an etag that changes with its content."""
+    """One stored object: its key, its size, an etag that changes with its content, and when it was written.
+
+    ``modified`` is in seconds since 1970 by the store's own clock, 0 where nobody asked; it does not count in a
+    comparison.
+    """
 
     key: str
     num_bytes: int
     etag: str
+    modified: float = field(default=0.0, compare=False)
 
 
 class ObjectChangedError(OSError):
@@ -99,8 +104,11 @@ class Store(Protocol):
         On disk it is written in place and renamed; for a bucket it is a temporary file that is uploaded.
         """
 
-    def sweep(self, prefix: str = "", older_than_seconds: float = 0.0) -> int:
-        """Remove what killed writers left unfinished below *prefix*; how many of them there were."""
+    def sweep(self, prefix: str = "", older_than_seconds: float = 0.0, dry_run: bool = False) -> int:
+        """Remove what killed writers left unfinished below *prefix*; how many of them there were.
+
+        *dry_run*: how many there are, and nothing is removed.
+        """
 
     def prune(self) -> None:
         """Remove folders that hold nothing, the store's own and the one above it included; buckets have none."""

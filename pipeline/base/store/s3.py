@@ -74,7 +74,7 @@ class S3Store:
             held: list[ObjectInfo] = []
             for page in pages:
                 found = [
-                    ObjectInfo(item["Key"][len(lead) :], item["Size"], item["ETag"])
+                    ObjectInfo(item["Key"][len(lead) :], item["Size"], item["ETag"], item["LastModified"].timestamp())
                     for item in page.get("Contents", [])
                     if not item["Key"].endswith("/")  # a "folder" that some tools create
                 ]
@@ -90,7 +90,7 @@ class S3Store:
             found = self._call("head_object", key)
         except FileNotFoundError:
             return None
-        return ObjectInfo(key, found["ContentLength"], found["ETag"])
+        return ObjectInfo(key, found["ContentLength"], found["ETag"], found["LastModified"].timestamp())
 
     def read(self, key: str, etag: str = "") -> bytes:
         """See Store. Compared with the checksum, where the answer has one; ETags are left to ``read_with_sum``."""
@@ -170,7 +170,7 @@ class S3Store:
             yield path
             self.put_file(key, path)
 
-    def sweep(self, prefix: str = "", older_than_seconds: float = 0.0) -> int:
+    def sweep(self, prefix: str = "", older_than_seconds: float = 0.0, dry_run: bool = False) -> int:
         """See Store: unfinished multipart uploads. Their age is told by the server's own clock."""
         lead, swept = self._lead, 0
         with self._told():
@@ -181,7 +181,7 @@ class S3Store:
                 now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
                 for upload in page.get("Uploads", []):
                     if upload["Initiated"].timestamp() <= now - older_than_seconds:
-                        swept += self._abort(upload["Key"], upload["UploadId"])
+                        swept += 1 if dry_run else self._abort(upload["Key"], upload["UploadId"])
         return swept
 
     def prune(self) -> None:

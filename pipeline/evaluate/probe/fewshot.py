@@ -1,6 +1,12 @@
-"""Few-shot: closed-form ridge regression to +-1 targets (big_vision evaluators/fewshot_lsr.py, ViT section 4.1)."""
+"""Few-shot: closed-form ridge regression to +-1 targets (big_vision evaluators/fewshot_lsr.py, ViT section 4.1).
+
+Shapes: N samples (shots x classes), D features, K classes, M queries. All sums are in float64: the solutions equal a
+direct solve to 1e-8 of the largest score.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,11 +15,18 @@ from pipeline.base.errors import InputError
 from pipeline.base.seeds import generator
 
 Array = NDArray[np.float32]
-_BIAS = 100.0  # the constant column that stands for a bias, hardly penalised (fewshot_lsr.py: BIAS_CONSTANT)
+Matrix = NDArray[np.float64]
+BIAS = 100.0  # the constant column that stands for a bias, hardly penalised (fewshot_lsr.py: BIAS_CONSTANT)
+L2 = 2.0**10  # configs/common_fewshot.py
+SHOTS = (1, 5, 10, 25)  # configs/common_fewshot.py; 10 is the headline
+_EPSILON = 1e-5  # added to the standard deviation (fewshot_lsr.py)
 
 
 def choose_shots(labels_N: NDArray[np.int64], num_classes: int, shots: int, seed: int) -> NDArray[np.int64]:
-    """Rows of *shots* samples per class. For one seed fewer shots are a part of more."""
+    """Rows of *shots* samples per class. For one seed fewer shots are a part of more.
+
+    Raises InputError for a class with too few samples.
+    """
     rows = []
     for label in range(num_classes):
         of_class = np.flatnonzero(labels_N == label)
@@ -23,29 +36,35 @@ def choose_shots(labels_N: NDArray[np.int64], num_classes: int, shots: int, seed
     return np.concatenate(rows)
 
 
-def fit_ridge(features_ND: Array, labels_N: NDArray[np.int64], num_classes: int, l2: float) -> _Ridge:
-    """Solve by eigendecomposition of X'X when N >= D, else of XX'."""
-    x64 = features_ND.astype(np.float64)
-    mean, std = x64.mean(axis=0), x64.std(axis=0) + 1e-5
-    x = _with_bias((x64 - mean) / std)
-    targets = 2.0 * np.eye(num_classes)[labels_N] - 1.0
-    if x.shape[0] >= x.shape[1]:
-        values, vectors = np.linalg.eigh(x.T @ x)
-        weights = vectors @ ((vectors.T @ (x.T @ targets)) / (values + l2)[:, None])
-    else:
-        values, vectors = np.linalg.eigh(x @ x.T)
-        weights = x.T @ (vectors @ ((vectors.T @ targets) / (values + l2)[:, None]))
-    return _Ridge(mean, std, weights)
+class FewshotSystem:
+    """The few-shot samples, decomposed once: every l2 is a division from here.
 
+    The eigendecomposition is of X'X (D+1 wide) when N is at least that, else of XX' (N wide); both give the same
+    weights.
+    """
 
-class _Ridge:
-    def __init__(self, mean: NDArray[np.float64], std: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
-        self._mean, self._std, self._weights = mean, std, weights
+    def __init__(self, features_ND: Array, labels_N: NDArray[np.int64], num_classes: int) -> None:
+        x64 = features_ND.astype(np.float64)
+        self._mean, self._std = x64.mean(axis=0), x64.std(axis=0) + _EPSILON
+        x = self._standardised(x64)
+        targets = 2.0 * np.eye(num_classes)[labels_N] - 1.0
+        wide = len(x) < x.shape[1]
+        self._values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
+        self._left = x.T @ vectors if wide else vectors
+        self._right = vectors.T @ (targets if wide else x.T @ targets)
 
-    def scores(self, features_MD: Array) -> NDArray[np.float64]:
-        """(M, K) regression outputs; the largest is the prediction."""
-        return _with_bias((features_MD - self._mean) / self._std) @ self._weights
+    def weights(self, l2: float) -> Matrix:
+        """(D+1, K): argmin of |X W - T|^2 + l2 |W|^2; the last row belongs to the constant column. l2 > 0."""
+        return self._left @ (self._right / (self._values + l2)[:, None])
 
+    def scores(self, features_MD: Array, l2: float) -> Matrix:
+        """(M, K) regression outputs; the largest is the prediction. They are not probabilities."""
+        return self._standardised(features_MD) @ self.weights(l2)
 
-def _with_bias(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.concatenate([x, np.full((len(x), 1), _BIAS)], axis=1)
+    def scores_of_all(self, features_MD: Array, l2s: Sequence[float]) -> dict[float, Matrix]:
+        """The same for several l2, with the queries standardised once."""
+        x = self._standardised(features_MD)
+        return {l2: x @ self.weights(l2) for l2 in l2s}
+
+    def _standardised(self, features: NDArray[np.floating]) -> Matrix:
+        return np.concatenate([(features - self._mean) / self._std, np.full((len(features), 1), BIAS)], axis=1)

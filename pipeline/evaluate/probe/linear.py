@@ -1,6 +1,8 @@
-"""Linear probe: multinomial logistic regression by L-BFGS (SimCLR, arXiv 2002.05709, App. B).
+"""Linear probe: logistic regression on standardised features, its penalty chosen on validation (SimCLR, arXiv
+2002.05709, App. B).
 
-Shapes: N samples, D features, K classes.
+Shapes: N samples, D features, K classes. Labels are (N,) class numbers, or (N, K) of 0 and 1 where samples have
+several.
 """
 
 from __future__ import annotations
@@ -8,11 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+
+from pipeline.evaluate.metrics.multilabel import mean_average_precision
+from pipeline.evaluate.probe.logistic import TOLERANCE, Fit, fit_path
 
 Array = NDArray[np.float32]
+Labels = NDArray[np.generic]
+Weights = NDArray[np.float64]
+
+SIMCLR_L2 = tuple(float(value) for value in np.logspace(-6, 5, 45))  # SimCLR App. B.8: 45 values from 1e-6 to 1e5
+_CHUNK = 8192  # samples whose scores under all penalties are in memory at once
 
 
 class Standardiser:
@@ -31,62 +39,71 @@ class Standardiser:
 
 def fit_logistic(
     features_ND: Array,
-    labels_N: NDArray[np.int64],
+    labels: Labels,
     num_classes: int,
     l2: float,
     *,
     max_iterations: int,
-    start: NDArray[np.float64] | None = None,
-) -> NDArray[np.float64]:
-    """Weights (K, D+1), the bias last: argmin of mean cross-entropy + l2/2 |W|^2; the bias is not penalised."""
-    x = torch.from_numpy(np.ascontiguousarray(features_ND))
-    y = torch.from_numpy(labels_N)
-    num_features = x.shape[1]
+    tolerance: float = TOLERANCE,
+    start: Weights | None = None,
+) -> Weights:
+    """Weights (K, D+1), the bias last: argmin of mean cross-entropy + l2/2 |W|^2; the bias is not penalised.
 
-    def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        packed = torch.from_numpy(flat.reshape(num_classes, num_features + 1).astype(np.float32))
-        weights, bias = packed[:, :-1], packed[:, -1]
-        log_p = torch.log_softmax((x @ weights.T + bias).double(), dim=1)
-        loss = -log_p.gather(1, y[:, None]).mean() + l2 / 2 * weights.double().square().sum()
-        error = log_p.exp()
-        error[torch.arange(len(y)), y] -= 1
-        error = (error / len(y)).float()
-        gradient = torch.cat([error.T @ x + l2 * weights, error.sum(0)[:, None]], dim=1)
-        return loss.item(), gradient.double().numpy().ravel()
-
-    first = np.zeros(num_classes * (num_features + 1)) if start is None else start.ravel()
-    options = {"maxiter": max_iterations, "gtol": 1e-5, "ftol": 1e-8}
-    solution = minimize(objective, first, jac=True, method="L-BFGS-B", options=options)
-    weights: NDArray[np.float64] = solution.x.reshape(num_classes, num_features + 1)
-    return weights
+    See :mod:`~pipeline.evaluate.probe.logistic` for the convention, the method and the tolerance.
+    """
+    path = fit_path(
+        features_ND, labels, num_classes, [l2], max_iterations=max_iterations, tolerance=tolerance, start=start
+    )
+    return next(path).weights
 
 
-def probabilities(weights: NDArray[np.float64], features_ND: Array) -> Array:
-    """(N, K) class probabilities."""
+def probabilities(weights: Weights, features_ND: Array) -> Array:
+    """(N, K) class probabilities that sum to one."""
     logits = features_ND.astype(np.float64) @ weights[:, :-1].T + weights[:, -1]
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares: Array = (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
     return shares
 
 
+def label_probabilities(weights: Weights, features_ND: Array) -> Array:
+    """(N, K) probabilities of each label on its own, for weights that were fitted to several labels."""
+    logits = features_ND.astype(np.float64) @ weights[:, :-1].T + weights[:, -1]
+    shares: Array = (0.5 + 0.5 * np.tanh(0.5 * logits)).astype(np.float32)
+    return shares
+
+
 def choose_l2(
-    train: tuple[Array, NDArray[np.int64]],
-    validation: tuple[Array, NDArray[np.int64]],
+    train: tuple[Array, Labels],
+    validation: tuple[Array, Labels],
     num_classes: int,
     candidates: Sequence[float],
     max_iterations: int,
-) -> tuple[float, NDArray[np.float64]]:
-    """The l2 with the best validation top-1 (ties: the larger), and its weights as a start for the refit.
+    tolerance: float = TOLERANCE,
+) -> tuple[float, Weights]:
+    """The l2 with the best validation top-1 (mAP where samples have several labels), and its weights for the refit.
 
-    The path runs from strong to weak penalty, each fit starting at the one before.
+    The path runs from strong to weak penalty, each fit starting at the one before. Ties go to the larger l2.
     """
-    best: tuple[float, float, NDArray[np.float64]] | None = None
-    start: NDArray[np.float64] | None = None
-    for l2 in sorted(candidates, reverse=True):
-        start = fit_logistic(*train, num_classes, l2, max_iterations=max_iterations, start=start)
-        right = float((probabilities(start, validation[0]).argmax(axis=1) == validation[1]).mean())
-        if best is None or right > best[0]:
-            best = (right, l2, start)
-    if best is None:
+    if not candidates:
         raise ValueError("no l2 to choose from")
-    return best[1], best[2]
+    ordered = sorted(set(candidates), reverse=True)
+    fits = list(fit_path(*train, num_classes, ordered, max_iterations=max_iterations, tolerance=tolerance))
+    shares = path_shares(fits, *validation)
+    best = fits[int(np.argmax(shares))]  # the first of equals, so the strongest
+    return best.l2, best.weights
+
+
+def path_shares(fits: Sequence[Fit], features_MD: Array, labels: Labels) -> NDArray[np.float64]:
+    """For each fit its top-1, or its mAP where labels are (M, K). All fits share their passes over the features."""
+    kernels = np.concatenate([fit.weights[:, :-1] for fit in fits]).astype(np.float32)
+    biases = np.concatenate([fit.weights[:, -1] for fit in fits]).astype(np.float32)
+    found = []
+    for start in range(0, len(features_MD), _CHUNK):
+        scores = features_MD[start : start + _CHUNK] @ kernels.T + biases
+        scores = scores.reshape(len(scores), len(fits), -1)
+        found.append(scores.argmax(axis=2) if labels.ndim == 1 else scores)
+    joined = np.concatenate(found)
+    if labels.ndim == 1:
+        shares: NDArray[np.float64] = (joined == labels[:, None]).mean(axis=0)
+        return shares
+    return np.array([mean_average_precision(joined[:, place], labels) for place in range(len(fits))])

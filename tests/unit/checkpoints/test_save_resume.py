@@ -1,9 +1,7 @@
-"""Checkpoints of one process, with plain bytes for what the ranks write: the card is last, and decides everything."""
+"""Checkpoints of one process: the card is last and decides everything; what comes back is what was saved."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -11,31 +9,56 @@ from threading import Barrier
 from typing import Any
 
 import pytest
+import torch
 
-from pipeline.base.collective import Alone
+from pipeline.base.collective import Alone, Collective
 from pipeline.base.digests import sha256_hex
-from pipeline.base.errors import ConflictError, FailedError, MismatchError, SupersededError
+from pipeline.base.errors import DamageError, InputError, MismatchError, SupersededError
 from pipeline.base.store.local import LocalStore
+from pipeline.base.world import World
 from pipeline.checkpoints.attempts import check_newest, list_attempts, take_attempt
-from pipeline.checkpoints.layout import expected_files, files_of_rank
-from pipeline.checkpoints.resume import check_whole, list_steps, resume_newest
-from pipeline.checkpoints.save import Saving, save_checkpoint
-from pipeline.records.run import CheckpointCard, checkpoint_card_key, list_checkpoint_cards, step_prefix
-
-RUN, MODEL, OPTIMIZER = "r", "mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
+from pipeline.checkpoints.pins import pinned_steps
+from pipeline.checkpoints.resume import resume, resume_newest
+from pipeline.checkpoints.save import check_whole
+from pipeline.checkpoints.stored import StoredFragments
+from pipeline.records.record import parse_record
+from pipeline.records.run import (
+    CheckpointCard,
+    checkpoint_card_key,
+    list_checkpoint_cards,
+    list_steps,
+    parse_reference,
+    read_checkpoint_card,
+    step_prefix,
+)
+from tests.support.states import (
+    KINDS,
+    RUN,
+    SHAPES,
+    Cut,
+    State,
+    alone_writer,
+    new_saving,
+    restored,
+    run_threads,
+    same,
+    save_steps,
+    thread_writer,
+    trained,
+)
 
 
 class Noting(LocalStore):
-    """Notes the keys in the order in which they are written."""
+    """Notes the keys in the order in which they appear."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.written: list[str] = []
 
-    def put(self, key: str, data: bytes) -> None:
+    def incoming(self, key: str) -> Any:
         """See Store."""
-        super().put(key, data)
         self.written.append(key)
+        return super().incoming(key)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See Store."""
@@ -51,188 +74,236 @@ def store(tmp_path: Path) -> Noting:
     return Noting(tmp_path / "workspace")
 
 
-@pytest.fixture
-def saving(store: Noting) -> Saving:
-    """The first attempt of a run at ZeRO 2 in bf16."""
-    return Saving(store, RUN, take_attempt(store, RUN), 2, "bf16", "fingerprint", "dataset", "code")
-
-
-def content(step: int) -> dict[str, bytes]:
-    """What the rank's files of a step hold."""
-    return {MODEL: b"model %d" % step * 50, OPTIMIZER: b"optimizer %d" % step * 50}
-
-
-def save(saving: Saving, step: int, folder: Path, files: dict[str, bytes] | None = None) -> None:
-    """Write the rank's files of *step* into a new folder and save them."""
-    inside = folder / f"rank-{saving.attempt}-{step}" / "state"
-    inside.mkdir(parents=True)
-    for name, data in (content(step) if files is None else files).items():
-        (inside / name).write_bytes(data)
-    save_checkpoint(saving, Alone(), step, step * 10, inside.parent, b"weights %d" % step)
-
-
-def next_attempt(saving: Saving) -> Saving:
-    """As after a restart."""
-    return replace(saving, attempt=take_attempt(saving.workspace, RUN))
-
-
-def resume(saving: Saving, folder: Path) -> CheckpointCard | None:
-    """Resume into *folder*."""
-    return resume_newest(saving, Alone(), folder)
-
-
-def test_the_card_is_written_last_and_lists_every_byte(store: Noting, saving: Saving, tmp_path: Path) -> None:
-    save(saving, 10, tmp_path)
-    card = list_checkpoint_cards(store, RUN)[0]
+def test_the_card_is_written_last_and_lists_every_byte(store: Noting) -> None:
+    save_steps(new_saving(store), 10)
+    card = read_checkpoint_card(store, RUN, 10)
     assert store.written[-1] == checkpoint_card_key(RUN, 10) == "runs/r/checkpoints/step-00000010/checkpoint.json"
-    expected = {f"0001/{name}": data for name, data in content(10).items()} | {"model.safetensors": b"weights 10"}
-    listed = {file.name: (file.num_bytes, file.sha256) for file in (*card.files, card.weights)}
-    assert listed == {name: (len(data), sha256_hex(data)) for name, data in expected.items()}
-    assert {name: store.read(f"{step_prefix(RUN, 10)}/{name}") for name in expected} == expected
-    assert (card.step, card.position, card.attempt, card.world_size) == (10, 100, "0001", 1)
+    names = ["0001/rank-00000.safetensors", "0001/model.safetensors", "0001/ema.safetensors"]
+    assert [file.name for file in card.every_file] == names
+    for file in card.every_file:
+        data = store.read(f"{step_prefix(RUN, 10)}/{file.name}")
+        assert (file.num_bytes, file.sha256) == (len(data), sha256_hex(data))
+    assert (card.step, card.position, card.updates, card.attempt, card.world_size) == (10, 100, 10, "0001", 1)
     assert check_whole(store, card) is None
+    assert not list(store.root.rglob(".tmp-*"))
 
 
-def test_a_card_is_never_replaced(store: Noting, saving: Saving, tmp_path: Path) -> None:
-    save(saving, 10, tmp_path)
-    before = store.read(checkpoint_card_key(RUN, 10))
-    with pytest.raises(ConflictError, match="written by attempt 0001"):
-        save(next_attempt(saving), 10, tmp_path)
-    assert store.read(checkpoint_card_key(RUN, 10)) == before
+def test_without_a_moving_average_there_is_no_file_of_it(store: Noting) -> None:
+    save_steps(new_saving(store), 10, kinds=("weight", "momentum_buffer"))
+    card = read_checkpoint_card(store, RUN, 10)
+    assert card.ema_weights is None
+    assert store.head(f"{step_prefix(RUN, 10)}/0001/ema.safetensors") is None
 
 
-@pytest.mark.parametrize(
-    "files",
-    [
-        {},
-        {MODEL: b"x"},
-        {OPTIMIZER: b"x"},
-        {MODEL: b"x", OPTIMIZER: b"x", "zero_pp_rank_1_mp_rank_00_optim_states.pt": b"x"},
-        {MODEL: b"x", OPTIMIZER.removeprefix("bf16_"): b"x"},
-    ],
-    ids=["none", "no optimizer", "no model", "one too many", "of another dtype"],
-)
-def test_without_exactly_the_expected_files_there_is_no_card(
-    store: Noting, saving: Saving, tmp_path: Path, files: dict[str, bytes]
-) -> None:
-    with pytest.raises(FailedError, match=r"checkpoint of step 10: wrote .* expected"):
-        save(saving, 10, tmp_path, files)
-    assert list_steps(store, RUN) == []
-    assert resume(saving, tmp_path / "back") is None
-
-
-def test_resume_takes_the_newest_and_restores_its_bytes(saving: Saving, tmp_path: Path) -> None:
-    for step in (0, 10, 200):
-        save(saving, step, tmp_path)
-    card = resume(next_attempt(saving), tmp_path / "back")
+def test_a_checkpoint_comes_back_to_the_last_bit(store: Noting) -> None:
+    saving = new_saving(store)
+    save_steps(saving, 0, 10, 200)
+    state = State(seed=5)
+    card = resume(new_saving(store), Alone(), state)
     assert card is not None
     assert (card.step, card.position) == (200, 2000)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "back").iterdir()} == content(200)
+    assert same(state, trained(200))
 
 
-def test_without_a_checkpoint_there_is_nothing_to_resume(saving: Saving, tmp_path: Path) -> None:
-    assert resume(saving, tmp_path / "back") is None
-
-
-def flip(store: LocalStore, key: str) -> None:
-    """Change one bit in the middle."""
-    data = bytearray(store.read(key))
-    data[len(data) // 2] ^= 1
-    store.put(key, bytes(data))
-
-
-def cut(store: LocalStore, key: str) -> None:
-    """Leave the first half."""
-    data = store.read(key)
-    store.put(key, data[: len(data) // 2])
-
-
-def drop(store: LocalStore, key: str) -> None:
-    """Remove it."""
-    store.delete(key)
-
-
-DAMAGES = [(harm, name) for harm in (flip, cut, drop) for name in (f"0001/{MODEL}", f"0001/{OPTIMIZER}")]
-DAMAGES += [(cut, "model.safetensors"), (drop, "model.safetensors"), (cut, "checkpoint.json")]
-
-
-@pytest.mark.parametrize(("harm", "name"), DAMAGES, ids=[f"{harm.__name__} {name}" for harm, name in DAMAGES])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
-    store: Noting,
-    saving: Saving,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    harm: Callable[[LocalStore, str], None],
-    name: str,
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (2, 2), (4, 3), (5, 8)])
+@pytest.mark.parametrize("cuts", [("flat", "flat"), ("flat", "each"), ("each", "flat")])
+def test_any_number_of_ranks_and_any_cut_resume_any_other(
+    store: Noting, before: int, after: int, cuts: tuple[Cut, Cut]
 ) -> None:
-    for step in (10, 20):
-        save(saving, step, tmp_path)
-    harm(store, f"{step_prefix(RUN, 20)}/{name}")
-    later = next_attempt(saving)
-    with caplog.at_level(logging.WARNING):
-        card = resume(later, tmp_path / "back")
-    assert card is not None
-    assert card.step == 10
-    assert {path.name: path.read_bytes() for path in (tmp_path / "back").iterdir()} == content(10)
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 1
-    assert "step 20" in told[0]
-    assert name in told[0]
-    assert list_steps(store, RUN) == [10], "its card has to go, so that the step can be saved again"
-    save(later, 20, tmp_path)
-    again = resume(next_attempt(saving), tmp_path / "back again")
-    assert again is not None
-    assert (again.step, again.attempt) == (20, "0002")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "back again").iterdir()} == content(20)
+    saving = new_saving(store)
+
+    def save(collective: Collective) -> None:
+        writer = thread_writer(collective, saving)
+        writer.save(7, 70, State(collective.world, cuts[0]).train(7))
+        assert writer.wait()
+
+    def back(collective: Collective) -> tuple[State, int]:
+        state = State(collective.world, cuts[1], seed=3)
+        card = resume(later, collective, state)
+        assert card is not None
+        return state, card.step
+
+    assert run_threads(save, before) == [None] * before
+    later = new_saving(store)
+    for rank, (state, step) in enumerate(run_threads(back, after)):
+        assert step == 7
+        assert same(state, State(World(rank, after), cuts[1]).train(7))
+    assert same(restored(store, read_checkpoint_card(store, RUN, 7)), trained(7, kinds=tuple(sorted(KINDS))))
 
 
-def test_when_all_are_damaged_it_starts_anew(store: Noting, saving: Saving, tmp_path: Path) -> None:
-    for step in (10, 20):
-        save(saving, step, tmp_path)
-        flip(store, f"{step_prefix(RUN, step)}/0001/{MODEL}")
-    assert resume(next_attempt(saving), tmp_path / "back") is None
-    assert list_steps(store, RUN) == []
+def test_a_rank_opens_only_what_it_needs(store: Noting, monkeypatch: pytest.MonkeyPatch) -> None:
+    saving = new_saving(store)
+
+    def save(collective: Collective) -> None:
+        writer = thread_writer(collective, saving)
+        writer.save(7, 70, State(collective.world).train(7))
+        assert writer.wait()
+
+    opened: dict[int, set[str]] = {}
+
+    def back(collective: Collective) -> None:
+        class Listening(LocalStore):
+            def local_path(self, key: str) -> Path | None:
+                opened.setdefault(collective.world.rank, set()).add(key.rpartition("/")[2])
+                return super().local_path(key)
+
+        resume(replace(saving, workspace=Listening(store.root)), collective, State(collective.world))
+
+    run_threads(save, 4)
+    assert run_threads(back, 4) == [None] * 4
+    own = {rank: {f"rank-0000{rank}.safetensors"} for rank in range(4)}
+    own[0] |= {"model.safetensors"}
+    own[1] |= {"ema.safetensors"}
+    assert opened == own
+
+
+def test_without_a_checkpoint_there_is_nothing_to_resume(store: Noting) -> None:
+    state = State()
+    assert resume(new_saving(store), Alone(), state) is None
+    assert same(state, State())
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"fingerprint": "other"}, "fingerprint: fingerprint -> other"),
-        ({"dataset_digest": "other"}, "dataset_digest: dataset -> other"),
-        ({"zero_stage": 3}, "zero_stage: 2 -> 3"),
-        ({"dtype": "fp32"}, "dtype: bf16 -> fp32"),
+        ({"fingerprint": "other"}, "fingerprint: recipe -> other"),
+        ({"dataset_digest": "other"}, "dataset_digest: data -> other"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_field(
-    store: Noting, saving: Saving, tmp_path: Path, change: dict[str, Any], said: str
-) -> None:
-    save(saving, 10, tmp_path)
-    with pytest.raises(MismatchError, match=f"step 10 cannot be resumed: {said}$"):
-        resume(replace(saving, **change), tmp_path / "back")
+def test_another_recipe_or_dataset_is_refused_by_field(store: Noting, change: dict[str, str], said: str) -> None:
+    save_steps(new_saving(store), 10)
+    state = State(seed=5)
+    with pytest.raises(MismatchError, match=f"step 10 of run r cannot be resumed: {said}$"):
+        resume(new_saving(store, **change), Alone(), state)
     assert list_steps(store, RUN) == [10], "a refused checkpoint is not a damaged one"
+    assert same(state, State(seed=5))
 
 
-def test_another_world_size_is_refused(store: Noting, saving: Saving, tmp_path: Path) -> None:
-    save(saving, 10, tmp_path)
-    card = list_checkpoint_cards(store, RUN)[0]
-    store.put(checkpoint_card_key(RUN, 10), card.model_copy(update={"world_size": 4}).to_json())
-    with pytest.raises(MismatchError, match="world_size: 4 -> 1"):
-        resume(saving, tmp_path / "back")
-
-
-def test_several_differences_are_told_at_once(saving: Saving, tmp_path: Path) -> None:
-    save(saving, 10, tmp_path)
-    with pytest.raises(MismatchError, match=r"fingerprint: .*; zero_stage: "):
-        resume(replace(saving, fingerprint="other", zero_stage=1), tmp_path / "back")
-
-
-def test_a_superseded_attempt_commits_nothing(store: Noting, saving: Saving, tmp_path: Path) -> None:
-    newer = next_attempt(saving)
-    with pytest.raises(SupersededError, match="attempt 0001 of run r was superseded by attempt 0002"):
-        save(saving, 10, tmp_path)
-    assert list_steps(store, RUN) == []
-    save(newer, 10, tmp_path)
+def test_another_model_is_refused_by_parameter(store: Noting) -> None:
+    save_steps(new_saving(store), 10)
+    other = {name: shape for name, shape in SHAPES.items() if name != "scale"} | {"head.w": (10, 7), "new": (1,)}
+    with pytest.raises(MismatchError) as caught:
+        resume(new_saving(store), Alone(), State(model=other))
+    for said in ("shape of head.w: (3, 7) -> (10, 7)", "shape of new: absent -> (1,)", "shape of scale: () -> absent"):
+        assert said in str(caught.value)
     assert list_steps(store, RUN) == [10]
+
+
+def test_another_optimizer_is_refused_by_what_it_lacks(store: Noting) -> None:
+    save_steps(new_saving(store), 10)
+    with pytest.raises(MismatchError, match=r"r@10 holds no momentum_buffer of embed\.w"):
+        resume(new_saving(store), Alone(), State(kinds=("weight", "momentum_buffer")))
+
+
+def test_how_it_was_written_does_not_matter(store: Noting) -> None:
+    save_steps(new_saving(store), 10)
+    state = State()
+    assert resume(new_saving(store, zero_stage=3, dtype="fp32"), Alone(), state)
+    assert same(state, trained(10))
+
+
+def test_a_card_of_the_first_schema_is_refused_and_stays(store: Noting) -> None:
+    save_steps(new_saving(store), 10)
+    key = checkpoint_card_key(RUN, 10)
+    store.put(key, b'{"schema_version": 1, "run": "r", "step": 10, "files": []}')
+    with pytest.raises(MismatchError, match="has schema_version 1, this vitpipe resumes 2"):
+        resume(new_saving(store), Alone(), State())
+    assert store.head(key) is not None
+
+
+def test_a_superseded_attempt_commits_nothing(store: Noting) -> None:
+    older, newer = new_saving(store), new_saving(store)
+    writer = alone_writer(older)
+    writer.save(10, 100, trained(10))
+    with pytest.raises(SupersededError, match="attempt 0001 of run r was superseded by attempt 0002"):
+        writer.wait()
+    with pytest.raises(SupersededError):
+        writer.save(20, 200, trained(20))
+    assert list_steps(store, RUN) == []
+    save_steps(newer, 10)
+    assert list_steps(store, RUN) == [10]
+
+
+def test_the_card_that_is_there_stands(store: Noting) -> None:
+    save_steps(new_saving(store), 10)
+    before = store.read(checkpoint_card_key(RUN, 10))
+    writer = save_steps(new_saving(store), 10, seed=1)
+    assert writer.take_alarms() == ["step 10 was committed by attempt 0001 already; that one stands"]
+    assert store.read(checkpoint_card_key(RUN, 10)) == before
+    assert not [info.key for info in store.list() if "/0002/" in info.key]
+    assert same(restored(store, read_checkpoint_card(store, RUN, 10)), trained(10, kinds=tuple(sorted(KINDS))))
+
+
+def test_the_same_attempt_may_save_a_step_again(store: Noting) -> None:
+    saving = new_saving(store)
+    save_steps(saving, 10)
+    assert save_steps(saving, 10).take_alarms() == []
+
+
+def fork(store: Noting, **more: Any) -> tuple[CheckpointCard | None, State]:
+    state = State(seed=8)
+    return resume(new_saving(store, "child", parent="r@10", **more), Alone(), state), state
+
+
+def test_a_fork_begins_where_its_parent_was(store: Noting) -> None:
+    save_steps(new_saving(store), 10, 20)
+    card, state = fork(store, fingerprint="another recipe")
+    assert card is not None
+    assert (card.run, card.step, card.position) == (RUN, 10, 100)
+    assert same(state, trained(10))
+    assert pinned_steps(store, RUN) == {10}
+    saving = new_saving(store, "child", parent="r@10", fingerprint="another recipe")
+    writer = alone_writer(saving)
+    writer.save_and_wait(10, 100, state)
+    writer.save_and_wait(13, 130, state.train(3))
+    own, again = fork(store, fingerprint="another recipe")
+    assert own is not None
+    assert (own.run, own.step, own.parent) == ("child", 13, "r@10")
+    assert same(again, trained(13))
+
+
+def test_a_fork_needs_a_parent_that_is_whole_and_of_its_data(store: Noting) -> None:
+    with pytest.raises(InputError, match=r"no checkpoint r@10 in .* - its steps: none"):
+        fork(store)
+    save_steps(new_saving(store), 10, 20)
+    with pytest.raises(MismatchError, match="dataset_digest: data -> other"):
+        fork(store, dataset_digest="other")
+    store.delete(f"{step_prefix(RUN, 10)}/0001/model.safetensors")
+    with pytest.raises(DamageError, match=r"r@10, which run child is forked from, is damaged: 0001/model.safetensors"):
+        fork(store)
+    assert list_steps(store, RUN) == [10, 20], "another run's checkpoint is not ours to set aside"
+
+
+@pytest.mark.parametrize("text", ["r", "r@", "@10", "r@ten", "r@-1", "r@1.5", ""])
+def test_what_names_no_checkpoint_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="names no checkpoint"):
+        parse_reference(text)
+
+
+def test_a_reader_tells_what_it_does_not_hold(store: Noting) -> None:
+    save_steps(new_saving(store), 10)
+    with StoredFragments(store, read_checkpoint_card(store, RUN, 10)) as reader:
+        whole = dict(reader.shapes())
+        assert whole == SHAPES
+        assert reader.updates == 10
+        assert torch.equal(reader.read("weight", "head.b", 1, 3), trained(10).parts[1].values[1:3])
+        assert reader.read("weight", "scale", 0, 1).dtype == torch.float32
+        for kind, name in (("adam", "head.b"), ("weight", "tail")):
+            with pytest.raises(MismatchError, match=f"holds no {kind} of {name}"):
+                reader.read(kind, name, 0, 1)
+        with pytest.raises(MismatchError, match=r"weight of head.b has no elements 1\.\.4"):
+            reader.read("weight", "head.b", 1, 4)
+
+
+def test_a_changed_card_is_damaged(store: Noting) -> None:
+    save_steps(new_saving(store), 10)
+    key = checkpoint_card_key(RUN, 10)
+    data = store.read(key)
+    for old, new in ((b'"position": 100', b'"position": 101'), (b'"updates": 10', b'"updates": 11')):
+        assert old in data
+        with pytest.raises(DamageError, match="it is not the digest of the other fields"):
+            parse_record(CheckpointCard, data.replace(old, new), key)
+    assert parse_record(CheckpointCard, data, key) == list_checkpoint_cards(store, RUN)[0]
 
 
 def test_attempts_are_counted(store: Noting) -> None:
@@ -257,9 +328,11 @@ def test_racing_attempts_get_distinct_numbers(store: Noting) -> None:
     assert list_attempts(store, RUN) == sorted(taken)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_the_ranks_together_need_every_file(stage: int, dtype: str) -> None:
-    parts = [files_of_rank(rank, 4, stage, dtype) for rank in range(4)]
-    assert set().union(*parts) == expected_files(4, stage, dtype)
-    assert len(expected_files(4, stage, dtype)) == {0: 1, 1: 5, 2: 5, 3: 8}[stage]
+def test_only_the_newest_attempt_sets_a_checkpoint_aside(store: Noting) -> None:
+    save_steps(new_saving(store), 10)
+    older = new_saving(store)
+    new_saving(store)
+    store.delete(f"{step_prefix(RUN, 10)}/0001/model.safetensors")
+    with pytest.raises(SupersededError):
+        resume_newest(older, Alone(), State())
+    assert list_steps(store, RUN) == [10]

@@ -9,9 +9,11 @@ import pytest
 
 from pipeline.base.config import build
 from pipeline.base.errors import InputError, RecipeError
-from pipeline.evaluate.due import Planned, due, plan_evaluations
+from pipeline.evaluate.due import Patterns, Planned, due, plan_evaluations, standing
+from pipeline.evaluate.ledger_view import Entry, State
 from pipeline.evaluate.subject import Subject
 from pipeline.evaluate.suite import EvaluateRecipe
+from pipeline.records.ledger import Claim, Failure, Owner
 from pipeline.records.score import PIXELS, EvaluationKey
 
 TRANSFORM = {"size": 8, "resize": 8, "mode": "square", "filter": "bicubic"}
@@ -75,12 +77,86 @@ def test_without_checkpoints_nothing_is_due() -> None:
     assert plan([{"evaluator": "knn", "tasks": ["a"]}], []) == []
 
 
-def test_what_is_recorded_is_not_due() -> None:
-    planned = plan([{"evaluator": "knn", "tasks": ["a", "b"]}])
-    recorded = {item.key.id for item in planned[::2]}
-    assert due(planned, recorded) == planned[1::2]
-    assert due(planned, set()) == planned
-    assert due(planned, {item.key.id for item in planned}) == []
+def test_while_a_run_is_not_complete_no_checkpoint_is_the_last() -> None:
+    suite = [{"evaluator": "finetune", "tasks": ["a"], "checkpoints": "last"}, {"evaluator": "knn", "tasks": ["a"]}]
+    planned = plan_evaluations(CHECKPOINTS, recipe(suite, baselines=False), DIGESTS, is_complete=False)
+    assert [(item.key.evaluator, item.subject.step) for item in planned] == [("knn", 100), ("knn", 200)]
+
+
+NOW = 1e9
+OWNER = Owner(place="elsewhere", pid=1, token="t")
+CLAIM = Claim(owner=OWNER, run="r", name="n", generation=0, since=NOW, expires=NOW + 10)
+
+
+def failure(retry_after: float | None) -> Failure:
+    """The last one's."""
+    return Failure(kind="error", run="r", name="n", reason="why", errors=1, losses=0, at=NOW, retry_after=retry_after)
+
+
+ENTRIES: dict[str, tuple[Entry, State]] = {
+    "untouched": (Entry(), "due"),
+    "recorded": (Entry(is_recorded=True, claims=1), "done"),
+    "claimed": (Entry(claims=1, claim=CLAIM, expires=NOW + 10), "running"),
+    "expired": (Entry(claims=1, claim=CLAIM, expires=NOW - 1), "due"),
+    "failed a moment ago": (Entry(claims=1, failure=failure(NOW + 5)), "waiting"),
+    "failed a while ago": (Entry(claims=1, failure=failure(NOW - 5)), "due"),
+    "failed for good": (Entry(claims=3, failure=failure(None)), "failed"),
+    "failed, and claimed again": (Entry(claims=2, claim=CLAIM, expires=NOW + 1, failure=failure(NOW - 5)), "running"),
+    "failed for good, but recorded by another": (Entry(claims=2, is_recorded=True, failure=failure(None)), "done"),
+}
+
+
+@pytest.mark.parametrize("what", ENTRIES)
+def test_how_it_stands(what: str) -> None:
+    (item,) = plan([{"evaluator": "knn", "tasks": ["a"]}], CHECKPOINTS[2:], baselines=False)
+    entry, state = ENTRIES[what]
+    view = {item.id: entry}
+    assert standing(item, view, Patterns([]), NOW) == state
+    assert due([item], view, NOW) == ([item] if state == "due" else [])
+    cancelled = state if state in ("done", "running") else "cancelled"
+    assert standing(item, view, Patterns(["knn on *"]), NOW) == cancelled
+    assert due([item], view, NOW, ["knn on a of step ?00"]) == []
+    assert due([item], view, NOW, ["knn on b of step *"]) == due([item], view, NOW)
+
+
+def test_what_is_due_is_pure_and_in_order() -> None:
+    planned = plan([{"evaluator": "knn", "tasks": ["a"]}, {"evaluator": "finetune", "tasks": ["a"]}])
+    view = {planned[2].id: Entry(is_recorded=True)}
+    before = copy.deepcopy(view)
+    names = [item.name for item in due(planned, view, NOW)]
+    assert names == [
+        "finetune on a of step 200",
+        "knn on a of step 200",
+        "finetune on a of step 100",
+        "finetune on a of step 0",
+        "knn on a of step 0",
+        "finetune on a of pixels",
+        "knn on a of pixels",
+    ], "the newest first, the longest of it first; one is recorded"
+    assert names == [item.name for item in due(planned, view, NOW)]
+    assert view == before
+    chosen = [item.name for item in due(planned, view, NOW, priority=["* of pixels", "knn on *"])]
+    assert chosen[:4] == [
+        "finetune on a of pixels",
+        "knn on a of pixels",
+        "knn on a of step 200",
+        "knn on a of step 0",
+    ]
+    assert sorted(chosen) == sorted(names)
+
+
+def test_names_tell_seeds_and_patterns_without_one_mean_all() -> None:
+    planned = plan([{"evaluator": "fewshot", "tasks": ["a"], "seeds": [0, 1]}], CHECKPOINTS[1:], baselines=False)
+    names = [item.name for item in planned]
+    assert names[:2] == ["fewshot on a of step 100", "fewshot on a of step 100 seed 1"]
+    for pattern, count in {
+        "fewshot on a of step 100": 2,
+        "fewshot on a of step 100 seed 1": 1,
+        "* of step *": 4,
+        "fewshot": 0,
+        "* seed 1": 2,
+    }.items():
+        assert sum(Patterns([pattern]).match(name) for name in names) == count, pattern
 
 
 KEY = EvaluationKey(

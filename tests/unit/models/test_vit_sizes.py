@@ -24,10 +24,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize(("name", "expected"), PUBLISHED.items())
-def test_a_named_size_has_the_published_parameter_count(
-    name: str, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ViT, "initialise", lambda self, seed: None)
+def test_a_named_size_has_the_published_parameter_count(name: str, expected: int) -> None:
     with torch.device("meta"):
         model = ViT(named(name, num_classes=1000))
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
@@ -51,6 +48,8 @@ def test_an_unknown_name_tells_the_known_ones(name: str) -> None:
         ({"heads": 5}, "heads 5 does not divide width 768"),
         ({"width": 6, "heads": 3, "position": "sincos2d"}, "divisible by 4, not 6"),
         ({"dropout": 1.0}, "less than 1"),
+        ({"drop_path": 1.0}, "less than 1"),
+        ({"norm_epsilon": 0.0}, "greater than 0"),
         ({"num_classes": -1}, "greater than or equal to 0"),
         ({"position_std": float("nan")}, "finite number"),
     ],

@@ -128,3 +128,13 @@ def test_anything_else_is_refused_by_name(damage: Callable[[bytes], bytes]) -> N
     with pytest.raises(DamageError, match=r"runs/x/model\.safetensors") as caught:
         unpack_model(damage(packed()), "runs/x/model.safetensors")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_from_before_a_field_was_there_is_read() -> None:
+    def without_newer(metadata: dict[str, str]) -> None:
+        tree = json.loads(metadata["description"])
+        assert tree["architecture"].pop("drop_path") == 0.0
+        assert tree["architecture"].pop("norm_epsilon") == 1e-6
+        metadata["description"] = json.dumps(tree)
+
+    assert unpack_model(with_metadata(without_newer), "here")[0].config == CONFIG

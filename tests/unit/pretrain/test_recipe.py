@@ -11,7 +11,7 @@ from pipeline.base.digests import fingerprint
 from pipeline.base.errors import InputError, RecipeError
 from pipeline.models.config import named
 from pipeline.pretrain.recipe import PretrainRecipe
-from pipeline.pretrain.run import architecture, check_recipe
+from pipeline.pretrain.run import architecture, check_recipe, world_sizes
 from pipeline.records.dataset import DatasetCard
 from tests.support.statistics import plain_statistics
 
@@ -78,7 +78,11 @@ def problems(*overrides: str) -> list[str]:
         ("optimizer.learning_rate=-1", "'optimizer.learning_rate': Input should be greater than 0"),
         ("engine.zero_stage=4", "'engine.zero_stage'"),
         ("run=../elsewhere", "'run'"),
-        ("objective=sigmoid", "'objective'"),
+        ("objective=sigmoids", "did you mean 'sigmoid'?"),
+        ("workers={min: 3, max: 2}", "min 3 is more than max 2"),
+        ("workers={min: 1, most: 2}", "'workers': write a number of ranks, or {min: 2, max: 8}"),
+        ("workers=-2", "'workers': write a number of ranks"),
+        ("on_nonfinite=ignore", "'on_nonfinite'"),
         ("stream.partitions=3", "partitions 3 does not divide batch_size 16; use [1, 2, 4, 8, 16]"),
         ("model.patch_size=3", "patch_size 3 does not divide image_size 8"),
     ],
@@ -90,7 +94,7 @@ def test_a_mistake_is_told_in_one_line(override: str, said: str) -> None:
 
 
 def test_all_mistakes_are_told_at_once() -> None:
-    found = problems("steps=-1", "workers=none", "model.depht=3", "engine.precision=fp16")
+    found = problems("steps=-1", "workers=none", "model.depht=3", "engine.precision=fp64")
     assert len(found) == 4
     for name in ("steps", "workers", "model.depht", "engine.precision"):
         assert any(f"'{name}'" in problem for problem in found)
@@ -110,6 +114,8 @@ def test_sizes_that_disagree_are_all_named(overrides: list[str]) -> None:
 def test_warm_up_longer_than_the_run() -> None:
     assert problems("schedule.warmup_steps=101") == ["schedule.warmup_steps 101 is more than steps 100"]
     assert recipe("schedule.warmup_steps=100").schedule.warmup_steps == 100
+    samples = "schedule={warmup_samples: 1601}"
+    assert problems(samples) == ["schedule.warmup_samples 1601 is more than steps 100"]
 
 
 def test_a_named_model_is_filled_in_and_can_be_changed() -> None:
@@ -143,7 +149,11 @@ def test_classes_come_from_the_dataset() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["engine.precision=bf16", "engine.zero_stage=0"], "bf16 needs zero_stage 1, 2 or 3"),
+        (["engine.precision=fp16", "engine.zero_stage=0"], "fp16 needs zero_stage 1, 2 or 3"),
+        (["on_nonfinite=skip", "engine.zero_stage=0"], "on_nonfinite: skip needs engine.zero_stage 1, 2 or 3"),
+        (["workers={min: 3, max: 3}"], "world sizes that work: 1, 2, 4"),
+        (["workers={min: 5, max: 9}"], "no number of workers from 5 to 9 divides stream.partitions 4; 1, 2, 4 do"),
+        (["objective=masked_patches", "model.num_classes=4"], "masked_patches trains no head"),
         (["workers=3"], "3 workers do not divide stream.partitions 4; world sizes that work: 1, 2, 4"),
         (["workers=8"], "world sizes that work: 1, 2, 4"),
         (["engine.micro_batch_size=3"], "micro_batch_size 3 does not divide the 8 samples that each of 2 ranks gets"),
@@ -153,6 +163,30 @@ def test_classes_come_from_the_dataset() -> None:
 def test_what_does_not_fit_together_is_told_before_a_rank_starts(overrides: list[str], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         check_recipe(recipe(*overrides), card())
+
+
+def test_all_that_does_not_fit_is_told_at_once() -> None:
+    with pytest.raises(RecipeError) as caught:
+        check_recipe(recipe("workers=3", "model.num_classes=9", "engine.offload_parameters=cpu"), card())
+    assert len(caught.value.problems) == 3
+
+
+def test_an_elastic_run_takes_the_sizes_that_fit() -> None:
+    assert world_sizes(recipe("workers={min: 1, max: 4}")) == [4, 2, 1]
+    assert world_sizes(recipe("workers={min: 2, max: 3}")) == [2]
+    assert world_sizes(recipe("workers=4")) == [4]
+
+
+def test_fewer_samples_than_ranks() -> None:
+    few = card().model_copy(update={"num_samples": 1})
+    with pytest.raises(InputError, match="dataset d has 1 samples for 2 ranks"):
+        check_recipe(recipe(), few)
+
+
+def test_masked_patches_need_no_classes() -> None:
+    found = recipe("objective=masked_patches")
+    check_recipe(found, card(0))
+    assert architecture(found, card(7)).num_classes == 0
 
 
 def test_what_fits_passes() -> None:
@@ -169,6 +203,16 @@ FREE = [
     "stream.workers=2",
     "stream.check=header",
     "engine.micro_batch_size=4",
+    "engine.zero_stage=1",
+    "engine.offload_optimizer=cpu",
+    "workers={min: 1, max: 4}",
+    "grace_seconds=3",
+    "on_nonfinite=skip",
+    "max_skipped=3",
+    "keep_last=3",
+    "keep_every=50",
+    "max_failed_saves=5",
+    "checkpoint_blocks=true",
 ]
 FIXED = [
     "run=other",
@@ -186,8 +230,10 @@ FIXED = [
     "stream.window=11",
     "stream.augment.flip=false",
     "transform.mode=square",
-    "engine.zero_stage=1",
     "engine.precision=fp32",
+    "objective=sigmoid",
+    "optimizer.ema=0.99",
+    "init=other@100",
 ]
 
 

@@ -243,5 +243,7 @@ def test_samples_without_exactly_one_label_are_refused_by_key(tmp_path: Any, lab
     corpus = corpus_of(images, {"x.png": labels}, ("a", "b"))
     shard_corpus(workspace, "tiny", corpus, ShardRecipe())
     reader = DatasetReader(workspace, "tiny")
-    with pytest.raises(DamageError, match=f"{reader.keys(0)[0]} has {len(labels)} labels"):
+    with pytest.raises(
+        DamageError, match=rf"{reader.keys(0)[0]} at byte \d+: it has {len(labels)} labels; this objective needs one"
+    ):
         next(loader_of(workspace))

@@ -1,4 +1,4 @@
-"""The loop: it learns, asks the schedule, calls back after every update, and its draws hang on (seed, step, rank)."""
+"""The loop: it learns, asks the schedule, calls back after every update and stops on request; its draws; mixup."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_rates_follow_the_schedule_and_every_update_is_told() -> None:
     engine, told = Recorder(), []
     schedule = ScheduleRecipe(decay="linear", warmup_steps=2)
     train(engine, batches(), objective, plan(schedule=schedule), World(), Watch(None, 1, 8), told.append)
-    assert engine.rates == pytest.approx([0.05, 0.1, 0.1, 0.075, 0.05, 0.025])
+    assert engine.rates == pytest.approx([0.0, 0.05, 0.1, 0.075, 0.05, 0.025])
     assert told == [1, 2, 3, 4, 5, 6]
 
 
@@ -278,3 +278,93 @@ def test_a_network_that_is_asked_in_mixed_precision_is_asked_so_with_mixup_too()
     batch = six(0.7, torch.from_numpy(partners(2, 3)))
     train(Gradients(), iter([batch]), mixed_precision, plan(num_steps=1, batch_size=6), World(), Watch(None, 1, 6))
     assert seen == [torch.bfloat16] * 2
+
+
+@pytest.mark.parametrize("micro", [0, 2])
+def test_many_labels_are_mixed_as_targets(micro: int) -> None:
+    """Of each class a sample has its own share and its partner's: one loss, one forward pass."""
+    seen: list[Tensor] = []
+
+    def sigmoid(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        seen.append(labels)
+        return nn.functional.binary_cross_entropy_with_logits(module(images), labels)
+
+    labels = torch.eye(6, 5) + torch.eye(6, 5).roll(2, dims=1)
+    of_each = torch.from_numpy(partners(2, 3))
+    batch = Batch(six().images, labels, 0.7, of_each)
+    engine = Gradients()
+    train(engine, iter([batch]), sigmoid, plan(num_steps=1, batch_size=6, micro_batch_size=micro), World(), WATCH)
+    torch.testing.assert_close(torch.cat(seen), 0.7 * labels + 0.3 * labels[of_each])
+    assert engine.module.passes == len(seen) == 6 // (micro or 6)
+
+
+WATCH = Watch(None, 100, 6)
+
+
+def test_the_loop_ends_when_it_is_told_to() -> None:
+    engine, told = Recorder(), []
+
+    def at_step(step: int) -> bool:
+        told.append(step)
+        return step == 3
+
+    assert train(engine, batches(), objective, plan(), World(), Watch(None, 1, 8), at_step) == 3
+    assert told == [1, 2, 3]
+    assert len(engine.rates) == 3
+    assert train(engine, batches(3), objective, plan(first_step=3), World(), Watch(None, 1, 8)) == 6
+    assert engine.rates == pytest.approx(rates_of_all_steps())
+
+
+def test_nothing_is_trained_when_nothing_is_left() -> None:
+    engine = Recorder()
+    assert train(engine, iter([]), objective, plan(first_step=6), World(), Watch(None, 1, 8)) == 6
+    assert engine.rates == []
+
+
+def test_times_are_told_of_every_step_and_forward_is_part_of_the_update() -> None:
+    told: list[tuple[str, float]] = []
+    train(
+        Recorder(),
+        batches(),
+        objective,
+        plan(micro_batch_size=2),
+        World(),
+        Watch(None, 1, 8),
+        timed=lambda phase, seconds: told.append((phase, seconds)),
+    )
+    assert [phase for phase, _ in told] == ["wait", "forward", "update"] * 6
+    assert all(0 < forward <= update for (_, forward), (_, update) in zip(told[1::3], told[2::3], strict=True))
+
+
+@dataclass(frozen=True)
+class Placed(Batch):
+    """A batch that knows the positions of its samples."""
+
+    positions: tuple[int, ...] = ()
+
+
+class Drawing:
+    """A loss that notes of which samples it is."""
+
+    def __init__(self, noted: list[tuple[int, tuple[int, ...]]]) -> None:
+        self.noted = noted
+
+    def __call__(self, module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """See Loss."""
+        return objective(module, images, labels)
+
+    def for_samples(self, seed: int, positions: tuple[int, ...]) -> Drawing:
+        """See DrawingLoss."""
+        self.noted.append((seed, positions))
+        return self
+
+
+def test_a_loss_that_draws_is_told_of_which_samples_it_is() -> None:
+    noted: list[tuple[int, tuple[int, ...]]] = []
+    placed = Placed(six().images, six().labels, positions=(30, 31, 32, 33, 34, 35))
+    one = plan(num_steps=1, batch_size=6, micro_batch_size=3)
+    train(Gradients(), iter([placed]), Drawing(noted), one, World(), WATCH)
+    assert noted == [(3, (30, 31, 32)), (3, (33, 34, 35))]
+    noted.clear()
+    train(Gradients(), iter([six()]), Drawing(noted), one, World(), WATCH)
+    assert noted == []

@@ -1,0 +1,115 @@
+"""The command ``evaluate``: what is due for a run is done, once, now or while it trains; and changes by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from jobs.console import make_progress, print_text
+from jobs.options import Address, Debug, Endpoint, Json, Overrides, Workspace, changes, finish, needed, stores_of
+from jobs.recipe import ChainRecipe
+from pipeline.base.errors import InputError
+from pipeline.base.quantities import parse_seconds
+from pipeline.base.store import open_store
+
+_SHOWN = 40  # names of a kind, on a terminal; --json has them all
+
+
+def evaluate(
+    run_or_recipe: Annotated[str, typer.Argument(metavar="RUN|RECIPE", help="a run, or a recipe with its suite")],
+    overrides: Overrides = None,
+    workspace: Workspace = None,
+    suite: Annotated[
+        str | None, typer.Option(help="suite: a YAML file, one that ships with vitpipe, or one the run had before")
+    ] = None,
+    train: Annotated[str | None, typer.Option(help="training dataset of the task, without a recipe")] = None,
+    test: Annotated[str | None, typer.Option(help="test dataset of the task, without a recipe")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="take up new checkpoints until the run is complete")] = False,
+    every: Annotated[str, typer.Option(help="between two looks with --watch, like 30s, 10m or 2h")] = "10m",
+    max_parallel: Annotated[int | None, typer.Option(min=1, help="workers; wins over the suite's")] = None,
+    priority: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="names that go first, like 'knn on *'; repeatable")
+    ] = None,
+    redo: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="make what is recorded of these void, and run")
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="try again what failed for good, and run")] = False,
+    invalidate: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="make what is recorded of these void; runs nothing")
+    ] = None,
+    cancel: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="these are not wanted from now on; runs nothing")
+    ] = None,
+    uncancel: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="take back a --cancel; runs nothing")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="why something is made void; it is kept")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what is due or matches, and change nothing")] = False,
+    endpoint: Endpoint = None,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Evaluate every checkpoint of a run that is not evaluated yet.
+
+    `vitpipe evaluate recipe.yaml`, or `vitpipe evaluate RUN -w ws --suite suite.yaml --watch`, or with a single task
+    `--train birds-train --test birds-test`. Given again, it goes on where it stopped; `vitpipe status` shows how far.
+
+    Evaluations are called like `linear on digits of step 100`; a PATTERN is such a name, with `*` and `?`.
+    """
+    from jobs import asking
+    from jobs import evaluation_names as names
+
+    given = asking.Given(run_or_recipe, suite, train, test, tuple(overrides or ()))
+    if given.is_recipe(workspace):
+        chain, asked = asking.from_recipe(given, changes(workspace, endpoint))
+    else:
+        chain = ChainRecipe(workspace=needed(workspace), stores=stores_of(workspace, endpoint))
+        asked = asking.of_run(given, open_store(chain.workspace, chain.stores))
+    asked = asked.with_options(max_parallel, priority, _seconds(every) if watch else None)
+    store = open_store(chain.workspace, chain.stores)
+    marks = names.Changes(
+        tuple(redo or ()), tuple(invalidate or ()), tuple(cancel or ()), tuple(uncancel or ()), retry, reason
+    )
+    found: dict[str, Any] = {}
+    if marks != names.Changes(reason=reason):
+        found = names.change(store, asked, marks, dry_run=dry_run)
+    if dry_run and not found:
+        found = names.what_is_due(store, asked.run, asked.read_recipe())
+    if dry_run or marks.only_marks:
+        finish(as_json, found, lambda: print_text(_shown(found, dry_run)))
+        return
+    from jobs.evaluate import evaluate as run_evaluate
+
+    done = run_evaluate(chain, asked, make_progress(), address, debug)
+    result = found | {
+        "run": asked.run,
+        "planned": done.num_planned,
+        "recorded": done.num_recorded,
+        "done": done.num_done,
+        "cancelled": list(done.cancelled),
+        "skipped": {str(step): reason for step, reason in done.skipped.items()},
+    }
+    also = f", {len(done.cancelled)} cancelled" if done.cancelled else ""
+    text = f"run {asked.run}: {done.num_done} evaluations done now, {done.num_planned} in all{also}"
+    finish(as_json, result, lambda: print_text(text))
+
+
+def _seconds(text: str) -> float:
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise InputError(f"--every: {error}") from None
+
+
+def _shown(found: dict[str, Any], dry_run: bool) -> str:
+    lines = []
+    for what, value in found.items():
+        if isinstance(value, list) and value:
+            lines.append(f"{what.replace('_', ' ')} ({len(value)}):")
+            lines += [f"  {name}" for name in value[:_SHOWN]]
+            lines += [f"  and {len(value) - _SHOWN} more"] if len(value) > _SHOWN else []
+        elif isinstance(value, list):
+            lines.append(f"{what.replace('_', ' ')}: nothing")
+    return "\n".join([*lines, "nothing was changed"] if dry_run else lines)

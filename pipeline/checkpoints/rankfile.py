@@ -1,0 +1,118 @@
+"""Fragments as the bytes of one safetensors file. Nothing in it can run: numbers, and a JSON header.
+
+Each fragment is one float32 tensor ``kind:name:start``, one after the other without gaps. The only metadata is
+``state``: what the file is of, as JSON (several entries would come in an order that changes from call to call).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from pipeline.base.errors import DamageError
+from pipeline.checkpoints.fragments import Fragment
+from pipeline.checkpoints.layout import Piece
+from pipeline.records.record import Record
+
+LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header, little-endian
+_ALIGNMENT = 8  # of the data, by the format; spaces fill the header up
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_ELEMENT_BYTES = 4  # float32
+
+
+class RankState(Record):
+    """What one rank's file is of. ``shapes`` are of the whole parameters."""
+
+    format: Literal["vitpipe-fragments-1"] = "vitpipe-fragments-1"
+    run: str
+    step: int
+    attempt: str
+    rank: int
+    world_size: int
+    updates: int
+    shapes: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class RankHeader:
+    """The header of a file: what it is of, and where in the file each piece begins (byte offsets)."""
+
+    state: RankState
+    offsets: dict[Piece, int]
+
+
+def piece_of(fragment: Fragment) -> Piece:
+    """Where *fragment* belongs."""
+    return Piece(fragment.kind, fragment.name, fragment.start, fragment.start + fragment.values.numel())
+
+
+def pack_header(state: RankState, pieces: list[Piece]) -> bytes:
+    """Everything of the file but its numbers, which follow in the order of *pieces*."""
+    tree: dict[str, Any] = {"__metadata__": {"state": state.model_dump_json()}}
+    offset = 0
+    for piece in pieces:
+        count = piece.stop - piece.start
+        end = offset + count * _ELEMENT_BYTES
+        tree[f"{piece.kind}:{piece.name}:{piece.start}"] = {
+            "dtype": "F32",
+            "shape": [count],
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(tree, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+def header_length(data: bytes, num_bytes: int, where: str) -> int:
+    """Bytes of the header with its length, from the first ones of a file of *num_bytes*. Raises DamageError."""
+    length = int.from_bytes(data[:LENGTH_BYTES], "little")
+    if len(data) < LENGTH_BYTES or length > min(_MAX_HEADER_BYTES, num_bytes - LENGTH_BYTES):
+        raise DamageError(f"{where}: it is cut, or no safetensors file")
+    return LENGTH_BYTES + length
+
+
+def parse_header(data: bytes, num_bytes: int, where: str) -> RankHeader:
+    """The header at the start of *data*, of a file of *num_bytes*.
+
+    Raises DamageError, naming *where*, unless the tensors lie one after the other, without overlap or gap, to the end
+    of the file.
+    """
+    begin = header_length(data, num_bytes, where)
+    try:
+        tree = json.loads(data[LENGTH_BYTES:begin], object_pairs_hook=_without_repeats)
+        state = RankState.model_validate_json(tree.pop("__metadata__")["state"])
+        spans = sorted((*row["data_offsets"], name, row) for name, row in tree.items())
+        offsets: dict[Piece, int] = {}
+        reached = 0
+        for start, end, name, row in spans:
+            piece = _piece(name, row)
+            if start != reached or end != start + (piece.stop - piece.start) * _ELEMENT_BYTES:
+                raise ValueError(f"tensor {name!r} is at bytes {start}..{end}, not from {reached} on")
+            offsets[piece], reached = begin + start, end
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise DamageError(f"{where}: its header: {first['loc']}: {first['msg']}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamageError(f"{where}: its header is damaged ({error})") from None
+    if begin + reached != num_bytes:
+        raise DamageError(f"{where}: its header tells of {begin + reached} bytes, it has {num_bytes}")
+    return RankHeader(state, offsets)
+
+
+def _piece(name: str, row: dict[str, Any]) -> Piece:
+    kind, _, rest = name.partition(":")
+    parameter, _, start = rest.rpartition(":")
+    (count,) = row["shape"]
+    if row["dtype"] != "F32" or int(start) < 0 or count < 1 or set(row) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"tensor {name!r} is no fragment")
+    return Piece(kind, parameter, int(start), int(start) + count)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise ValueError("a name stands in it twice")
+    return dict(pairs)

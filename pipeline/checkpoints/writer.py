@@ -1,0 +1,231 @@
+"""Checkpoints in the background: training pauses for a copy in memory, the rest happens while it goes on.
+
+A store that is full, denies or breaks is an alarm, not the end: training goes on, and the next checkpoint tries again,
+up to ``max_failed_saves`` in a row. A newer attempt of the same run ends this one at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from pipeline.base.collective import Collective
+from pipeline.base.errors import FailedError, SupersededError
+from pipeline.base.failpoints import reach
+from pipeline.checkpoints.fragments import EMA, WEIGHT, FragmentSource
+from pipeline.checkpoints.retention import Retention, apply_retention
+from pipeline.checkpoints.save import (
+    Moment,
+    Saving,
+    Written,
+    check_written,
+    commit,
+    discard,
+    make_card,
+    put_rank_file,
+    put_weights,
+)
+from pipeline.checkpoints.snapshot import Snapshot
+from pipeline.records.run import EMA_WEIGHTS, WEIGHTS
+
+_log = logging.getLogger(__name__)
+_FIRST_PAUSE_SECONDS = 1.0  # before the last checkpoint is tried again; doubled each time
+_PATIENCE_SECONDS = 30.0  # training waits this long for the previous checkpoint before it says so
+
+Assemble = Callable[[FragmentSource, str], dict[str, Tensor] | None]
+Pack = Callable[[dict[str, Tensor]], bytes]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """How a save ended, the same on every rank. ``is_unneeded``: no card can name what was written."""
+
+    kind: Literal["committed", "failed", "superseded"]
+    alarm: str = ""
+    is_unneeded: bool = False
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time. See the package's docstring for what the arguments are and how it is used.
+
+    The public methods belong to the thread that trains. Every rank calls ``save`` and ``wait`` alike.
+    """
+
+    def __init__(
+        self,
+        saving: Saving,
+        collective: Collective,
+        assemble: Assemble,
+        pack: Pack,
+        *,
+        retention: Retention | None = None,
+        max_failed_saves: int = 3,
+    ) -> None:
+        self.saving, self.collective = saving, collective
+        self.write_seconds = 0.0
+        self._assemble, self._pack = assemble, pack
+        self._retention, self._max_failed_saves = retention or Retention(), max_failed_saves
+        self._snapshot = Snapshot()
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._is_committed = True
+        self._failed_in_a_row = 0
+        self._alarms: list[str] = []
+        self._guard = threading.Lock()
+
+    def save(self, step: int, position: int, source: FragmentSource) -> float:
+        """Copy the state of *source* and have it written; seconds that training paused.
+
+        Waits for the previous one. Raises FailedError after too many failures in a row, SupersededError when a newer
+        attempt has begun.
+        """
+        started = time.monotonic()
+        self.wait()
+        self._snapshot.take(source)
+        reach("checkpoint.after-snapshot")
+        self._is_committed = False
+        self._thread = threading.Thread(
+            target=self._write, args=(Moment(step, position),), name=f"checkpoint of step {step}", daemon=True
+        )
+        self._thread.start()
+        return time.monotonic() - started
+
+    def wait(self) -> bool:
+        """Wait until nothing is under way; True when the last save was committed. Raises as ``save``."""
+        if self._thread is not None:
+            self._thread.join(_PATIENCE_SECONDS)
+            if self._thread.is_alive():
+                self._alarm(f"{self._thread.name} is still being written, training waits for it")
+                self._thread.join()
+            self._thread = None
+        self.check()
+        return self._is_committed
+
+    def save_and_wait(self, step: int, position: int, source: FragmentSource) -> None:
+        """As ``save``, again and again until it is committed: the last checkpoint has no next one."""
+        pause = _FIRST_PAUSE_SECONDS
+        self.save(step, position, source)
+        while not self.wait():
+            time.sleep(pause)
+            pause *= 2
+            self.save(step, position, source)
+
+    def close(self) -> None:
+        """The end of the good way: nothing is under way any more. Raises as ``save``."""
+        self.wait()
+
+    def check(self) -> None:
+        """Raise what ended the background for good."""
+        if self._error is not None:
+            raise self._error
+
+    def take_alarms(self) -> list[str]:
+        """What went wrong since the last call, one line each; for the journal. Rank 0's are the whole story."""
+        with self._guard:
+            taken, self._alarms = self._alarms, []
+        return taken
+
+    def _alarm(self, message: str) -> None:
+        if self.collective.world.is_first:
+            _log.warning("%s", message)
+        with self._guard:
+            self._alarms.append(message)
+
+    def _write(self, moment: Moment) -> None:
+        """In the background. Whatever is raised here is raised again where training calls next."""
+        started = time.monotonic()
+        try:
+            outcome = self._save_together(moment)
+            self.write_seconds = time.monotonic() - started
+            self._settle(moment, outcome)
+        except Exception as error:
+            self._error = error
+
+    def _settle(self, moment: Moment, outcome: _Outcome) -> None:
+        if outcome.kind == "superseded":
+            self._error = SupersededError(outcome.alarm)
+            return
+        if outcome.alarm:
+            self._alarm(outcome.alarm)
+        self._is_committed = outcome.kind == "committed"
+        self._failed_in_a_row = 0 if self._is_committed else self._failed_in_a_row + 1
+        if self._failed_in_a_row >= self._max_failed_saves:
+            self._error = FailedError(
+                f"{self._failed_in_a_row} checkpoints in a row were not saved; the last one: {outcome.alarm}",
+                "mend the store, then give the same command again",
+            )
+
+    def _save_together(self, moment: Moment) -> _Outcome:
+        """Every rank does its part, then rank 0 decides for all."""
+        reports = self.collective.gather(self._write_own(moment))
+        problems = [f"rank {rank}: {told}" for rank, told in enumerate(reports) if isinstance(told, str)]
+        if problems:
+            self._discard(moment.step)
+            return _Outcome("failed", _told(moment, "; ".join(problems)), is_unneeded=True)
+        written = [told for told in reports if isinstance(told, Written)]
+        kinds = [WEIGHT] + [EMA] * any(piece.kind == EMA for row in written for piece in row.pieces)
+        whole = [self._assemble(self._snapshot, kind) for kind in kinds]
+        decided = self._decide(moment, written, whole) if self.collective.world.is_first else None
+        outcome: _Outcome = self.collective.broadcast(decided)
+        if outcome.is_unneeded:
+            self._discard(moment.step)
+        return outcome
+
+    def _write_own(self, moment: Moment) -> Written | str:
+        try:
+            return put_rank_file(self.saving, self.collective.world, moment, self._snapshot)
+        except Exception as error:  # it must not keep the others waiting: they hear of it
+            return _line(error)
+
+    def _decide(self, moment: Moment, written: list[Written], whole: list[dict[str, Tensor] | None]) -> _Outcome:
+        """On rank 0: compare, put the whole weights, commit, remove what retention does not keep."""
+        try:
+            check_written(self._snapshot.shapes(), moment, written)
+            files = []
+            for name, tensors in zip((WEIGHTS, EMA_WEIGHTS), whole, strict=False):
+                if tensors is None:
+                    raise FailedError(f"rank 0 was not given the tensors of {name}")
+                files.append(put_weights(self.saving, moment, name, self._pack(tensors)))
+            card = make_card(self.saving, moment, written, *files)
+        except Exception as error:
+            return _Outcome("failed", _told(moment, _line(error)), is_unneeded=True)
+        try:
+            theirs = commit(self.saving, card)
+        except SupersededError as error:
+            return _Outcome("superseded", error.what)
+        except Exception as error:  # the card may be there all the same: what it names has to stay
+            return _Outcome("failed", _told(moment, _line(error)))
+        if theirs is not None:
+            told = f"step {moment.step} was committed by attempt {theirs.attempt} already; that one stands"
+            return _Outcome("committed", told, is_unneeded=True)
+        return _Outcome("committed", self._retire(moment))
+
+    def _retire(self, moment: Moment) -> str:
+        try:
+            apply_retention(self.saving.workspace, self.saving.run, self._retention)
+        except Exception as error:
+            return f"after step {moment.step}, old checkpoints were not removed: {_line(error)}"
+        return ""
+
+    def _discard(self, step: int) -> None:
+        """Make room, as far as the store lets us; ``vitpipe gc`` finds the rest."""
+        try:
+            more = (WEIGHTS, EMA_WEIGHTS) if self.collective.world.is_first else ()
+            discard(self.saving, self.collective.world, step, more)
+        except Exception as error:
+            _log.info("what was written of step %d stays for now: %s", step, _line(error))
+
+
+def _told(moment: Moment, problem: str) -> str:
+    return f"checkpoint of step {moment.step} was not saved, training goes on: {problem}"
+
+
+def _line(error: Exception) -> str:
+    what = getattr(error, "what", "") or f"{type(error).__name__}: {error}"
+    return what.splitlines()[0]

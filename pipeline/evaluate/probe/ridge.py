@@ -1,0 +1,133 @@
+"""Ridge regression to +-1 targets from sums over a stream: N x D is never in memory.
+
+One pass adds up X'X, X'Y and the column sums; every l2 is then a division after one eigendecomposition. All sums are
+in float64, block by block, around the mean of the first block so that nothing cancels: scores equal a direct solve
+over all samples to 1e-7 of the largest.
+
+Convention: features standardised by mean and (population std + 1e-5); argmin of |X W + b - T|^2 + l2 |W|^2 summed
+over samples, targets T = 2 Y - 1, the bias b not penalised. For the same strength with more samples let l2 grow with
+N.
+
+Shapes: N samples, D features, K classes, n samples of a part, M queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.base.errors import InputError
+
+Array = NDArray[np.float32]
+Matrix = NDArray[np.float64]
+_BLOCK = 4096  # samples that are held in float64 at once
+_EPSILON = 1e-5  # added to the standard deviation, as the few-shot protocol does
+
+
+class Moments:
+    """Sums over samples: of x, of x x', of y, and of x y'. Parts may come in any number and size."""
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        self.num_samples = 0
+        self._shift: Matrix | None = None
+        self._gram = np.zeros((num_features, num_features))
+        self._sums = np.zeros(num_features)
+        self._counts = np.zeros(num_classes)
+        self._cross = np.zeros((num_classes, num_features))
+
+    def add(self, features_nD: Array, labels: NDArray[np.generic]) -> None:
+        """Add a part: labels are (n,) class numbers, or (n, K) of 0 and 1."""
+        if not len(features_nD):
+            return
+        if len(features_nD) != len(labels):
+            raise ValueError(f"{len(features_nD)} features, {len(labels)} labels")
+        if self._shift is None:
+            self._shift = features_nD[:_BLOCK].mean(axis=0, dtype=np.float64)
+        for start in range(0, len(features_nD), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            x: Matrix = features_nD[rows] - self._shift
+            self._add_block(x, labels[rows])
+
+    def _add_block(self, x: Matrix, labels: NDArray[np.generic]) -> None:
+        block = torch.from_numpy(x)
+        torch.from_numpy(self._gram).addmm_(block.T, block)
+        self._sums += x.sum(axis=0)
+        if labels.ndim == 1:
+            known = torch.as_tensor(labels).long()
+            torch.from_numpy(self._cross).index_add_(0, known, block)
+            self._counts += np.bincount(known.numpy(), minlength=len(self._counts))
+        else:
+            self._cross += labels.astype(np.float64).T @ x
+            self._counts += labels.sum(axis=0, dtype=np.float64)
+        self.num_samples += len(x)
+
+    def merge(self, other: Moments) -> None:
+        """Add the sums of another stream over the same features and classes."""
+        if other._shift is None:
+            return
+        if self._shift is None:
+            self._shift = other._shift
+        move = other._shift - self._shift  # what the other's x needs to stand around our shift
+        outer = np.outer(move, other._sums)
+        self._gram += other._gram + outer + outer.T + other.num_samples * np.outer(move, move)
+        self._sums += other._sums + other.num_samples * move
+        self._cross += other._cross + np.outer(other._counts, move)
+        self._counts += other._counts
+        self.num_samples += other.num_samples
+
+    def centred(self) -> tuple[Matrix, Matrix, Matrix, Matrix]:
+        """Mean (D), centred X'X (D, D), centred X'T (D, K), mean of T (K), with T = 2 Y - 1."""
+        if self._shift is None:
+            raise InputError("ridge regression of no samples")
+        mean = self._sums / self.num_samples
+        gram = self._gram - np.outer(self._sums, mean)
+        cross = 2.0 * (self._cross - np.outer(self._counts, mean)).T
+        return self._shift + mean, gram, cross, 2.0 * self._counts / self.num_samples - 1.0
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """weights (D, K) for features as given, bias (K)."""
+
+    l2: float
+    weights: Matrix
+    bias: Matrix
+
+    def scores(self, features_MD: Array) -> Matrix:
+        """(M, K) regression outputs; the largest is the prediction. They are not probabilities."""
+        return features_MD @ self.weights + self.bias
+
+
+def fit_ridge(moments: Moments, l2s: Sequence[float]) -> list[Ridge]:
+    """One solution per l2 (> 0), in their order, from one eigendecomposition."""
+    mean, gram, cross, target = moments.centred()
+    std = np.sqrt(np.maximum(np.diag(gram), 0.0) / moments.num_samples) + _EPSILON
+    values, vectors = np.linalg.eigh(gram / np.outer(std, std))
+    turned = vectors.T @ (cross / std[:, None])
+    found = []
+    for l2 in l2s:
+        weights = vectors @ (turned / (np.maximum(values, 0.0) + l2)[:, None]) / std[:, None]
+        found.append(Ridge(l2, weights, target - mean @ weights))
+    return found
+
+
+def choose_ridge(
+    moments: Moments, validation: Iterable[tuple[Array, NDArray[np.int64]]], l2s: Sequence[float]
+) -> tuple[Ridge, dict[float, float]]:
+    """The solution with the best validation top-1, and the top-1 of each l2. Ties go to the larger l2.
+
+    validation: parts of features (n, D) and class numbers (n,), held one at a time.
+    """
+    ridges = fit_ridge(moments, sorted(set(l2s), reverse=True))
+    right, trials = np.zeros(len(ridges)), 0
+    for features, labels in validation:
+        trials += len(labels)
+        right += [(ridge.scores(features).argmax(axis=1) == labels).sum() for ridge in ridges]
+    if not trials:
+        raise InputError("no validation samples to choose l2 on")
+    shares = {ridge.l2: float(count) / trials for ridge, count in zip(ridges, right, strict=True)}
+    return ridges[int(np.argmax(right))], shares

@@ -1,0 +1,153 @@
+"""Sweep of linear heads trained by SGD in one pass over stored features (DINOv2, arXiv 2304.07193, eval/linear.py).
+
+Each head has an input (features of the last 1 or 4 blocks, with or without the average pool) and a learning rate. All
+heads see the same batches; heads with one input are one matrix product. A head's result equals that of training it
+alone, to 1e-5.
+
+What differs from DINOv2: features are stored, so there is no augmentation; a batch is drawn without replacement in
+each epoch.
+
+Shapes: N samples, D features of an input, K classes, H heads of an input, B batch, M queries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.base.seeds import generator
+
+Array = NDArray[np.float32]
+LEARNING_RATES = (
+    1e-5,
+    2e-5,
+    5e-5,
+    1e-4,
+    2e-4,
+    5e-4,
+    1e-3,
+    2e-3,
+    5e-3,
+    1e-2,
+    2e-2,
+    5e-2,
+    0.1,
+)  # DINOv2: 13, per 256 samples
+_REFERENCE_BATCH = 256  # learning rates are given for this global batch and scaled in proportion
+_MOMENTUM = 0.9
+_INITIAL_STD = 0.01  # of the weights; biases start at zero
+
+
+@dataclass(frozen=True, order=True)
+class Head:
+    """A linear head: the feature blocks that it sees, side by side, and its learning rate for a batch of 256."""
+
+    learning_rate: float
+    blocks: tuple[str, ...]
+
+
+def dinov2_heads(last_blocks: Sequence[str], pooled: str) -> tuple[Head, ...]:
+    """The 52 heads of DINOv2: 13 learning rates x {1, 4} last blocks x {without, with} average pool.
+
+    last_blocks: names of the class-token features of the last four blocks, the last one last; pooled: of the average
+    pool.
+    """
+    inputs = [tuple(last_blocks[-count:]) + extra for count in (1, 4) for extra in ((), (pooled,))]
+    return tuple(Head(rate, blocks) for blocks in inputs for rate in LEARNING_RATES)
+
+
+def sgd_sweep(
+    features: Mapping[str, Array],
+    labels_N: NDArray[np.int64],
+    num_classes: int,
+    heads: Sequence[Head],
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+) -> dict[Head, Array]:
+    """Weights (K, D+1) of each head, the bias last. *features* are named blocks (N, D_block).
+
+    SGD with momentum 0.9, no weight decay; learning rate x batch_size / 256, falling to zero by a cosine.
+    """
+    groups = [_Group(blocks, heads, features, num_classes, batch_size, seed) for blocks in _inputs(heads)]
+    labels = torch.from_numpy(labels_N).long()
+    for step, rows in enumerate(_batches(len(labels), batch_size, steps, seed)):
+        parts = {name: torch.from_numpy(block[rows]) for name, block in features.items()}
+        targets = torch.nn.functional.one_hot(labels[torch.from_numpy(rows)], num_classes).float()
+        decay = 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in groups:
+            group.step(parts, targets, decay)
+    return {head: weights for group in groups for head, weights in group.result()}
+
+
+def head_scores(weights: Array, features: Mapping[str, Array], head: Head) -> Array:
+    """(M, K) logits of a head."""
+    x = np.concatenate([features[name] for name in head.blocks], axis=1)
+    scores: Array = x @ weights[:, :-1].T + weights[:, -1]
+    return scores
+
+
+def choose_head(shares: Mapping[Head, float]) -> Head:
+    """The head with the best validation share. Ties go to the smaller learning rate, then to fewer blocks."""
+    return min(shares, key=lambda head: (-shares[head], head.learning_rate, len(head.blocks), head.blocks))
+
+
+def _inputs(heads: Sequence[Head]) -> list[tuple[str, ...]]:
+    return list(dict.fromkeys(head.blocks for head in heads))
+
+
+def _batches(num_samples: int, batch_size: int, steps: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Rows of each step; epochs follow each other without a gap, so every batch is full."""
+    pending, epoch = np.zeros(0, np.int64), 0
+    for _ in range(steps):
+        while len(pending) < batch_size:
+            pending = np.concatenate([pending, generator(seed, "sgd", "order", epoch).permutation(num_samples)])
+            epoch += 1
+        yield pending[:batch_size]
+        pending = pending[batch_size:]
+
+
+class _Group:
+    """The heads of one input: weights (D+1, H, K), so that one product serves all."""
+
+    def __init__(
+        self,
+        blocks: tuple[str, ...],
+        heads: Sequence[Head],
+        features: Mapping[str, Array],
+        num_classes: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self._blocks = blocks
+        self._heads = [head for head in heads if head.blocks == blocks]
+        width = sum(features[name].shape[1] for name in blocks)
+        kernels = [_initial(head, width, num_classes, seed) for head in self._heads]
+        self._weights = torch.cat([torch.stack(kernels, 1), torch.zeros(1, len(kernels), num_classes)])
+        self._speed = torch.zeros_like(self._weights)
+        rates = torch.tensor([head.learning_rate for head in self._heads], dtype=torch.float64)
+        self._rates = (rates * batch_size / _REFERENCE_BATCH)[None, :, None]
+
+    def step(self, parts: Mapping[str, torch.Tensor], targets_BK: torch.Tensor, decay: float) -> None:
+        """One step of all heads."""
+        x = torch.cat([*(parts[name] for name in self._blocks), torch.ones(len(targets_BK), 1)], dim=1)
+        logits = (x @ self._weights.flatten(1)).view(len(x), *self._weights.shape[1:])
+        errors = (torch.softmax(logits, dim=2) - targets_BK[:, None]) / len(x)
+        self._speed.mul_(_MOMENTUM).add_((x.T @ errors.flatten(1)).view_as(self._speed))
+        self._weights.sub_((self._rates * decay).float() * self._speed)
+
+    def result(self) -> Iterator[tuple[Head, Array]]:
+        """Each head's weights (K, D+1)."""
+        for place, head in enumerate(self._heads):
+            yield head, self._weights[:, place].T.contiguous().numpy()
+
+
+def _initial(head: Head, width: int, num_classes: int, seed: int) -> torch.Tensor:
+    draw = generator(seed, "sgd", "head", repr(head.learning_rate), *head.blocks)
+    return torch.from_numpy(_INITIAL_STD * draw.standard_normal((width, num_classes), dtype=np.float32))

@@ -1,0 +1,312 @@
+"""The scheduler's loop: claim, start, renew, retry, watch, until nothing is left.
+
+One thread. Every claim is made by this process, which renews it while a worker is at it; a worker that dies costs its
+call. When this process dies, its workers die with it, and whoever gives the same command again goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pipeline.base.errors import DamageError, InputError, RefusedError, StoreAccessError, VitpipeError
+from pipeline.base.progress import Progress
+from pipeline.base.store import Store
+from pipeline.evaluate.due import Patterns, Planned, due, standing
+from pipeline.evaluate.features import single_thread
+from pipeline.evaluate.ledger import CLAIM_SECONDS, Ending, Ledger, patiently
+from pipeline.evaluate.perform import perform
+from pipeline.evaluate.prepare import Preparation, is_prepared, parts_of, prepare
+from pipeline.evaluate.scheduler.pinning import Pinning
+from pipeline.evaluate.scheduler.planning import RunPlanner
+from pipeline.evaluate.scheduler.queue import Queue
+from pipeline.evaluate.spread import Ended, Lost, Pool, Share
+from pipeline.evaluate.suite import EvaluateRecipe
+from pipeline.records.ledger import LEDGER
+from pipeline.stream.waiting import Patience
+
+_TICK_SECONDS = 0.25  # how long nothing but a worker's answer is looked at
+_CANCELLED_SECONDS = 5.0  # between two looks at what is not wanted
+_OTHERS_SECONDS = (2.0, 30.0)  # between two looks at what others work on: at first, and at most
+_FEW = 32  # evaluations that are looked at one by one, instead of listing all
+_NO_ROOM_SECONDS = 30.0  # without any worker, before that is said
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a scheduler has done: what the suite asks for, what is recorded of it, and by this process; what is not."""
+
+    num_planned: int
+    num_recorded: int
+    num_done: int
+    failures: tuple[str, ...]
+    cancelled: tuple[str, ...]
+    skipped: dict[int, str]
+
+
+class Every:
+    """True once each so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.reset()
+
+    def reset(self) -> None:
+        """Count from now."""
+        self._last = time.monotonic()
+
+    def is_over(self) -> bool:
+        """True, and counting anew, when the time is over."""
+        if time.monotonic() - self._last < self.seconds:
+            return False
+        self.reset()
+        return True
+
+
+class Scheduler:
+    """Does what is due for a run. With *every_seconds*, looks again so often, until the run is complete.
+
+    *read_recipe* is asked at every look, so that an evaluator that is added to the suite is backfilled.
+    """
+
+    def __init__(
+        self,
+        workspace: Store,
+        run: str,
+        read_recipe: Callable[[], EvaluateRecipe],
+        progress: Progress,
+        every_seconds: float | None = None,
+    ) -> None:
+        self._workspace, self._progress, self._read_recipe = workspace, progress, read_recipe
+        self._recipe = recipe = read_recipe()
+        self._is_watching = every_seconds is not None
+        self._patience = Patience(recipe.patience_seconds, progress.say)
+        self._ledger = Ledger(workspace, run, self._patience)
+        self._planner = RunPlanner(workspace, run, progress)
+        self._pinning = Pinning(workspace, run, f"evaluate-{self._ledger.owner.token[:12]}", self._patience)
+        self._queue = Queue(self._is_prepared, self._parts_of, recipe.max_tries)
+        self._pool = Pool(Share(recipe.max_parallel, recipe.cpus, recipe.gpus, recipe.resources))
+        self._planned: dict[str, Planned] = {}
+        self._running: dict[str, Planned] = {}
+        self._others: dict[str, Planned] = {}  # others work on them
+        self._num_done = self._num_open = 0
+        self._look_due = Every(every_seconds or 0.0)
+        self._claims_due = Every(CLAIM_SECONDS / 3)
+        self._cancelled_due = Every(_CANCELLED_SECONDS)
+        self._others_due = Every(_OTHERS_SECONDS[0])
+        self._no_room = Every(_NO_ROOM_SECONDS)
+
+    def run(self) -> Outcome:
+        """Until nothing is left. Raises InputError when there is no checkpoint, or a dataset is missing."""
+        try:
+            self._look()
+            if not self._planner.steps and not self._is_watching:
+                raise InputError("there is no whole checkpoint yet", "pretrain the run first")
+            while not self._is_over():
+                self._start()
+                for ended in self._pool.wait(_TICK_SECONDS):
+                    self._take(ended)
+                self._keep()
+            self._progress.finish()
+            return self._outcome()
+        finally:
+            self._let_go()
+
+    def _is_over(self) -> bool:
+        if self._running or self._others or self._pool.num_running or len(self._queue):
+            return False
+        return self._planner.is_complete or not self._is_watching
+
+    # -- looking
+
+    def _look(self) -> None:
+        """At the recipe, the checkpoints and the ledger."""
+        self._reread_recipe()
+        plan = lambda: self._planner.plan(self._recipe, is_watching=self._is_watching)  # noqa: E731 - asked again
+        planned = patiently(self._workspace, self._patience, "runs", plan)
+        self._planned = {item.id: item for item in planned}
+        self._ledger.refresh()
+        self._refill()
+        if self._pin():
+            self._planned = {key: item for key, item in self._planned.items() if item.subject.step not in self._gone}
+            self._refill()
+        self._look_due.reset()
+        self._tell()
+
+    def _reread_recipe(self) -> None:
+        try:
+            self._recipe = self._read_recipe()
+        except VitpipeError as error:  # it is being edited
+            self._progress.say(f"the suite cannot be read now, the one before stays: {error}")
+
+    def _refill(self) -> None:
+        """Sort what is planned into what is due, what waits, and what others work on."""
+        now, view, cancelled = time.time(), self._ledger.view, self._ledger.cancelled
+        unwanted, later, self._others = Patterns(cancelled), [], {}
+        for item in self._planned.values():
+            state = standing(item, view, unwanted, now)
+            if state == "waiting":
+                failure = view[item.id].failure
+                later.append((failure.retry_after or now if failure else now, item))
+            elif state == "running" and item.id not in self._running:
+                self._others[item.id] = item
+        self._queue.fill(due(self._planned.values(), view, now, cancelled, self._recipe.priority), later)
+
+    def _pin(self) -> bool:
+        """Pin what is still needed; True when some of it was gone by then."""
+        open_states = ("due", "waiting", "running")
+        unwanted, now = Patterns(self._ledger.cancelled), time.time()
+        needed = {
+            item.subject.step
+            for item in self._planned.values()
+            if item.subject.step is not None and standing(item, self._ledger.view, unwanted, now) in open_states
+        }
+        self._gone = self._pinning.hold(needed)
+        for step in self._gone:
+            self._planner.forget(step)
+        return bool(self._gone)
+
+    def _tell(self) -> None:
+        num_open = len(self._queue) + len(self._others) + len(self._running)
+        if num_open > self._num_open:
+            self._progress.start("evaluate", num_open)
+        elif not num_open and not self._num_done and not self._is_watching:
+            self._progress.say(f"nothing is due: {len(self._planned)} evaluations are recorded, failed or cancelled")
+        self._num_open = num_open
+
+    # -- working
+
+    def _start(self) -> None:
+        self._pool.want(self._pool.num_running + len(self._queue))
+        while self._pool.num_idle and (task := self._queue.next()) is not None:
+            if isinstance(task, Preparation):
+                self._pool.start(task, task.subject.weights_digest, _prepare, self._workspace, task)
+            elif self._ledger.claim(task.id, task.name) is None:
+                self._others[task.id] = task
+            else:
+                self._running[task.id] = task
+                generation = self._ledger.view[task.id].generation
+                arguments = (self._workspace, task, generation, self._patience)
+                self._pool.start(task.id, task.subject.weights_digest, _perform, *arguments)
+        if self._pool.num_idle or self._pool.num_running or not self._pool.is_starting:
+            self._no_room.reset()
+        elif self._no_room.is_over():
+            self._progress.say("waiting for room in the cluster: no worker is up yet")
+
+    def _take(self, ended: Ended) -> None:
+        failed = isinstance(ended.outcome, Lost | VitpipeError)
+        if isinstance(ended.task, Preparation):
+            (self._queue.not_made if failed else self._queue.made)(ended.task)
+            return
+        item = self._running.pop(str(ended.task))
+        if failed:
+            self._failed(item, ended.outcome)
+        else:
+            self._ledger.recorded(item.id)
+            self._num_done += 1
+            self._num_open -= 1
+            self._progress.advance(note=item.name)
+
+    def _failed(self, item: Planned, outcome: Lost | VitpipeError) -> None:
+        reason = outcome.reason if isinstance(outcome, Lost) else str(outcome).splitlines()[0]
+        failure = self._ledger.end(item.id, _kind(outcome), reason, self._recipe.max_tries)
+        if failure.retry_after is None:
+            self._num_open -= 1
+            self._progress.say(f"{item.name} failed: {reason}")
+            self._progress.advance(note=item.name)
+        else:
+            self._queue.add(item, failure.retry_after)
+        if isinstance(outcome, DamageError):
+            self._planner.forget(item.subject.step)
+            self._look()
+
+    # -- keeping
+
+    def _keep(self) -> None:
+        """What has to be done from time to time."""
+        if self._claims_due.is_over():
+            for evaluation_id in self._running:
+                self._ledger.renew(evaluation_id)
+        self._pinning.keep()
+        if self._cancelled_due.is_over() and self._ledger.refresh_cancelled():
+            self._cancel()
+        if self._others and self._others_due.is_over():
+            self._look_at_others()
+        if self._is_watching and self._look_due.is_over():
+            self._look()
+
+    def _cancel(self) -> None:
+        """End what is not wanted any more, and take up what is wanted again."""
+        unwanted = Patterns(self._ledger.cancelled)
+        for item in [item for item in self._running.values() if unwanted.match(item.name)]:
+            self._pool.stop(item.id)
+            del self._running[item.id]
+            self._ledger.end(item.id, "released", "cancelled", self._recipe.max_tries)
+            self._progress.say(f"{item.name} is cancelled")
+        self._refill()
+
+    def _look_at_others(self) -> None:
+        if len(self._others) > _FEW:
+            self._ledger.refresh()
+        else:
+            self._ledger.refresh_some(self._others)
+        before = len(self._others)
+        self._refill()
+        if len(self._others) < before:
+            self._progress.advance(before - len(self._others))
+            self._num_open -= before - len(self._others)
+            self._pin()
+        first, longest = _OTHERS_SECONDS
+        self._others_due.seconds = first if len(self._others) < before else min(2 * self._others_due.seconds, longest)
+
+    # -- ending
+
+    def _let_go(self) -> None:
+        """Give back what is held, so that the next scheduler need not wait; a store that is away is not waited for."""
+        self._patience.seconds = 0.0
+        self._pool.close()
+        with suppress(VitpipeError):
+            for item in self._running.values():
+                self._ledger.end(item.id, "released", "its scheduler was interrupted", self._recipe.max_tries)
+            self._pinning.release()
+
+    def _outcome(self) -> Outcome:
+        now, view, unwanted = time.time(), self._ledger.view, Patterns(self._ledger.cancelled)
+        failures, cancelled, recorded = [], [], 0
+        for item in self._planned.values():
+            state = standing(item, view, unwanted, now)
+            recorded += state == "done"
+            if state == "cancelled":
+                cancelled.append(item.name)
+            failure = view[item.id].failure if item.id in view else None
+            if state == "failed" and failure is not None:
+                failures.append(f"{item.name}: {failure.reason}")
+        return Outcome(
+            len(self._planned), recorded, self._num_done, tuple(failures), tuple(cancelled), dict(self._planner.skipped)
+        )
+
+    def _is_prepared(self, preparation: Preparation) -> bool:
+        request = lambda: is_prepared(self._workspace, preparation)  # noqa: E731 - asked again
+        return patiently(self._workspace, self._patience, LEDGER, request)
+
+    def _parts_of(self, preparation: Preparation) -> list[int]:
+        request = lambda: parts_of(self._workspace, preparation)  # noqa: E731 - asked again
+        return patiently(self._workspace, self._patience, LEDGER, request)
+
+
+def _kind(outcome: Lost | VitpipeError) -> Ending:
+    if isinstance(outcome, Lost | StoreAccessError):
+        return "lost"
+    return "refused" if isinstance(outcome, RefusedError) else "error"
+
+
+def _prepare(workspace: Store, preparation: Preparation) -> None:
+    single_thread()
+    prepare(workspace, preparation)
+
+
+def _perform(workspace: Store, planned: Planned, generation: int, patience: Patience) -> bool:
+    single_thread()
+    return perform(workspace, planned, generation, patience)

@@ -1,0 +1,42 @@
+"""The network that is tuned: the whole pretraining head replaced by one zero D x K layer, at any resolution."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pydantic import ValidationError
+from torch import nn
+
+from pipeline.base.errors import InputError
+from pipeline.base.store import Store
+from pipeline.evaluate.subject import PixelNetwork, Subject, compute_device, load_network
+
+
+def at_size(subject: Subject, image_size: int) -> Subject:
+    """*subject*, fed with images of *image_size* pixels (0: as it is), cut out of proportionally larger ones."""
+    transform = subject.evaluation_transform
+    if image_size in (0, transform.size):
+        return subject
+    resize = max(image_size, round(transform.resize * image_size / transform.size))
+    changed = transform.model_copy(update={"size": image_size, "resize": resize})
+    return replace(subject, transform=changed.model_dump(mode="json"))
+
+
+def network_to_tune(workspace: Store, subject: Subject, num_classes: int) -> nn.Module:
+    """The subject's network for the size of its transform (ViT section 3.2), with a zero head, where it computes."""
+    network = load_network(workspace, subject)
+    size = subject.evaluation_transform.size
+    if isinstance(network, PixelNetwork):
+        return PixelNetwork(num_classes, size).to(compute_device())
+    if network.config.image_size != size:
+        try:
+            network = network.at_resolution(size)
+        except ValidationError:
+            patch = network.config.patch_size
+            raise InputError(f"image_size {size} is no multiple of the network's patches of {patch} pixels") from None
+    head = nn.Linear(network.config.width, num_classes)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    network.pre_logits = None
+    network.head = head
+    return network.to(compute_device())

@@ -1,0 +1,100 @@
+"""Fine-tuning as an evaluator: the learning rate is chosen on the held-out part of training, then the network is
+trained several times on all training samples (ViT section 4.1 and Table 4).
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import numpy as np
+from torch import nn
+
+from pipeline.base.digests import sha256_hex
+from pipeline.base.errors import DivergedError, FailedError
+from pipeline.base.seeds import derive
+from pipeline.base.store import Store
+from pipeline.evaluate.due import Planned
+from pipeline.evaluate.finding import Finding
+from pipeline.evaluate.probing import settings_of
+from pipeline.evaluate.subject import Subject
+from pipeline.evaluate.suite import FinetuneSettings
+from pipeline.evaluate.task_data import TaskData, open_task
+from pipeline.evaluate.transfer.finetune import Predictions, finetune, predict
+from pipeline.evaluate.transfer.keep import Keep, remove_kept
+from pipeline.evaluate.transfer.network import at_size, network_to_tune
+from pipeline.evaluate.transfer.samples import Mask, TuningSamples
+from pipeline.records.score import Metric
+from pipeline.stream.dataset import DatasetReader
+
+
+def finetuned(workspace: Store, planned: Planned) -> Finding:
+    """Outcomes are those of the first training; the metrics tell mean and deviation over all."""
+    settings: FinetuneSettings = settings_of(planned)
+    data = open_task(workspace, planned)
+    tuning = _Tuning(data, at_size(planned.subject, settings.image_size), settings, planned.id)
+    rate, shares = tuning.choose(planned.key.seed)
+    seeds = [planned.key.seed, *(derive(planned.key.seed, "run", run) for run in range(1, settings.runs))]
+    runs = [tuning.test(rate, seed) for seed in seeds]
+    remove_kept(workspace, planned.id)
+    first = runs[0]
+    outcomes = data.outcomes(first.keys, first.labels, first.probabilities, calibrated=True)
+    found = [data.share(run.labels, run.probabilities) for run in runs]
+    chosen = {"learning_rate": rate, "validation_by_rate": {str(rate): share for rate, share in shares.items()}}
+    return Finding(outcomes, chosen, metrics=_over_runs("mAP" if data.is_many else "top1", found))
+
+
+def _over_runs(name: str, values: list[float]) -> tuple[Metric, ...]:
+    """Mean, with the smallest and the largest as its bounds, and standard deviation of several trainings."""
+    if len(values) == 1:
+        return ()
+    deviation = float(np.std(values, ddof=1))
+    mean = Metric(name=f"{name}_runs_mean", value=float(np.mean(values)), low=min(values), high=max(values))
+    return mean, Metric(name=f"{name}_runs_std", value=deviation, low=deviation, high=deviation)
+
+
+class _Tuning:
+    """Trainings of one subject on one task."""
+
+    def __init__(self, data: TaskData, subject: Subject, settings: FinetuneSettings, evaluation_id: str) -> None:
+        self._data, self._subject, self._settings, self._id = data, subject, settings, evaluation_id
+        self._samples = TuningSamples(
+            data.workspace, data.task.train, subject, settings, data.num_classes, is_many=data.is_many
+        )
+        self._held = self._samples.held_out(data.task.validation)
+
+    def choose(self, seed: int) -> tuple[float, dict[float, float]]:
+        """The learning rate with the best share on the held-out part, and all shares; of equals the smaller rate.
+
+        A rate at which training diverges has share -1. Raises FailedError when all do.
+        """
+        rates = sorted(set(self._settings.learning_rates))
+        shares = {rate: self._validated(rate, seed) for rate in rates}
+        best = max(rates, key=lambda rate: shares[rate])
+        if shares[best] < 0:
+            raise FailedError(f"training diverged at every learning rate: {rates}", "name smaller ones")
+        return best, shares
+
+    def test(self, rate: float, seed: int) -> Predictions:
+        """Of a network that was trained on all training samples."""
+        network = self._trained(np.ones_like(self._held), rate, seed)
+        with closing(DatasetReader(self._data.workspace, self._data.task.test)) as reader:
+            return self._predicted(network, reader)
+
+    def _validated(self, rate: float, seed: int) -> float:
+        try:
+            network = self._trained(~self._held, rate, seed)
+        except DivergedError:
+            return -1.0
+        with closing(self._samples.reader(self._held)) as reader:
+            found = self._predicted(network, reader)
+        return self._data.share(found.labels, found.probabilities)
+
+    def _trained(self, keep: Mask, rate: float, seed: int) -> nn.Module:
+        network = network_to_tune(self._data.workspace, self._subject, self._data.num_classes)
+        kept = Keep(self._data.workspace, self._id, rate, seed, sha256_hex(np.packbits(keep).tobytes()))
+        finetune(network, self._samples, keep, self._settings, rate, seed, kept)
+        return network
+
+    def _predicted(self, network: nn.Module, reader: DatasetReader) -> Predictions:
+        transform = self._subject.evaluation_transform
+        return predict(network, reader, transform, self._data.num_classes, is_many=self._data.is_many)

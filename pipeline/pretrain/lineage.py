@@ -1,0 +1,104 @@
+"""Where a run came from, and how long it has become.
+
+A fork is another run that begins with weights, optimizer state and stream position of RUN@STEP: its steps count on
+from there, its recipe may differ in anything but what gives that state its meaning (``_KEPT``). run.json names the
+parent, for good: later attempts need not name it again.
+
+An extended run has more steps than its recipe says. ``runs/<name>/extend-<steps>.json``, create-only, says so; the
+longest counts. A run may only become what it would have been with that many steps from the beginning: the learning
+rates of all updates that are done have to be the same. So constant and rsqrt schedules go on, also with a cool-down
+that has not begun; cosine and linear ones fall over the whole length, and are refused once the warm-up is over: fork
+them, with a new schedule.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pipeline.base.digests import differing_fields
+from pipeline.base.errors import InputError, MismatchError
+from pipeline.base.store import Store
+from pipeline.pretrain.recipe import PretrainRecipe
+from pipeline.records.record import Record, read_record
+from pipeline.records.run import RunCard, list_steps, parse_reference, read_checkpoint_card, read_run_card, run_prefix
+from pipeline.train.schedules import Schedule
+
+_POINTS = 10_000  # at which two schedules are compared
+
+# Of a fork: what its state means. Other data, or another order of it, is a new run: start it with ``init``.
+_KEPT: dict[str, Any] = {
+    "model": True,
+    "objective": {"name"},
+    "optimizer": {"name"},
+    "seed": True,
+    "stream": {"batch_size", "partitions", "window"},
+}
+
+
+class Extension(Record):
+    """*run* has *steps* steps; when that was said it had *before*, and its newest checkpoint was of *done*."""
+
+    schema_version: Literal[1] = 1
+    run: str
+    steps: int
+    before: int
+    done: int
+
+
+def check_fork(workspace: Store, recipe: PretrainRecipe, dataset_digest: str, reference: str) -> None:
+    """Raises InputError when there is no such checkpoint, MismatchError naming the fields that have to be kept."""
+    run, step = parse_reference(reference)
+    if run == recipe.run:
+        raise InputError(f"a run cannot be forked from itself ({reference})", "name the new run with --run")
+    parent = read_run_card(workspace, run)
+    read_checkpoint_card(workspace, run, step)
+    theirs = _kept(PretrainRecipe.model_validate(parent.recipe)) | {"dataset_digest": parent.dataset_digest}
+    ours = _kept(recipe) | {"dataset_digest": dataset_digest}
+    fields = differing_fields(ours, theirs)
+    if fields:
+        raise MismatchError(
+            f"run {recipe.run!r} cannot be forked from {reference}: {'; '.join(fields)}",
+            f"undo the change, or start it from weights alone with init: {reference}",
+        )
+    if step >= recipe.steps:
+        raise InputError(f"{reference} is at step {step}, so steps {recipe.steps} leaves nothing to do", "raise steps")
+
+
+def _kept(recipe: PretrainRecipe) -> dict[str, Any]:
+    kept: dict[str, Any] = recipe.model_dump(mode="json", include=_KEPT)
+    return kept | {"has a moving average": recipe.optimizer.ema > 0}
+
+
+def extended(workspace: Store, run: RunCard) -> int:
+    """How many steps *run* has."""
+    prefix = f"{run_prefix(run.name)}/extend-"
+    lengths = [read_record(Extension, workspace, info.key).steps for info in workspace.list(prefix)]
+    return max([int(run.recipe["steps"]), *lengths])
+
+
+def extend(workspace: Store, run: RunCard, recipe: PretrainRecipe, steps: int) -> None:
+    """Let *run* have *steps* steps. Raises InputError for fewer than it has, MismatchError as told at the top."""
+    before = extended(workspace, run)
+    if steps == before:
+        return
+    if steps < before:
+        raise InputError(f"run {run.name} has {before} steps already; --extend {steps} would shorten it")
+    done = max(list_steps(workspace, run.name), default=0)
+    step = _first_difference(recipe, before, steps, done)
+    if step is not None:
+        raise MismatchError(
+            f"run {run.name} cannot be extended from {before} to {steps} steps: by its {recipe.schedule.decay} "
+            f"schedule update {step + 1}, which is done, would have had another learning rate",
+            f"fork it: --run ANOTHER --from {run.name}@{done} steps={steps}, with the schedule that is to follow",
+        )
+    record = Extension(run=run.name, steps=steps, before=before, done=done)
+    workspace.put_if_absent(f"{run_prefix(run.name)}/extend-{steps:08d}.json", record.to_json())
+
+
+def _first_difference(recipe: PretrainRecipe, before: int, after: int, done: int) -> int | None:
+    """The first of the updates that are done whose learning rate depends on the run's length."""
+    batch = recipe.stream.batch_size
+    old, new = (Schedule.of(recipe.schedule, recipe.optimizer.learning_rate, steps, batch) for steps in (before, after))
+    stride = max(1, done // _POINTS)
+    looked = [*range(0, done, stride), done - 1] if done else []
+    return next((step for step in looked if old.rate(step * batch) != new.rate(step * batch)), None)

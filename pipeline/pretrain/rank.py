@@ -1,0 +1,277 @@
+"""One attempt of one rank: what it is made of, put together, and what happens at each step."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.base.collective import Alone, Collective
+from pipeline.base.errors import InterruptedRunError
+from pipeline.base.failpoints import reach
+from pipeline.base.journal import Journal
+from pipeline.base.store import Store, Stores
+from pipeline.checkpoints.fragments import FragmentSource
+from pipeline.checkpoints.resume import resume
+from pipeline.checkpoints.retention import Retention
+from pipeline.checkpoints.save import Saving
+from pipeline.checkpoints.writer import CheckpointWriter
+from pipeline.models.cost import training_flops_per_image
+from pipeline.models.vit import decayed
+from pipeline.models.weights import ModelDescription, pack_weights
+from pipeline.pretrain.data import joined
+from pipeline.pretrain.network import first_network
+from pipeline.pretrain.objectives.make import make_objective
+from pipeline.pretrain.recipe import PretrainRecipe
+from pipeline.pretrain.run import architecture
+from pipeline.records.run import list_steps, read_run_card, run_prefix
+from pipeline.stream.audit import AuditLog
+from pipeline.stream.batch import open_readers
+from pipeline.stream.loader import Batch, StreamLoader
+from pipeline.train.agree import Agreement
+from pipeline.train.assemble import assembled
+from pipeline.train.collective import ProcessGroup
+from pipeline.train.engine import DeepSpeedEngine
+from pipeline.train.heartbeat import Pulse
+from pipeline.train.logs import RankLog
+from pipeline.train.loop import LoopPlan, train
+from pipeline.train.pace import COUNT, Pace
+from pipeline.train.peak import measured_peak
+from pipeline.train.sanity import Sanity, guessing_loss
+from pipeline.train.stopping import INTERRUPT, Stop
+from pipeline.train.tensorboard import EventFiles
+from pipeline.train.verdict import DATA, ENDING, FIRST_STEP, SAVING, STEP
+from pipeline.train.watch import Watch, Work
+
+_log = logging.getLogger(__name__)
+_SAVE_MARGIN = 1.5  # a checkpoint is begun when it has this much of the time that the last one took
+_CONTEXT = 2  # numbers that are exchanged beside those of the pace: wish to stop, seconds left of it
+
+
+@dataclass
+class Rank:
+    """Trains *recipe*, whose ``steps`` are those that the run has, as attempt *attempt*. Every rank makes one."""
+
+    workspace: Store
+    stores: Stores
+    recipe: PretrainRecipe
+    collective: Collective
+    attempt: str
+    pulse: Pulse
+    stop: Stop
+    log: RankLog
+    audit: AuditLog | None = field(default=None, init=False)
+
+    def train(self) -> int:
+        """To the last step, or until a stop is agreed on; how many steps are done. Raises InterruptedRunError."""
+        recipe, world = self.recipe, self.collective.world
+        run = read_run_card(self.workspace, recipe.run)
+        with ExitStack() as stack:
+            weights = recipe.dataset_weights
+            readers = open_readers(self.workspace, weights, recipe.stream, world)
+            for reader in readers:
+                stack.callback(reader.close)
+            data = joined([reader.card for reader in readers], list(weights.values()))
+            self.architecture, self.class_names = architecture(recipe, data), data.class_names
+            self.objective = make_objective(recipe.objective)
+            fresh = self.collective.broadcast(self._is_fresh(run.parent) if world.is_first else None)
+            network = first_network(self.workspace, self.stores, recipe, self.architecture, self.objective, warm=fresh)
+            self.engine = DeepSpeedEngine(
+                network, recipe.optimizer, recipe.engine, recipe.stream.batch_size, world, decayed
+            )
+            saving = Saving(
+                workspace=self.workspace,
+                run=run.name,
+                attempt=self.attempt,
+                zero_stage=recipe.engine.zero_stage,
+                dtype=recipe.engine.precision,
+                fingerprint=run.fingerprint,
+                dataset_digest=run.dataset_digest,
+                code_version=run.code_version,
+                parent=run.parent,
+            )
+            self.first_step = self._resume(saving)
+            position = self.first_step * recipe.stream.batch_size
+            if recipe.stream.audit:
+                self.audit = AuditLog(self.workspace, recipe.run, self.attempt, world, position)
+            loader = StreamLoader(
+                readers,
+                recipe.stream,
+                seed=recipe.seed,
+                world=world,
+                position=position,
+                weights=list(weights.values()),
+                labels=recipe.objective.labels,
+                num_classes=self.architecture.num_classes,
+                say=self._say,
+                audit=self.audit,
+            )
+            stack.callback(loader.close)
+            done = self._loop(loader)
+            self.pulse.mark(ENDING, done)
+            return done
+
+    def _is_fresh(self, parent: str | None) -> bool:
+        """Whether there is nothing to resume."""
+        return parent is None and not list_steps(self.workspace, self.recipe.run)
+
+    def _resume(self, saving: Saving) -> int:
+        """The step to go on from. A new run has an untrained checkpoint of step 0, a fork one of its parent's step."""
+        card = resume(saving, self.collective, self.engine)
+        step = card.step if card else 0
+        group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+
+        def assemble(source: FragmentSource, kind: str) -> dict[str, Tensor] | None:
+            return assembled(source.fragments(), source.shapes(), kind, group)
+
+        self.writer = CheckpointWriter(
+            saving,
+            ProcessGroup(self.collective.world, group) if group else Alone(),
+            assemble,
+            self._packed,
+            retention=Retention(keep_last=self.recipe.keep_last, keep_every=self.recipe.keep_every),
+            max_failed_saves=self.recipe.max_failed_saves,
+        )
+        if card is None or card.run != saving.run:
+            self.pulse.mark(SAVING, step)
+            self.writer.save_and_wait(step, step * self.recipe.stream.batch_size, self.engine)
+        _log.info("begins at step %d of %d%s", step, self.recipe.steps, f" ({card.run}@{step})" if card else "")
+        self.log.flush_to_store()
+        return step
+
+    def _packed(self, whole: dict[str, Tensor]) -> bytes:
+        description = ModelDescription(
+            self.architecture, self.recipe.transform.model_dump(mode="json"), self.class_names
+        )
+        return pack_weights(self.objective.vit_weights(whole), description)
+
+    def _loop(self, loader: StreamLoader) -> int:
+        recipe, world = self.recipe, self.collective.world
+        batch_size = recipe.stream.batch_size
+        schedule = recipe.schedule
+        self.sanity = Sanity(
+            self._say if world.is_first else _log.info,  # what is said is of all ranks, but for labels
+            guessing_loss(recipe.objective.name, self.architecture.num_classes),
+            schedule.span("warmup", batch_size) // batch_size,
+            recipe.max_skipped if recipe.on_nonfinite == "skip" else 0,
+        )
+        self.pace, self.agreement = Pace(), Agreement(world, _CONTEXT + COUNT)
+        journal = Journal(self.workspace, f"{run_prefix(recipe.run)}/metrics/{self.attempt}")
+        events = EventFiles(self.workspace, f"{run_prefix(recipe.run)}/tensorboard/{self.attempt}")
+        self.watch = Watch(
+            journal if world.is_first else None,
+            recipe.log_every,
+            batch_size,
+            sanity=self.sanity,
+            pace=self.pace,
+            events=events,
+            work=Work(training_flops_per_image(self.architecture), self._peak() * world.size),
+        )
+        plan = LoopPlan(
+            first_step=self.first_step,
+            num_steps=recipe.steps,
+            seed=recipe.seed,
+            peak=recipe.optimizer.learning_rate,
+            schedule=schedule,
+            batch_size=batch_size,
+            micro_batch_size=recipe.engine.micro_batch_size,
+        )
+        try:
+            done = train(
+                self.engine,
+                self._marked(loader),
+                self.objective.loss,
+                plan,
+                world,
+                self.watch,
+                self._at_step,
+                timed=self.pace.timed,
+            )
+            self.agreement.finish()
+            self.writer.close()
+        finally:
+            self._tell_alarms()
+            self.watch.flush()
+        return done
+
+    def _peak(self) -> float:
+        device = next(self.engine.module.parameters()).device
+        return self.recipe.resources.peak_flops or measured_peak(self.engine.dtype, device)
+
+    def _marked(self, loader: StreamLoader) -> Iterator[Batch]:
+        """The batches; the pulse and the sanity checks hear of each. The first step of an attempt may compile."""
+        for step in range(self.first_step, self.recipe.steps):
+            self.pulse.mark(DATA, step)
+            batch = next(loader)
+            self.pulse.mark(FIRST_STEP if step == self.first_step else STEP, step)
+            self.sanity.batch(batch.labels)
+            reach(f"pretrain.rank-{self.collective.world.rank}.step-{step}")
+            yield batch
+
+    def _at_step(self, step: int) -> bool:
+        """Whether to stop: the same on every rank."""
+        reach(f"pretrain.rank-{self.collective.world.rank}.updated-{step}")
+        agreed = self.agreement.exchange([self.stop.strength, -self.stop.seconds_left, *self.pace.take()])
+        wish = 0.0
+        if agreed is not None:
+            wish = agreed[0]
+            self.pace.absorb(agreed[_CONTEXT:])
+        is_last = step == self.recipe.steps
+        if is_last or step % self.recipe.checkpoint_every == 0:
+            self._save(step, wait=is_last)
+        if wish and not is_last and agreed is not None:
+            self._leave(step, wish, seconds_left=-agreed[1])
+            return True
+        return False
+
+    def _save(self, step: int, wait: bool) -> None:
+        self.pulse.mark(SAVING, step)
+        self.watch.flush()
+        if self.audit:
+            self.audit.flush()  # before the card: what a checkpoint has seen is in the log
+        position = step * self.recipe.stream.batch_size
+        started = time.monotonic()
+        if wait:
+            self.writer.save_and_wait(step, position, self.engine)
+        else:
+            self.writer.save(step, position, self.engine)
+        _log.info("checkpoint of step %d: training paused for %.3f s", step, time.monotonic() - started)
+        self._tell_alarms()
+        self.log.flush_to_store()
+        self.watch.resume_clock()
+        self.pulse.mark(STEP, step)
+
+    def _leave(self, step: int, wish: float, seconds_left: float) -> None:
+        """Save when it fits into what is *left* of the grace period. Raises InterruptedRunError unless we come back."""
+        self.agreement.finish()
+        self.pulse.mark(SAVING, step)
+        self.writer.wait()
+        needed = _SAVE_MARGIN * self.writer.write_seconds
+        fits = self.collective.broadcast(needed < seconds_left)
+        if step % self.recipe.checkpoint_every == 0:
+            told = f"its checkpoint of step {step} is saved"
+        elif fits:
+            self._save(step, wait=True)
+            told = f"a checkpoint of step {step} was saved"
+        else:
+            told = f"no time to save step {step}: a checkpoint takes {needed:.0f} s, {seconds_left:.0f} s are left"
+        _log.warning("stops at step %d: %s", step, told)
+        if wish >= INTERRUPT:
+            raise InterruptedRunError(
+                f"run {self.recipe.run} was stopped by SIGTERM; {told}", "the same command goes on where it stopped"
+            )
+
+    def _tell_alarms(self) -> None:
+        for alarm in self.writer.take_alarms():
+            if self.collective.world.is_first:
+                self._say(alarm)
+
+    def _say(self, text: str) -> None:
+        """To the log, and to whoever watches the driver."""
+        _log.warning("%s", text)
+        self.pulse.say(f"rank {self.collective.world.rank}: {text}")

@@ -1,0 +1,54 @@
+"""Which parameters share weight decay and learning rate: the groups of the optimizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline.train.recipe import OptimizerRecipe
+
+_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+_EMBEDDINGS = frozenset({"patches", "cls", "positions", "mask"})  # what stands before the first block, by its name
+
+
+def parameter_groups(
+    module: nn.Module, recipe: OptimizerRecipe, decayed: Callable[[str, Tensor], bool]
+) -> list[dict[str, Any]]:
+    """Groups for a torch optimizer, each ``{"params", "weight_decay", "lr_scale"}``; none is empty.
+
+    Parameters that need no gradient are left out. *decayed* says which weight decay touches. Without layer-wise decay
+    there are two groups: those, and the rest. Whoever sets the learning rate multiplies it by ``lr_scale``.
+    """
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    scales = lr_scales([name for name, _ in named], recipe.layer_decay)
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, parameter in named:
+        has_decay = decayed(name, parameter)
+        group = groups.setdefault(
+            (scales[name], has_decay),
+            {"params": [], "weight_decay": recipe.weight_decay if has_decay else 0.0, "lr_scale": scales[name]},
+        )
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups, reverse=True)]
+
+
+def lr_scales(names: list[str], layer_decay: float) -> dict[str, float]:
+    """The share of the learning rate of each parameter of a ViT, or of a module that holds one.
+
+    With L blocks, block i (1 is the first) has ``layer_decay ** (L + 1 - i)``, the embeddings have
+    ``layer_decay ** (L + 1)``, and what stands after the blocks has 1 (BEiT, arXiv 2106.08254, appendix; MAE's
+    ``lr_decay.py``).
+    """
+    depth = max((int(found[1]) + 1 for name in names if (found := _BLOCK.search(name))), default=0)
+    return {name: layer_decay ** (depth + 1 - _layer(name, depth)) for name in names}
+
+
+def _layer(name: str, depth: int) -> int:
+    """0: embeddings; 1 to *depth*: blocks; *depth* + 1: what follows."""
+    found = _BLOCK.search(name)
+    if found:
+        return int(found[1]) + 1
+    return 0 if depth and _EMBEDDINGS.intersection(name.split(".")) else depth + 1

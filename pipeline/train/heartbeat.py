@@ -1,0 +1,179 @@
+"""The pulse of a rank: a thread that tells the driver twice a second where the rank is, and does what it answers.
+
+One line of JSON at a time, over TCP. To the driver: who the rank is, then step, phase, since when, and whether its
+thread of training waits in a collective; texts for people. From it: a wish to stop, or the end: one rank is stopped or
+stuck, so those on its host kill it and all others end at once, for a restart of all (supervise.py judges).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.base.world import World
+from pipeline.train.verdict import BEAT_SECONDS, STARTING, STEP
+
+_log = logging.getLogger(__name__)
+END_CODE = 75  # EX_TEMPFAIL of sysexits.h: a rank that ended itself so that all are restarted
+_LAST_WORDS_SECONDS = 3.0
+_LOOK_SECONDS = 2.0  # in a phase for so long: look where the thread of training is
+_CONNECT_SECONDS = 2.0
+# Files whose innermost frame means: waits for other ranks. DeepSpeed waits on handles in its own code.
+_COLLECTIVES = ("/torch/distributed/", "/deepspeed/", "/pipeline/train/agree.py", "/pipeline/train/collective.py")
+
+
+class Pulse:
+    """Of the rank whose thread of training makes this. Without an *address* it only keeps what it is told.
+
+    *on_stop* hears why somebody wants the run to stop; *on_end* has 3 s for last words before the process ends.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        world: World,
+        group: str,
+        on_stop: Callable[[str], None] = lambda _: None,
+        on_end: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._hello = {"group": group, "rank": world.rank, "world": world.size, **whoami()}
+        self._on_stop, self._on_end = on_stop, on_end
+        self._trained = threading.get_ident()
+        self._place: tuple[str, int, float] = (STARTING, 0, time.monotonic())
+        self._longest = 0.0
+        self._said: deque[str] = deque()
+        self._leaving = threading.Event()
+        self._thread = threading.Thread(target=self._live, args=(address,), name="pulse", daemon=True)
+        if address:
+            self._thread.start()
+
+    def mark(self, phase: str, step: int) -> None:
+        """The thread of training is in *phase* of *step* from now on; costs a microsecond."""
+        before, _, since = self._place
+        now = time.monotonic()
+        if before == STEP:
+            self._longest = max(self._longest, now - since)
+        self._place = (phase, step, now)
+
+    def say(self, text: str) -> None:
+        """Show *text* to whoever watches the driver."""
+        self._said.append(text)
+
+    def close(self) -> None:
+        """Leave in peace: the process may end now without being missed."""
+        self._leaving.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5.0)
+
+    def _live(self, address: str) -> None:
+        where, _, token = address.rpartition("/")
+        host, _, port = where.rpartition(":")
+        while not self._leaving.is_set():
+            try:
+                with socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS) as line:
+                    self._beat(line, token)
+            except OSError as error:
+                _log.debug("no driver at %s: %s", where, error)
+                self._leaving.wait(_CONNECT_SECONDS)
+
+    def _beat(self, line: socket.socket, token: str) -> None:
+        """Until the line breaks, or this rank leaves."""
+        send(line, {"token": token, **self._hello})
+        heard = b""
+        while True:
+            leaving = self._leaving.is_set()
+            send(line, self._state() | ({"bye": True} if leaving else {}))
+            if leaving:
+                return
+            until = time.monotonic() + BEAT_SECONDS
+            while (left := until - time.monotonic()) > 0 and not self._leaving.is_set():
+                if not select.select([line], [], [], min(left, 0.1))[0]:
+                    continue
+                data = line.recv(65536)
+                if not data:
+                    raise OSError("closed")
+                *messages, heard = (heard + data).split(b"\n")
+                for message in messages:
+                    self._obey(json.loads(message))
+
+    def _state(self) -> dict[str, Any]:
+        phase, step, since = self._place
+        seconds = time.monotonic() - since
+        waits, place = (False, "") if seconds < _LOOK_SECONDS else self._look()
+        said = [self._said.popleft() for _ in range(len(self._said))]
+        return {
+            "phase": phase,
+            "step": step,
+            "seconds": seconds,
+            "longest": self._longest,
+            "waits": waits,
+            "place": place,
+            "said": said,
+        }
+
+    def _look(self) -> tuple[bool, str]:
+        """(whether the thread of training waits in a collective, where it is)."""
+        frame = sys._current_frames().get(self._trained)
+        if frame is None:
+            return False, ""
+        file = frame.f_code.co_filename
+        return any(part in file for part in _COLLECTIVES), f"{Path(file).name}:{frame.f_lineno} {frame.f_code.co_name}"
+
+    def _obey(self, message: dict[str, Any]) -> None:
+        if "stop" in message:
+            self._on_stop(message["stop"])
+        if "end" in message:
+            for culprit in message["kill"]:
+                kill(culprit)
+            words = threading.Thread(target=self._on_end, args=(message["end"],), daemon=True)
+            words.start()
+            words.join(timeout=_LAST_WORDS_SECONDS)
+            os._exit(END_CODE)
+
+
+def whoami() -> dict[str, Any]:
+    """This process: name of its host, what tells the host and its processes apart from others, its id and its birth."""
+    return {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "born": _born(os.getpid())}
+
+
+def kill(culprit: dict[str, Any]) -> bool:
+    """Kill -9 the process that ``whoami`` named, when it is on this host and still the same one."""
+    if culprit["machine"] != _machine() or culprit["pid"] == os.getpid() or _born(culprit["pid"]) != culprit["born"]:
+        return False
+    try:
+        os.kill(culprit["pid"], signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def send(line: socket.socket, message: dict[str, Any]) -> None:
+    """One line of JSON. Raises OSError."""
+    line.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _machine() -> str:
+    """Of the kernel's boot and the space of process ids: equal where a process can be seen and killed by its id."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _born(pid: int) -> str:
+    """When the process was started, in ticks since the machine was; "" when it cannot be told."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""

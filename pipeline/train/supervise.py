@@ -1,0 +1,217 @@
+"""The driver's side of the heartbeat: listens to the pulse of every rank, judges, and ends all when one cannot go on.
+
+It lives in the driver, not in a rank, so that it finds rank 0 as well, says what it found where a person looks, and
+takes no time from training. A rank that cannot reach it trains on, unsupervised.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import secrets
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.base.children import clock
+from pipeline.train.heartbeat import kill, send, whoami
+from pipeline.train.verdict import STARTING, Seen, Verdict, judge
+
+_log = logging.getLogger(__name__)
+_ROUND_SECONDS = 0.5
+_AWAY_SECONDS = 2.0  # who was not there for so long cannot say how long others were silent
+_GREETING_SECONDS = 10.0
+_MAX_LINE = 1 << 20
+
+
+@dataclass
+class _Line:
+    """One connection."""
+
+    socket: socket.socket
+    opened: float
+    hello: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    heard: float = 0.0
+    rest: bytes = b""
+
+
+class Supervisor:
+    """Listens at ``address`` from the beginning to ``close``. *say* hears what people should know, with the attempt."""
+
+    def __init__(self, host: str = "127.0.0.1", say: Callable[[str, str], None] = lambda *_: None) -> None:
+        self._token = secrets.token_hex(16)
+        self._server = socket.create_server((host, 0))
+        self._server.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._server, selectors.EVENT_READ)
+        self._say, self._me = say, whoami()
+        self._lines: dict[socket.socket, _Line] = {}
+        self._ended: set[str] = set()
+        self._stopping = ""
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self.verdicts: list[Verdict] = []
+        self.address = f"{host}:{self._server.getsockname()[1]}/{self._token}"
+        self._thread = threading.Thread(target=self._work, name="supervisor", daemon=True)
+        self._thread.start()
+
+    @property
+    def stopping(self) -> str:
+        """Why the ranks were asked to stop; "" when they were not."""
+        return self._stopping
+
+    def stop(self, reason: str) -> None:
+        """Ask all ranks, also those that come later, to save and stop at their next step."""
+        with self._lock:
+            self._stopping = reason
+            for line in self._lines.values():
+                if line.hello:
+                    _try_send(line.socket, {"stop": reason})
+
+    def go_on(self) -> None:
+        """Ranks that come from now on need not stop."""
+        self._stopping = ""
+
+    def close(self) -> None:
+        """Hear nobody any more."""
+        self._closed.set()
+        self._thread.join()
+        for line in list(self._lines.values()):
+            line.socket.close()
+        self._server.close()
+        self._selector.close()
+
+    def _work(self) -> None:
+        last = time.monotonic()
+        while not self._closed.is_set():
+            for key, _ in self._selector.select(_ROUND_SECONDS):
+                if key.fileobj is self._server:
+                    self._accept()
+                else:
+                    self._hear(self._lines[key.fileobj])  # type: ignore[index]
+            now = time.monotonic()
+            if now - last > _AWAY_SECONDS:
+                for line in self._lines.values():
+                    line.heard = now
+            last = now
+            try:
+                self._judge(now)
+            except Exception:
+                _log.exception("the supervisor of the ranks could not judge")
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._server.accept()
+        except OSError:
+            return
+        connection.settimeout(1.0)
+        with self._lock:
+            self._lines[connection] = _Line(connection, time.monotonic())
+        self._selector.register(connection, selectors.EVENT_READ)
+
+    def _hear(self, line: _Line) -> None:
+        try:
+            data = line.socket.recv(65536)
+        except TimeoutError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._lost(line)
+            return
+        *messages, line.rest = (line.rest + data).split(b"\n")
+        try:
+            for message in messages:
+                self._take(line, json.loads(message))
+        except (ValueError, KeyError, TypeError):
+            self._drop(line)  # not one of ours
+        if len(line.rest) > _MAX_LINE:
+            self._drop(line)
+
+    def _take(self, line: _Line, message: dict[str, Any]) -> None:
+        line.heard = time.monotonic()
+        if not line.hello:
+            if not hmac.compare_digest(str(message.pop("token")), self._token):
+                raise ValueError("wrong token")
+            line.hello = message
+            if self._stopping:
+                _try_send(line.socket, {"stop": self._stopping})
+            return
+        for text in message.pop("said"):
+            self._say(line.hello["group"], text)
+        line.state = message
+        if message.get("bye"):
+            self._drop(line)
+
+    def _lost(self, line: _Line) -> None:
+        """The line broke without a goodbye: the process died."""
+        self._drop(line)
+        if line.hello and line.hello["group"] not in self._ended and not self._closed.is_set():
+            self._end(line.hello["group"], Verdict((_seen(line, 0.0, ""),), "died"), [])
+
+    def _drop(self, line: _Line) -> None:
+        with self._lock:
+            if self._lines.pop(line.socket, None) is None:
+                return
+        self._selector.unregister(line.socket)
+        line.socket.close()
+
+    def _judge(self, now: float) -> None:
+        for line in list(self._lines.values()):
+            if not line.hello and now - line.opened > _GREETING_SECONDS:
+                self._drop(line)
+        groups: dict[str, list[_Line]] = {}
+        for line in self._lines.values():
+            if line.state and line.hello["group"] not in self._ended:
+                groups.setdefault(line.hello["group"], []).append(line)
+        for group, lines in groups.items():
+            seen = [_seen(line, now - line.heard, self._look(line)) for line in lines]
+            verdict = judge(seen, lines[0].hello["world"])
+            if verdict:
+                culprits = {one.rank for one in verdict.culprits}
+                self._end(group, verdict, [line.hello for line in lines if line.hello["rank"] in culprits])
+
+    def _look(self, line: _Line) -> str:
+        return clock(str(line.hello["pid"]))[0] if line.hello["machine"] == self._me["machine"] else ""
+
+    def _end(self, group: str, verdict: Verdict, culprits: list[dict[str, Any]]) -> None:
+        self._ended.add(group)
+        self.verdicts.append(verdict)
+        for culprit in culprits:
+            kill(culprit)
+        message = {"end": str(verdict), "kill": culprits}
+        with self._lock:
+            lines = [line for line in self._lines.values() if line.hello and line.hello["group"] == group]
+        for line in lines:
+            if line.hello not in culprits:
+                _try_send(line.socket, message)
+        self._say(group, f"{verdict}; all ranks are restarted")
+
+
+def _try_send(line: socket.socket, message: dict[str, Any]) -> None:
+    with suppress(OSError):  # who does not listen is found by the judge
+        send(line, message)
+
+
+def _seen(line: _Line, silent: float, state: str) -> Seen:
+    said = line.state or {"step": 0, "phase": STARTING, "seconds": 0.0, "waits": False, "longest": 0.0, "place": ""}
+    return Seen(
+        rank=line.hello["rank"],
+        host=line.hello["host"],
+        pid=line.hello["pid"],
+        step=said["step"],
+        phase=said["phase"],
+        phase_seconds=said["seconds"],
+        waits=said["waits"],
+        longest_seconds=said["longest"],
+        silent_seconds=silent,
+        state=state,
+        place=said["place"],
+    )

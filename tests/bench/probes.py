@@ -1,0 +1,130 @@
+"""Solvers of the probes against scikit-learn's, on synthetic features, one thread each.
+
+The logistic sweep is SimCLR's 45 penalties on 50,000 x 384 features of 10 classes, both to the same tolerance of the
+gradient (1e-5); accuracy is that of the best penalty on 10,000 other samples, in points. The second row is
+scikit-learn with its weights kept from one penalty to the next. k-NN looks for 200 neighbours of 10,000 queries among
+50,000 x 384; the peer is the faster of scikit-learn's two brute forces for it. Ridge takes 1,280,000 x 768 features
+of 1,000 classes in parts; memory is the peak of the process. Seconds are of CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestNeighbors
+
+from pipeline.evaluate.probe.knn import nearest
+from pipeline.evaluate.probe.linear import SIMCLR_L2, Standardiser, path_shares
+from pipeline.evaluate.probe.logistic import TOLERANCE, fit_path
+from pipeline.evaluate.probe.ridge import Moments, fit_ridge
+from tests.bench.row import Row
+
+_TRAIN, _QUERIES, _WIDTH, _CLASSES = 50_000, 10_000, 384, 10
+_PATH = sorted(SIMCLR_L2, reverse=True)
+_NEIGHBOURS = 200
+_ALLOWED_BYTES = 2_000_000_000
+
+
+def measure() -> list[Row]:
+    return [*_sweep_rows(), _knn_row(), _ridge_row()]
+
+
+def features(count: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Classes that overlap, in features whose variance falls off like a network's."""
+    base, draw = np.random.default_rng(7), np.random.default_rng(seed)
+    turn = np.linalg.qr(base.normal(size=(_WIDTH, _WIDTH)))[0]
+    scale = np.arange(1, _WIDTH + 1) ** -0.7
+    centres = 0.15 * base.normal(size=(_CLASSES, _WIDTH)) * scale
+    labels = draw.integers(0, _CLASSES, count)
+    return np.tanh((centres[labels] + draw.normal(size=(count, _WIDTH)) * scale) @ turn).astype(np.float32), labels
+
+
+def _timed(call: Callable[[], NDArray]) -> tuple[float, NDArray]:
+    started = time.process_time()
+    result = call()
+    return time.process_time() - started, result
+
+
+def _sweep_rows() -> list[Row]:
+    train, labels = features(_TRAIN, 1)
+    scale = Standardiser(train)
+    train, (queries, truth) = scale(train), features(_QUERIES, 2)
+    queries = scale(queries)
+
+    def ours() -> NDArray:
+        fits = list(fit_path(train, labels, _CLASSES, _PATH, max_iterations=1000))
+        return path_shares(fits, queries, truth)
+
+    def peer(warm: bool) -> NDArray:
+        model = LogisticRegression(tol=TOLERANCE, max_iter=1000, warm_start=warm)
+        found = []
+        for l2 in _PATH:
+            model.set_params(C=1 / (_TRAIN * l2)).fit(train, labels)
+            found.append(model.score(queries, truth))
+        return np.array(found)
+
+    mine, shares = _timed(ours)
+    rows = []
+    for warm, least in ((False, 5.0), (True, None)):
+        seconds, theirs = _timed(lambda warm=warm: peer(warm))
+        apart = 100 * abs(shares.max() - theirs.max())
+        what = f"45 penalties{', peer warm-started' if warm else ''}: best accuracy {apart:.2f} points apart"
+        told = f"{mine:.1f} s, {shares.max():.2%}", f"{seconds:.1f} s, {theirs.max():.2%}"
+        rows.append(Row(what, *told, seconds / mine, least if apart <= 0.1 else np.inf))
+    return rows
+
+
+def _knn_row() -> Row:
+    train, queries = features(_TRAIN, 1)[0], features(_QUERIES, 2)[0]
+    mine, found = _timed(lambda: np.concatenate([index for _, index in nearest(train, queries, _NEIGHBOURS)]))
+    unit = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in (train, queries)]
+    peers = {
+        "cosine": _timed(lambda: _brute_force("cosine", train, queries)),
+        "sqeuclidean": _timed(lambda: _brute_force("sqeuclidean", *unit)),  # of unit vectors: the same order
+    }
+    name = min(peers, key=lambda name: peers[name][0])
+    seconds, theirs = peers[name]
+    same = np.mean([len(np.intersect1d(a, b)) / _NEIGHBOURS for a, b in zip(found, theirs, strict=True)])
+    what = f"200 nearest of 50,000 for 10,000 queries: {same:.3%} the same"
+    return Row(what, f"{mine:.1f} s", f"{seconds:.1f} s ({name})", seconds / mine, 1.0 if same > 0.999 else np.inf)
+
+
+def _brute_force(metric: str, train: NDArray, queries: NDArray) -> NDArray:
+    model = NearestNeighbors(n_neighbors=_NEIGHBOURS, algorithm="brute", metric=metric).fit(train)
+    return model.kneighbors(queries, return_distance=False)
+
+
+def _ridge_row() -> Row:
+    command = [sys.executable, "-m", "tests.bench.probes"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    told = f"{found['bytes'] / 1e6:.0f} MB, {found['seconds']:.0f} s"
+    what = "ridge, 1,280,000 x 768, 1,000 classes, 5 penalties: memory"
+    return Row(what, told, "2,000 MB allowed", _ALLOWED_BYTES / found["bytes"], 1.0)
+
+
+def _ridge() -> dict[str, float]:
+    """Peak bytes and CPU seconds, those of making the features left out."""
+    count, width, classes, part = 1_280_000, 768, 1_000, 20_000
+    moments, draw, seconds = Moments(width, classes), np.random.default_rng(0), 0.0
+    for _ in range(count // part):
+        labels = draw.integers(0, classes, part)
+        chunk = draw.standard_normal((part, width), dtype=np.float32)
+        chunk[np.arange(part), labels % width] += 2
+        seconds += _timed(lambda chunk=chunk, labels=labels: moments.add(chunk, labels))[0]
+    taken, ridges = _timed(lambda: fit_ridge(moments, [1.0, 1e2, 1e4, 1e6, 1e8]))
+    if moments.num_samples != count or not all(np.isfinite(ridge.weights).all() for ridge in ridges):
+        raise AssertionError("ridge did not take all samples")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"bytes": peak, "seconds": seconds + taken}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_ridge()))

@@ -1,0 +1,156 @@
+"""SIGTERM, values that are not finite, forks, extensions and other world sizes: on real ranks, without Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.base.store import Store
+from pipeline.records.run import list_steps, read_run_card
+from pipeline.stream.audit_check import check_audit
+from tests.ranks.pretraining import (
+    AFTER,
+    BATCH,
+    Fault,
+    Job,
+    Told,
+    final_weights,
+    losses,
+    make_workspace,
+    recipe_of,
+    rows,
+    run_through,
+)
+
+pytestmark = pytest.mark.timeout(600)
+CONSTANT: dict[str, Any] = {"schedule": {"decay": "constant", "warmup_steps": 2}}
+NAN = (Fault("nan", 1, 5),)
+JOBS = {
+    "calm": Job(recipe_of("calm", 2)),
+    "stopped": Job(recipe_of("stopped", 2), (Fault("term", 1, 6, AFTER),)),
+    "stopped again": Job(recipe_of("stopped", 2)),
+    "hurried": Job(recipe_of("hurried", 2, grace_seconds=1e-6), (Fault("term", 0, 6, AFTER),)),
+    "nan": Job(recipe_of("nan", 2), NAN),
+    "fork": Job(recipe_of("fork", 2), parent="calm@8"),
+    "elsewhere": Job(recipe_of("elsewhere", 1, optimizer={"learning_rate": 0.001}, steps=10), parent="calm@8"),
+    "short": Job(recipe_of("short", 2, steps=8, **CONSTANT)),
+    "extended": Job(recipe_of("short", 2, steps=8, **CONSTANT), extend_to=12),
+    "long": Job(recipe_of("long", 2, **CONSTANT)),
+    # stage 3 last: with it DeepSpeed puts another product of matrices into torch, for the whole process
+    **{
+        f"skipping-{stage}": Job(recipe_of(f"skipping-{stage}", stage, on_nonfinite="skip", max_skipped=1), NAN)
+        for stage in (1, 2, 3)
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return make_workspace(tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture(scope="module")
+def told(store: Store) -> Told:
+    """After all jobs, one after the other on the same two ranks: who does not die does not need new ones."""
+    told = run_through(store, (2, list(JOBS.values())))
+    assert told.ends == [""]
+    assert told.verdicts == []
+    return told
+
+
+def outcome(told: Told, job: str) -> str:
+    """How *job* ended, which is alike on both ranks."""
+    ours, theirs = (ends[list(JOBS).index(job)] for ends in told.outcomes)
+    assert ours == theirs
+    return ours
+
+
+def test_sigterm_to_one_rank_saves_on_all_and_the_run_goes_on_from_there(told: Told, store: Store) -> None:
+    said = outcome(told, "stopped")
+    assert said.startswith("InterruptedRunError: run stopped was stopped by SIGTERM; a checkpoint of step 7 was saved")
+    assert outcome(told, "stopped again") == ""
+    assert list_steps(store, "stopped") == [0, 4, 7, 8, 12]
+    assert losses(store, "stopped") == losses(store, "calm")
+    assert final_weights(store, "stopped") == final_weights(store, "calm")
+    log = store.read("runs/stopped/logs/0002/rank-1.log").decode()
+    assert "begins at step 7 of 12 (stopped@7)" in log
+
+
+def test_without_time_for_a_checkpoint_none_is_begun(told: Told, store: Store) -> None:
+    assert "no time to save step 7" in outcome(told, "hurried")
+    assert list_steps(store, "hurried") == [0, 4]
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_ends_the_run_on_all(told: Told, store: Store) -> None:
+    assert outcome(told, "nan").startswith("DivergedError: step 6: loss nan")
+    for rank in range(2):
+        assert "DivergedError: step 6: loss nan" in store.read(f"runs/nan/logs/0001/rank-{rank}.log").decode()
+    assert list_steps(store, "nan") == [0, 4]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_an_update_that_is_not_finite_is_left_out_on_all(told: Told, store: Store, stage: int) -> None:
+    run = f"skipping-{stage}"
+    assert outcome(told, run) == ""
+    found = {row.step: row for row in rows(store, run)}
+    assert found[6].loss == "nan"
+    assert [found[step].skipped for step in (5, 6, 12)] == [0, 1, 1]
+    assert all(float.fromhex(found[step].loss) < 3 for step in range(7, 13))
+    assert any("the update is left out (1 of at most 1)" in text for _, text in told.texts)
+
+
+def test_a_fork_goes_on_as_its_parent_did(told: Told, store: Store) -> None:
+    assert outcome(told, "fork") == ""
+    assert read_run_card(store, "fork").parent == "calm@8"
+    assert list_steps(store, "fork") == [8, 12]
+    assert losses(store, "fork") == {step: row for step, row in losses(store, "calm").items() if step > 8}
+    assert final_weights(store, "fork")[1:] == final_weights(store, "calm")[1:]
+
+
+def test_a_fork_may_go_elsewhere(told: Told, store: Store) -> None:
+    """Another learning rate, ZeRO stage and length: the first loss is the parent's, since its weights are."""
+    assert outcome(told, "elsewhere") == ""
+    found, calm = losses(store, "elsewhere"), losses(store, "calm")
+    assert sorted(found) == [9, 10]
+    assert found[9] == calm[9]
+    assert found[10] != calm[10]
+
+
+def test_an_extended_run_is_what_it_would_have_been_from_the_beginning(told: Told, store: Store) -> None:
+    assert outcome(told, "short") == outcome(told, "extended") == outcome(told, "long") == ""
+    assert json.loads(store.read("runs/short/extend-00000012.json"))["before"] == 8
+    assert losses(store, "short") == losses(store, "long")
+    assert final_weights(store, "short") == final_weights(store, "long")
+
+
+@pytest.mark.long
+def test_the_world_changes_from_two_to_one_to_two(tmp_path: Path) -> None:
+    """The same global batches, by the audit; float32 losses to 1e-4 over 50 steps, without dropout."""
+    store = make_workspace(tmp_path)
+    fields: dict[str, Any] = {
+        "steps": 50,
+        "model": {"dropout": 0.0},
+        "engine": {"precision": "fp32"},
+        "checkpoint_every": 10,
+    }
+    calm, changing = recipe_of("calm", 2, **fields), recipe_of("changing", 2, **fields)
+    told = run_through(
+        store,
+        (2, [Job(calm), Job(changing, (Fault("kill", 1, 17),))]),
+        (1, [Job(changing, (Fault("kill", 0, 33),))]),
+        (2, [Job(changing)]),
+    )
+    assert [bool(end) for end in told.ends] == [True, True, False]
+    wanted = {step: float.fromhex(loss) for step, pairs in losses(store, "calm").items() for loss, _ in pairs}
+    found = losses(store, "changing")
+    assert sorted(found) == sorted(wanted) == list(range(1, 51))
+    for step, pairs in found.items():
+        for loss, _ in pairs:
+            assert float.fromhex(loss) == pytest.approx(wanted[step], rel=1e-4)
+    assert {row.world_size for row in check_audit(store, "changing").segments} == {1, 2}
+    for run in ("calm", "changing"):
+        audit = check_audit(store, run)
+        assert (audit.problems, audit.end) == ((), 50 * BATCH)

@@ -1,0 +1,176 @@
+"""``vitpipe evaluate``: where a suite comes from, and changes by the names of evaluations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.asking import Asked, Given, from_recipe, of_run
+from jobs.evaluation_names import Changes, change, what_is_due
+from jobs.status_evaluations import describe_evaluations, evaluations
+from pipeline.base.errors import InputError, RecipeError
+from pipeline.base.store import Store, open_store
+from pipeline.evaluate.ledger import Ledger
+from pipeline.evaluate.perform import perform
+from pipeline.evaluate.scheduler.by_name import plan_all
+from pipeline.evaluate.scheduler.suites import keep_suite
+from pipeline.records.score import list_results
+from tests.support.evaluations import RUN, make_workspace, put_suite, suite_recipe
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A run with two checkpoints of which nothing is evaluated yet."""
+    store = open_store(str(tmp_path / "ws"))
+    make_workspace(store, [100, 200])
+    return store
+
+
+ASKED = Asked(RUN, "s", lambda: suite_recipe(2))
+
+
+def perform_all(store: Store, generation: int = 0) -> None:
+    """Record everything, as workers do."""
+    for item in plan_all(store, RUN, [suite_recipe(2)]):
+        perform(store, item, generation)
+
+
+def test_a_suite_is_a_file_and_is_read_again_each_time(store: Store, tmp_path: Path) -> None:
+    path = put_suite(tmp_path / "probes.yaml", 2)
+    asked = of_run(Given(RUN, suite=str(path), overrides=("max_parallel=7",)), store)
+    assert (asked.run, asked.suite, asked.read_recipe().max_parallel) == (RUN, "probes", 7)
+    put_suite(path, 3)
+    assert asked.read_recipe() == suite_recipe(3, max_parallel=7)
+    chosen = asked.with_options(3, ["knn on *"], 5.0)
+    assert (chosen.read_recipe().max_parallel, chosen.read_recipe().priority) == (3, ("knn on *",))
+    assert chosen.every_seconds == 5.0
+
+
+def test_a_suite_may_be_a_section_of_a_recipe(store: Store, tmp_path: Path) -> None:
+    tree = json.loads(put_suite(tmp_path / "s.json", 2).read_text())
+    (tmp_path / "chain.yaml").write_text(json.dumps({"workspace": "elsewhere", "evaluate": tree}))
+    asked = of_run(Given(RUN, suite=str(tmp_path / "chain.yaml")), store)
+    assert asked.read_recipe() == suite_recipe(2)
+
+
+def test_a_run_that_had_a_suite_needs_none(store: Store) -> None:
+    with pytest.raises(InputError, match="has not been evaluated yet"):
+        of_run(Given(RUN), store)
+    keep_suite(store, RUN, "probes", suite_recipe(2))
+    asked = of_run(Given(RUN, overrides=("cpus=2",)), store)
+    assert (asked.suite, asked.read_recipe()) == ("probes", suite_recipe(2, cpus=2))
+    keep_suite(store, RUN, "more", suite_recipe(3))
+    with pytest.raises(InputError, match="has several suites - add --suite, one of: more, probes"):
+        of_run(Given(RUN), store)
+    assert of_run(Given(RUN, suite="more"), store).read_recipe() == suite_recipe(3)
+    with pytest.raises(RecipeError, match=r"no such suite; there are: .*more.*probes"):
+        of_run(Given(RUN, suite="moore"), store)
+
+
+def test_what_stands_first_is_a_recipe_or_a_run() -> None:
+    assert Given("tiny").is_recipe(None)
+    assert Given("tiny").is_recipe("ws")
+    assert Given("recipe.yaml").is_recipe("ws"), "one that is missing is named as such"
+    assert not Given(RUN).is_recipe("ws")
+    assert not Given("tiny", suite="s.yaml").is_recipe("ws")
+    assert not Given("tiny", train="a", test="b").is_recipe("ws")
+    for given, said in ((Given("r", train="a"), "both"), (Given("r", "s", "a", "b"), "two suites")):
+        with pytest.raises(InputError, match=said):
+            given.is_recipe("ws")
+    chain, asked = from_recipe(Given("tiny"), {"workspace": "ws"})
+    assert (asked.run, asked.suite, asked.read_recipe()) == ("tiny", "recipe", chain.evaluate)
+
+
+def names(found: dict[str, Any], what: str) -> list[str]:
+    return sorted(found[what])
+
+
+def test_a_dry_run_says_what_is_due_in_its_order(store: Store) -> None:
+    before = list(store.list())
+    recipe = suite_recipe(1, priority=("knn on *",))
+    found = what_is_due(store, RUN, recipe)
+    assert found["due"] == [
+        "knn on task of step 200",
+        "knn on task of step 100",
+        "fewshot on task of step 200",
+        "fewshot on task of step 100",
+    ]
+    assert (found["planned"], found["done"], found["failed"]) == (4, [], [])
+    assert list(store.list()) == before
+
+
+def test_redo_makes_what_matches_due_again_and_nothing_else(store: Store) -> None:
+    perform_all(store)
+    marks = Changes(redo=("knn on task of step 1*", "fewshot on task of step 200 seed 1"), reason="a bug")
+    matched = ["fewshot on task of step 200 seed 1", "knn on task of step 100"]
+    found = change(store, ASKED, marks, dry_run=True)
+    assert (names(found, "redo"), len(list_results(store))) == (matched, 6)
+    found = change(store, ASKED, marks, dry_run=False)
+    assert (names(found, "redo"), len(list_results(store))) == (matched, 4)
+    assert names(what_is_due(store, RUN, suite_recipe(2)), "due") == matched
+    perform_all(store, generation=1)
+    assert len(list_results(store)) == 6
+    with pytest.raises(InputError, match="no evaluation is called 'knm'"):
+        change(store, ASKED, Changes(invalidate=("knm",)), dry_run=False)
+
+
+def test_what_has_no_result_is_not_made_void(store: Store) -> None:
+    found = change(store, ASKED, Changes(redo=("*",)), dry_run=False)
+    assert len(found["redo"]) == 6
+    assert not [info for info in store.list("evaluations/") if "invalid" in info.key]
+
+
+def test_retry_is_for_what_failed_for_good(store: Store) -> None:
+    ledger = Ledger(store, RUN)
+    first, second, *_ = plan_all(store, RUN, [suite_recipe(2)])
+    for item, kind in ((first, "refused"), (second, "error")):
+        ledger.claim(item.id, item.name)
+        ledger.end(item.id, kind, "why", max_tries=3)
+    found = change(store, ASKED, Changes(retry=True), dry_run=False)
+    assert found["retry"] == [first.name]
+    due = what_is_due(store, RUN, suite_recipe(2))
+    assert first.name in due["due"]
+    assert due["waiting"] == [second.name]
+
+
+def test_cancel_and_uncancel(store: Store) -> None:
+    assert Changes(cancel=("x",)).only_marks
+    assert not Changes(cancel=("x",), retry=True).only_marks
+    found = change(store, ASKED, Changes(cancel=("fewshot on *", "knn on * of step 100")), dry_run=False)
+    assert len(found["cancelled"]) == 5
+    assert what_is_due(store, RUN, suite_recipe(2))["due"] == ["knn on task of step 200"]
+    with pytest.raises(InputError, match="'fewshot' is not cancelled - cancelled is: fewshot on \\*; knn on"):
+        change(store, ASKED, Changes(uncancel=("fewshot",)), dry_run=False)
+    found = change(store, ASKED, Changes(uncancel=("fewshot on *",)), dry_run=True)
+    assert found["cancelled"] == ["knn on task of step 100"]
+    assert len(what_is_due(store, RUN, suite_recipe(2))["due"]) == 1, "it was a dry run"
+    change(store, ASKED, Changes(uncancel=("fewshot on *",)), dry_run=False)
+    assert len(what_is_due(store, RUN, suite_recipe(2))["due"]) == 5
+
+
+def test_status_tells_who_runs_what_failed_and_what_waits(store: Store) -> None:
+    assert evaluations(store, [RUN]) == {"recorded": 0, "running": [], "failed": [], "suites": []}
+    keep_suite(store, RUN, "probes", suite_recipe(2))
+    first, second, third, *_ = plan_all(store, RUN, [suite_recipe(2)])
+    ledger = Ledger(store, RUN)
+    for item in (first, second):
+        ledger.claim(item.id, item.name)
+    ledger.end(second.id, "error", "no memory", max_tries=1)
+    perform(store, third)
+    found = evaluations(store, [RUN])
+    (running,) = found["running"]
+    assert (running["id"], running["run"], running["name"]) == (first.id, RUN, first.name)
+    (failed,) = found["failed"]
+    assert (failed["name"], failed["reason"], failed["tries"]) == (second.name, "no memory", 1)
+    (suite,) = found["suites"]
+    assert {state: len(suite[state]) for state in ("due", "running", "done", "failed")} == {
+        "due": 3,
+        "running": 1,
+        "done": 1,
+        "failed": 1,
+    }
+    titles = [title for title, _, _ in describe_evaluations(found)]
+    assert titles == ["Evaluations: 1 recorded", "Running: 1", "Failed: 1", "Queue: 3"]

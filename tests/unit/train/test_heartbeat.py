@@ -1,0 +1,147 @@
+"""Pulse and supervisor in one process and over a real socket: what they tell each other, and whom they listen to."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.base.world import World
+from pipeline.train.heartbeat import Pulse, kill, whoami
+from pipeline.train.supervise import Supervisor
+
+LIMIT_SECONDS = 30.0  # a guard against hanging
+
+
+@pytest.fixture
+def heard() -> list[tuple[str, str]]:
+    return []
+
+
+@pytest.fixture
+def told() -> threading.Event:
+    """Something was heard."""
+    return threading.Event()
+
+
+@pytest.fixture
+def supervisor(heard: list[tuple[str, str]], told: threading.Event) -> Iterator[Supervisor]:
+    def say(group: str, text: str) -> None:
+        heard.append((group, text))
+        told.set()
+
+    supervisor = Supervisor(say=say)
+    yield supervisor
+    supervisor.close()
+
+
+def test_a_rank_speaks_to_people_and_leaves_in_peace(
+    supervisor: Supervisor, heard: list[tuple[str, str]], told: threading.Event
+) -> None:
+    pulse = Pulse(supervisor.address, World(1, 2), "0003")
+    pulse.say("a store is slow")
+    assert told.wait(LIMIT_SECONDS)
+    pulse.close()
+    assert heard == [("0003", "a store is slow")]
+    assert supervisor.verdicts == []
+
+
+def test_what_is_said_last_arrives(supervisor: Supervisor, heard: list[tuple[str, str]], told: threading.Event) -> None:
+    pulse = Pulse(supervisor.address, World(), "0001")
+    pulse.say("good-bye")
+    pulse.close()
+    assert told.wait(LIMIT_SECONDS)
+    assert heard == [("0001", "good-bye")]
+
+
+def test_a_wish_to_stop_reaches_ranks_that_are_there_and_those_that_come(supervisor: Supervisor) -> None:
+    wishes: list[str] = []
+    asked = [threading.Event(), threading.Event()]
+
+    def pulse(rank: int) -> Pulse:
+        def on_stop(reason: str) -> None:
+            wishes.append(reason)
+            asked[rank].set()
+
+        return Pulse(supervisor.address, World(rank, 2), "0001", on_stop)
+
+    first = pulse(0)
+    supervisor.stop("SIGTERM")
+    assert asked[0].wait(LIMIT_SECONDS)
+    second = pulse(1)
+    assert asked[1].wait(LIMIT_SECONDS)
+    assert set(wishes) == {"SIGTERM"}
+    for one in (first, second):
+        one.close()
+
+
+def test_without_an_address_nothing_happens() -> None:
+    pulse = Pulse("", World(), "0001")
+    pulse.mark("step", 3)
+    pulse.say("nobody listens")
+    pulse.close()
+
+
+def test_a_stranger_is_not_listened_to(supervisor: Supervisor, heard: list[tuple[str, str]]) -> None:
+    host, _, port = supervisor.address.rpartition("/")[0].rpartition(":")
+    hello = {"token": "guessed", "group": "0001", "rank": 0, "world": 1, **whoami()}
+    for sent in (b"GET / HTTP/1.1\r\n\r\n", b"[]\n", json.dumps(hello).encode() + b'\n{"said": ["hi"]}\n'):
+        with socket.create_connection((host, int(port)), timeout=LIMIT_SECONDS) as line:
+            line.sendall(sent)
+            line.settimeout(LIMIT_SECONDS)
+            assert line.recv(1) == b""
+    assert heard == []
+    assert supervisor.verdicts == []
+
+
+CHILD = """
+import sys, threading
+from pipeline.base.world import World
+from pipeline.train.heartbeat import Pulse
+pulse = Pulse(sys.argv[1], World(int(sys.argv[2]), 2), "0001", on_end=lambda reason: print(reason, flush=True))
+pulse.say("here")
+threading.Event().wait()
+"""
+
+
+def test_a_rank_that_dies_ends_the_others_who_say_why(
+    supervisor: Supervisor, heard: list[tuple[str, str]], told: threading.Event
+) -> None:
+    command = [sys.executable, "-c", CHILD, supervisor.address]
+    children = []
+    for rank in range(2):
+        told.clear()
+        children.append(subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True))
+        assert told.wait(LIMIT_SECONDS)
+    children[0].kill()
+    out, _ = children[1].communicate(timeout=LIMIT_SECONDS)
+    children[0].communicate(timeout=LIMIT_SECONDS)
+    assert children[1].returncode == 75
+    assert f"rank 0 (host {socket.gethostname()}, pid {children[0].pid}, step 0, starting): died" in out
+    assert str(supervisor.verdicts[0]) == out.strip()
+    assert heard[-1] == ("0001", f"{out.strip()}; all ranks are restarted")
+
+
+def test_only_the_process_that_is_meant_is_killed() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; print(1, flush=True); time.sleep(100)"], stdout=-1)
+    try:
+        assert child.stdout is not None
+        child.stdout.readline()
+        code = "from pipeline.train.heartbeat import _born, whoami\n" + f"print(_born({child.pid}))"
+        born = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
+        named = {**whoami(), "pid": child.pid, "born": born}
+        assert not kill(named | {"machine": "another"})
+        assert not kill(named | {"born": "1"})
+        assert child.poll() is None
+        assert kill(named)
+        assert child.wait(LIMIT_SECONDS) == -signal.SIGKILL
+        assert not kill(whoami() | {"pid": os.getpid()})
+    finally:
+        child.kill()
