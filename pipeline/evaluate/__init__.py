@@ -4,7 +4,7 @@
 
     suite.py      what to judge on: tasks, and a list of evaluators with settings
     due.py        checkpoints x suite -> evaluations, and which of them are not recorded yet (pure)
-    ledger.py     claims that expire, results that are create-only
+    ledger.py     claims that expire, results that are create-only; ledger_view.py makes a value of a listing
     subject.py    what is judged: the weights of a checkpoint, or raw pixels
     features.py   features once per (weights, dataset), stored part by part, shared by every probe
     probe/        linear, sgd, knn, fewshot, ridge: solvers over stored features
@@ -15,5 +15,8 @@
     split.py      the parts of training, as types: test data cannot choose
     evaluators.py the table: name -> function
     spread.py     a pool of Ray actors (the only module here that imports ray)
-    stage.py      the controller
+    prepare.py    what evaluations share is made first
+    perform.py    one evaluation: computed, stored, recorded
+    scheduler/    claims, starts, retries, watches, until nothing is left
+    stage.py      the stage
 """

@@ -54,7 +54,7 @@ def subjects_of(
 
     While a run is not complete, no checkpoint is the last one.
     """
-    trained = [subject for subject in checkpoints if subject.step]
+    trained = [subject for subject in checkpoints if subject.step != 0]  # imported weights have none
     untrained = [subject for subject in checkpoints if subject.step == 0]
     if entry.checkpoints == "last":
         if not is_complete:

@@ -94,7 +94,8 @@ class ViT(nn.Module):
         x = patches_BND
         if self.cls is not None:
             x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], dim=1)
-        out: Tensor = self.dropout(x + self.positions)
+        # DeepSpeed makes parameters bfloat16, but leaves a buffer (fixed positions) as it is.
+        out: Tensor = self.dropout(x + self.positions.to(self.norm.weight.dtype))
         return out
 
     def tokens(self, images_BCHW: Tensor) -> Tensor:

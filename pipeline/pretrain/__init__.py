@@ -6,6 +6,9 @@
     objectives/     softmax, sigmoid, masked patch prediction
     data.py         the dataset, or the mixture, that it is trained on
     run.py          run.json: create-only, refused when the fingerprint differs
-    worker.py       what each rank does
-    stage.py        the stage: checks, launch, progress
+    lineage.py      forks (--from) and extensions (--extend)
+    network.py      the network as a run begins with it
+    rank.py         one attempt of one rank, put together
+    worker.py       what Ray Train calls: the rank, its log, pulse and signals; how it ended
+    stage.py        the stage: checks, launch; follow.py: its progress
 """

@@ -113,7 +113,7 @@ class Marks:
     @property
     def is_recorded(self) -> bool:
         """True when the current generation has a result."""
-        return self.number("result") == self.generation
+        return self.number("result") >= self.generation  # above it: the listing began before it was made invalid
 
 
 def read_marks(listing: Iterable[ObjectInfo]) -> dict[str, Marks]:

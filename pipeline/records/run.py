@@ -4,7 +4,9 @@
 
     runs/<name>/run.json                               create-only
                 attempts/0001.json                     create-only: who is trusted to commit is the newest
-                metrics/0001/part-00000.jsonl          what attempt 1 measured
+                extend-00002000.json                   create-only: the run has 2,000 steps now
+                metrics/0001/part-00000000.jsonl       what attempt 1 measured; tensorboard/0001/ has it as event files
+                logs/0001/rank-0.log                   what its ranks said; driver/: what their driver found
                 checkpoints/step-00000100/0001/...            what attempt 1 wrote, model.safetensors among it
                                           checkpoint.json     the card, last, create-only
                                           retired.json        the card of a step that retention removed

@@ -12,7 +12,13 @@
     assemble.py    whole tensors on the first rank, from the pieces of all
     memory.py      what the state of a rank takes, before it is started
     loop.py        the loop
-    watch.py       rates and finite losses, logged to the run's journal
+    watch.py       what is measured at each step: rows of the run's journal; tensorboard.py: the same as event files
+    pace.py        how a rank's time and memory go; peak.py: how fast it could be
+    sanity.py      what goes wrong most often, told with the likely cause
+    logs.py        what a rank logged, kept in the workspace
+    stopping.py    the wish to stop: SIGTERM, or the driver's
+    agree.py       what all ranks agree on at each step, without waiting
     collective.py  object exchange over torch.distributed
-    launch.py      Ray Train starts the ranks (the only module here that imports ray)
+    heartbeat.py   the pulse of a rank; supervise.py: the driver, who hears it; verdict.py: who holds up the others
+    launch.py      Ray Train starts the ranks, in a number that fits (the only module here that imports ray)
 """

@@ -31,7 +31,7 @@ from tests.bench.pictures import imagenet_like
 from tests.bench.row import Row
 from tests.support.datasets import corpus_of, shard_corpus
 
-_IMAGES, _ROUNDS = 768, 3
+_IMAGES, _ROUNDS = 512, 3
 _LAYERS = [FeatureSpec(), *(FeatureSpec(block, "cls+gap") for block in (-4, -3, -2, -1))]
 
 

@@ -25,7 +25,8 @@ def has_features(workspace: Store, subject: Subject, dataset_digest: str, spec: 
 def prepare_features(workspace: Store, subject: Subject, dataset: str, specs: Sequence[FeatureSpec]) -> None:
     """Have all *specs* computed and stored, those that are missing in one forward pass."""
     digest = read_dataset_card(workspace, dataset).digest
-    missing = [spec for spec in specs if not has_features(workspace, subject, digest, spec)]
+    open_specs = [spec for spec in specs if not has_features(workspace, subject, digest, spec)]
+    missing = [spec for spec in open_specs if finish(workspace, subject, dataset, spec) is None]
     if missing:
         compute_parts(workspace, subject, dataset, missing)
     for spec in missing:

@@ -11,6 +11,7 @@ import torch
 from pipeline.base.errors import DamageError, InputError
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate import subject as subjects
+from pipeline.evaluate.due import plan_evaluations
 from pipeline.evaluate.features import (
     Features,
     FeatureSpec,
@@ -30,6 +31,7 @@ from pipeline.records.score import PIXELS
 from pipeline.stream.dataset import DatasetReader
 from pipeline.stream.passes import each_once
 from tests.support.datasets import make_dataset
+from tests.support.evaluations import suite_recipe
 from tests.support.subjects import TRANSFORM, put_network, tiny
 
 
@@ -188,6 +190,15 @@ def test_several_layers_and_poolings_come_from_one_pass(
     assert sum(passes) == 23
 
 
+def test_two_precisions_come_from_one_reading(store: Store) -> None:
+    subject = put_network(store, tiny())
+    specs = [FeatureSpec("last", "gap"), FeatureSpec("last", "gap", "bfloat16")]
+    prepare_features(store, subject, "d", specs)
+    full, half = (load_features(store, subject, "d", spec).features for spec in specs)
+    np.testing.assert_allclose(full, half, rtol=0.05, atol=0.05)
+    assert not np.array_equal(full, half)
+
+
 def test_layers_and_poolings_that_the_network_has_not_are_refused(store: Store) -> None:
     subject = put_network(store, tiny(pool="gap"))
     for spec, message in (
@@ -312,3 +323,13 @@ def test_a_process_keeps_the_last_two_networks(store: Store, monkeypatch: pytest
     subjects.warm_network(store, third)
     assert subjects.warm_network(store, first) is network
     assert len(subjects._warm) == 2
+
+
+def test_imported_weights_are_planned_like_a_checkpoint(store: Store) -> None:
+    own = put_network(store, tiny())
+    imported = Subject(own.weights_digest, own.weights_key, TRANSFORM, None)
+    recipe = suite_recipe(1, baselines=False)
+    planned = plan_evaluations([imported], recipe, {"train": "1", "test": "2"})
+    assert [item.name for item in planned] == [
+        f"{evaluator} on task of weights {own.weights_digest[:12]}" for evaluator in ("knn", "fewshot")
+    ]

@@ -89,6 +89,8 @@ def test_the_store_is_asked_once_for_a_pair(store: Store, monkeypatch: pytest.Mo
         with pytest.raises(InputError):
             refuse_shared_images(store, "train", "leaking")
     assert len(calls) == 2
+    for info in list(store.list("datasets/clean/")):
+        store.delete(info.key)
     put(store, "clean", {"now/another.png": 5})  # of another digest: asked again
     assert read_dataset_card(store, "clean").num_samples == 1
     with pytest.raises(InputError, match="share 1 image "):
