@@ -213,6 +213,7 @@ def test_killed_workers(size: Size, cluster: Cluster, calm: Calm, tmp_path: Path
     assert_each_once(store, calm(size, tmp_path))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", SIZES)
 def test_a_killed_node(size: Size, calm: Calm, tmp_path: Path) -> None:
     store, rng = open_store(str(tmp_path / "ws")), draw("node")
@@ -242,6 +243,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalS3]
         yield server
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("size", "seconds"),
     [
@@ -287,6 +289,7 @@ def test_two_schedulers_at_once(size: Size, cluster: Cluster, calm: Calm, tmp_pa
     assert max(one.number("claim") for one in marks.values()) == 1, "none was claimed twice"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", SIZES)
 def test_a_checkpoint_that_vanishes(size: Size, cluster: Cluster, calm: Calm, tmp_path: Path) -> None:
     store, rng = open_store(str(tmp_path / "ws")), draw("vanishes")

@@ -128,6 +128,7 @@ def test_what_appears_is_evaluated_what_is_damaged_is_named_and_what_is_added_is
     assert pinned_steps(store, RUN) == set()
 
 
+@pytest.mark.long
 def test_while_they_are_needed_checkpoints_are_pinned(store: Store, cluster: Cluster) -> None:
     make_workspace(store, [100, 200])
     seen: list[set[int]] = []
@@ -180,6 +181,7 @@ def _damaged(key: str) -> str:
     return f"{key}: its bytes are not those that the checkpoint's card names"
 
 
+@pytest.mark.long
 def test_what_is_cancelled_while_it_runs_ends_and_can_be_taken_up_again(
     store: Store, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +213,7 @@ def test_what_is_cancelled_while_it_runs_ends_and_can_be_taken_up_again(
     ]
 
 
+@pytest.mark.long
 def test_an_interrupted_scheduler_gives_back_what_it_held(store: Store, cluster: Cluster) -> None:
     make_workspace(store, [100, 200, 300])
 

@@ -79,6 +79,7 @@ def test_sigterm_to_one_rank_saves_on_all_and_the_run_goes_on_from_there(told: T
     assert "begins at step 7 of 12 (stopped@7)" in log
 
 
+@pytest.mark.long
 def test_without_time_for_a_checkpoint_none_is_begun(told: Told, store: Store) -> None:
     assert "no time to save step 7" in outcome(told, "hurried")
     assert list_steps(store, "hurried") == [0, 4]
@@ -91,7 +92,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_the_run_on_all(told: Told, s
     assert list_steps(store, "nan") == [0, 4]
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.long)])
 def test_an_update_that_is_not_finite_is_left_out_on_all(told: Told, store: Store, stage: int) -> None:
     run = f"skipping-{stage}"
     assert outcome(told, run) == ""
@@ -110,6 +111,7 @@ def test_a_fork_goes_on_as_its_parent_did(told: Told, store: Store) -> None:
     assert final_weights(store, "fork")[1:] == final_weights(store, "calm")[1:]
 
 
+@pytest.mark.long
 def test_a_fork_may_go_elsewhere(told: Told, store: Store) -> None:
     """Another learning rate, ZeRO stage and length: the first loss is the parent's, since its weights are."""
     assert outcome(told, "elsewhere") == ""

@@ -85,6 +85,7 @@ def ranks() -> list[list[dict[str, int]]]:
     return spawn_ranks(counted, WORLD_SIZE, limit_seconds=LIMIT)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES, ids=[f"{s}-{p}-{o.name}-{n}" for s, p, o, n in CASES])
 def test_the_formula_is_within_a_tenth(ranks: list[Any], case: Any) -> None:
     stage, precision, optimizer, steps = case
