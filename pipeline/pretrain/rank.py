@@ -250,10 +250,10 @@ class Rank:
         """Save when it fits into what is *left* of the grace period. Raises InterruptedRunError unless we come back."""
         self.agreement.finish()
         self.pulse.mark(SAVING, step)
-        self.writer.wait()
+        is_saved = self.writer.wait() and step % self.recipe.checkpoint_every == 0
         needed = _SAVE_MARGIN * self.writer.write_seconds
         fits = self.collective.broadcast(needed < seconds_left)
-        if step % self.recipe.checkpoint_every == 0:
+        if is_saved:
             told = f"its checkpoint of step {step} is saved"
         elif fits:
             self._save(step, wait=True)

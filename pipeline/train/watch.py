@@ -16,7 +16,7 @@ from pipeline.train.tensorboard import EventFiles
 _log = logging.getLogger(__name__)
 _FIRST_FLUSH_SECONDS, _LAST_FLUSH_SECONDS = 2.0, 60.0  # between parts of the journal, which a store keeps one by one
 _FLUSH_SHARE = 0.02  # of the time so far: an attempt of a month leaves some 40,000 parts, not a million
-_EVENTS_SECONDS = 60.0
+_EVENTS_SECONDS = 60.0  # at first: TensorBoard reads every part again and again
 _TAGS = ("learning_rate", "images_per_second", "mfu", "data_wait_share", "rank_skew", "resident_bytes")
 
 
@@ -73,7 +73,7 @@ class Watch:
         if now - self._flushed > min(_LAST_FLUSH_SECONDS, max(_FIRST_FLUSH_SECONDS, patience)):
             self._journal.flush()
             self._flushed = now
-        if self._events is not None and now - self._events_flushed > _EVENTS_SECONDS:
+        if self._events is not None and now - self._events_flushed > max(_EVENTS_SECONDS, patience):
             self._events.flush()
             self._events_flushed = now
 

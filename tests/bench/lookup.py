@@ -7,7 +7,6 @@ one thread. Memory is the peak of the process, with Python and numpy.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import time
 import numpy as np
 
 from pipeline.stream.order import Order
+from tests.bench.peak import peak_bytes
 from tests.bench.row import Row
 
 _SHARDS, _OF_A_SHARD = 100_000, 10_000
@@ -60,7 +60,7 @@ def _look_up(partitions: int, batch_size: int) -> dict[str, float]:
         started = time.process_time()
         order.places(np.arange(start, start + batch_size, dtype=np.int64))
         seconds.append(time.process_time() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     return {"first": first, "usual": float(np.median(seconds)), "slowest": max(seconds), "bytes": peak}
 
 

@@ -21,6 +21,7 @@ import psutil
 from jobs.cluster import connected
 from pipeline.base.quantities import format_bytes
 from tests.bench import corpus
+from tests.bench.peak import peak_bytes
 from tests.bench.row import Row
 from tests.bench.sharding import EVEN, shard_folder
 
@@ -83,14 +84,6 @@ def _look(peaks: dict[str, int]) -> None:
                     peaks.update({name: max(peaks.get(name, 0), value) for name, value in seen.items()})
         except (psutil.Error, OSError):
             continue
-
-
-def peak_bytes(pid: int | str = "self") -> int:
-    """The peak of the resident memory of *pid*. Not ``ru_maxrss``, which begins with that of the parent."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def _driver() -> list[Row]:

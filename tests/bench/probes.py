@@ -10,7 +10,6 @@ of 1,000 classes in parts; memory is the peak of the process. Seconds are of CPU
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from pipeline.evaluate.probe.knn import nearest
 from pipeline.evaluate.probe.linear import SIMCLR_L2, Standardiser, path_shares
 from pipeline.evaluate.probe.logistic import TOLERANCE, fit_path
 from pipeline.evaluate.probe.ridge import Moments, fit_ridge
+from tests.bench.peak import peak_bytes
 from tests.bench.row import Row
 
 _TRAIN, _QUERIES, _WIDTH, _CLASSES = 50_000, 10_000, 384, 10
@@ -122,7 +122,7 @@ def _ridge() -> dict[str, float]:
     taken, ridges = _timed(lambda: fit_ridge(moments, [1.0, 1e2, 1e4, 1e6, 1e8]))
     if moments.num_samples != count or not all(np.isfinite(ridge.weights).all() for ridge in ridges):
         raise AssertionError("ridge did not take all samples")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     return {"bytes": peak, "seconds": seconds + taken}
 
 

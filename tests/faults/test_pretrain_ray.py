@@ -47,6 +47,7 @@ def written(folder: Path, store: Store, recipe: PretrainRecipe) -> Path:
     return path
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_killed_ray_worker_then_sigterm_to_the_command_change_nothing(store: Store, tmp_path: Path) -> None:
     assert run_through(store, (2, [Job(recipe_of("calm", 1, **LONG))])).ends == [""]

@@ -79,6 +79,7 @@ def test_four_commands_at_once_on_s3(photographs: Path, calm_content: dict[str, 
     assert_no_process_left(sharding.mark)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("point", ["shard.before-tar", pytest.param("shard.after-tar", marks=pytest.mark.long)])
 def test_a_writer_that_wakes_after_its_work_was_redone(
     point: str, sharding: Sharding, calm_content: dict[str, str], tmp_path: Path
