@@ -23,7 +23,7 @@ from pipeline.records.corpus import LISTING_SCHEMA, ClassEntry, Corpus
 from pipeline.shard.build import Sharding
 from pipeline.shard.identity import identity_of
 from pipeline.shard.recipe import ShardRecipe
-from tests.bench.memory import peak_bytes
+from tests.bench.peak import peak_bytes
 
 _OF_A_CLASS, _CHUNK = 1_300, 13_000
 
