@@ -13,7 +13,7 @@ SEED ?= 0
 STORE ?= local
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 2
 
 .PHONY: demo test test-all lint bench bench-accuracy clean
 
