@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from xdist.scheduler import LoadScopeScheduling
 
-_CLUSTERS = ("tests/end_to_end/", "tests/faults/", "tests/ray/")
+_CLUSTERS = (
+    "tests/end_to_end/",
+    "tests/faults/test_evaluate",
+    "tests/faults/test_pretrain_cluster",
+    "tests/faults/test_pretrain_ray",
+    "tests/faults/test_shard",
+    "tests/ray/",
+)
 
 
 def starts_cluster(nodeid: str) -> bool:
