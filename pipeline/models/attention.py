@@ -12,8 +12,8 @@ _EXPLICIT_ON_CPU_BELOW = 512
 
 
 def attend(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor) -> Tensor:
-    """softmax(q k' / sqrt(E)) v, (B, H, N, E) -> (B, H, N, E)."""
-    if q_BHNE.device.type == "cpu" and q_BHNE.shape[-2] < _EXPLICIT_ON_CPU_BELOW:
+    """softmax(q k' / sqrt(E)) v, (B, H, N, E) -> (B, H, N, E); there may be fewer queries than keys."""
+    if q_BHNE.device.type == "cpu" and k_BHNE.shape[-2] < _EXPLICIT_ON_CPU_BELOW:
         scores = (q_BHNE * q_BHNE.shape[-1] ** -0.5) @ k_BHNE.transpose(-1, -2)
         mixed: Tensor = scores.softmax(dim=-1) @ v_BHNE
         return mixed
@@ -38,10 +38,10 @@ class SelfAttention(nn.Module):
             self.qkv.bias.zero_()
             self.out.bias.zero_()
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
+    def forward(self, x_BND: Tensor, rows: int | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D), or (B, rows, D): what the first *rows* tokens gather from all of them."""
         q, k, v = self._projected(x_BND)
-        out: Tensor = self.out(attend(q, k, v).transpose(1, 2).reshape(x_BND.shape))
+        out: Tensor = self.out(attend(q[:, :, :rows], k, v).transpose(1, 2).flatten(2))
         return out
 
     def weights(self, x_BND: Tensor) -> Tensor:

@@ -70,8 +70,8 @@ class Block(nn.Module):
         self.attention.initialise(generator)
         self.mlp.initialise(generator)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        x_BND = x_BND + self.drop_path(self.dropout(self.attention(self.norm1(x_BND))))
+    def forward(self, x_BND: Tensor, rows: int | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D), or (B, rows, D): the outputs of the first *rows* tokens alone."""
+        x_BND = x_BND[:, :rows] + self.drop_path(self.dropout(self.attention(self.norm1(x_BND), rows)))
         out: Tensor = x_BND + self.drop_path(self.mlp(self.norm2(x_BND)))
         return out

@@ -47,14 +47,15 @@ class Flops:
 
 
 def flops_per_image(config: ViTConfig) -> Flops:
-    """Of a forward pass of one image."""
+    """Of a forward pass of one image to its logits. With a class token the last block computes that token alone."""
     n, d, m = config.num_tokens, config.width, config.mlp_width
     features = config.pre_logits or d
+    rows = (config.depth - 1) * n + (1 if config.pool == "cls" else n)  # outputs of all blocks
     return Flops(
         patches=2 * config.grid**2 * _CHANNELS * config.patch_size**2 * d,
-        projections=config.depth * 2 * n * 4 * d * d,
-        scores=config.depth * 2 * 2 * n * n * d,
-        mlp=config.depth * 2 * 2 * n * d * m,
+        projections=2 * (config.depth * n * 3 + rows) * d * d,
+        scores=2 * 2 * rows * n * d,
+        mlp=2 * 2 * rows * d * m,
         head=2 * d * config.pre_logits + 2 * features * config.num_classes,
     )
 
@@ -74,13 +75,15 @@ def activation_bytes_per_image(config: ViTConfig, element_bytes: int, checkpoint
     """What autograd keeps of one image between forward and backward, with fused attention. An estimate.
 
     Of a block: the inputs of both norms, of the four dense layers and of GELU, and q, k, v; a byte for each element of
-    a dropout's mask, as on a GPU (CPUs keep a whole element). With checkpointing: the input of each block, and one
+    a dropout's mask, as on a GPU (CPUs keep a whole element). Of the last one, where it computes the class token
+    alone: the input of the first norm, of q, k and v, and these. With checkpointing: the input of each block, and one
     block whole while it is computed again.
     """
     n, d, m = config.num_tokens, config.width, config.mlp_width
     masks = n * (2 * d + m) if config.dropout else 0
     block = element_bytes * n * (8 * d + 2 * m) + masks + 4 * n * (4 + config.heads)  # and float32 statistics
-    blocks = element_bytes * config.depth * n * d + block if checkpointed else config.depth * block
+    last = element_bytes * n * 5 * d + 4 * n * 2 if config.pool == "cls" else block
+    blocks = element_bytes * config.depth * n * d + block if checkpointed else (config.depth - 1) * block + last
     patches = element_bytes * config.grid**2 * _CHANNELS * config.patch_size**2
     ends = element_bytes * (2 * n * d + d + 2 * config.pre_logits + config.num_classes)
     return blocks + patches + ends

@@ -80,12 +80,17 @@ class ViT(nn.Module):
 
     def encode(self, patches_BND: Tensor) -> Tensor:
         """What ``embed`` gave -> (B, N, D), the class token first where there is one, after the last norm."""
+        return self._encoded(patches_BND, None)
+
+    def _encoded(self, patches_BND: Tensor, rows: int | None) -> Tensor:
+        """The first *rows* tokens of ``encode``, all without it: of the last block nothing else is computed."""
         x = self._placed(patches_BND)
-        for block in self._blocks:
+        wanted: list[int | None] = [None] * (self.config.depth - 1) + [rows]
+        for block, rows_there in zip(self._blocks, wanted, strict=True):
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, rows_there, use_reentrant=False)
             else:
-                x = block(x)
+                x = block(x, rows_there)
         out: Tensor = self.norm(x)
         return out
 
@@ -104,7 +109,7 @@ class ViT(nn.Module):
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D): the pooled token, through the pre-logits layer where there is one."""
-        return self.head_input(self.tokens(images_BCHW))
+        return self.head_input(self._encoded(self.embed(images_BCHW), None if self.cls is None else 1))
 
     def head_input(self, tokens_BND: Tensor) -> Tensor:
         """What ``tokens`` gave -> (B, D): pooled, and through the pre-logits layer where there is one."""

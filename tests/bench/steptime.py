@@ -18,9 +18,9 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.models.config import ViTConfig, named
-from pipeline.models.cost import training_flops_per_image
 from pipeline.models.vit import ViT
 from pipeline.train.peak import measured_peak
 from tests.bench.row import Row, table
@@ -54,13 +54,13 @@ def section() -> str:
         for dtype, least in _DTYPES.items():
             what = f"{name}, batch {batch}, {str(dtype).removeprefix('torch.')}"
             steps = _steps(config, batch, dtype)
-            best = _best(steps)
+            best, flops = _best(steps), {side: _flops(step) for side, step in steps.items()}
             for peer in list(steps)[1:]:
                 told = (f"{best[one] / batch * 1e3:.2f} ms/image" for one in ("ours", peer))
                 rows.append(Row(f"{what}, against {peer}", *told, best[peer] / best["ours"], least))
             peak = measured_peak(dtype, torch.device("cpu"))
             for side, seconds in best.items():
-                reached = training_flops_per_image(config) * batch / seconds
+                reached = flops[side] / seconds
                 shares.append(f"| {what} | {side} | {reached / 1e9:.0f} | {peak / 1e9:.0f} | {reached / peak:.0%} |")
             profiles += [f"| {what} | {side} | {_profile(steps[side])} |" for side in steps]
     head = "| step | side | GFLOP/s | peak GFLOP/s | share |\n|---|---|---|---|---|\n"
@@ -118,6 +118,13 @@ def _best(steps: dict[str, Step]) -> dict[str, float]:
             if number:
                 best[name] = min(best[name], time.process_time() - started)
     return best
+
+
+def _flops(step: Step) -> int:
+    """Of the matrix products of a step."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return int(counter.get_total_flops())
 
 
 def _profile(step: Step) -> str:

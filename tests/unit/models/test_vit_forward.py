@@ -168,3 +168,18 @@ def test_decay_touches_matrices_only() -> None:
     per_block = ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
     expected = {f"blocks.{number}.{layer}.weight" for number in range(2) for layer in per_block}
     assert touched == expected | {"patches.projection.weight", "pre_logits.weight", "head.weight"}
+
+
+@pytest.mark.parametrize("pool", ["cls", "gap"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_the_last_block_leaves_out_is_not_missed(pool: str, checkpointing: bool) -> None:
+    """Logits and gradients are those of all tokens, of which the head sees one (cls) or the mean (gap)."""
+    model = with_random_weights(ViT(small(pool=pool)))
+    assert isinstance(model, ViT)
+    model.checkpointing = checkpointing
+    found = []
+    for logits in (model(images()), model.head(model.head_input(model.tokens(images())))):  # type: ignore[misc]
+        model.zero_grad()
+        logits.square().sum().backward()
+        found.append([logits, *(parameter.grad for parameter in model.parameters())])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
