@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from jobs.commands import cluster, data, dataset, evaluation, planning, stream, training, upkeep, weights
+from jobs.commands import cluster, data, dataset, evaluation, planning, results, stream, training, upkeep, weights
 from pipeline.base.errors import FailedError, InterruptedRunError, VitpipeError
 
 app = typer.Typer(
@@ -40,6 +40,8 @@ for command in (
     planning.plan,
     training.pretrain,
     evaluation.evaluate,
+    results.scores,
+    results.gate,
     training.report,
     training.run,
     weights.export,

@@ -1,4 +1,4 @@
-"""``vitpipe evaluate``: do what is due for the checkpoints of a run."""
+"""``vitpipe evaluate``: do what is due for the checkpoints of a run, or for weights from anywhere."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from jobs.cluster import connected, import_torch_first, require_cpus
 from jobs.recipe import ChainRecipe
 from pipeline.base.errors import RefusedError
 from pipeline.base.progress import Progress
-from pipeline.base.store import open_store
+from pipeline.base.store import Store, open_store
+from pipeline.evaluate.scheduler.by_name import plan_all
 from pipeline.evaluate.suite import EvaluateRecipe
-from pipeline.records.run import read_run_card
 
 if TYPE_CHECKING:
     from pipeline.evaluate.scheduler.loop import Outcome
@@ -19,11 +19,20 @@ if TYPE_CHECKING:
 
 def evaluate(chain: ChainRecipe, asked: Asked, progress: Progress, address: str | None, debug: bool) -> Outcome:
     """Check, connect, evaluate."""
-    read_run_card(open_store(chain.workspace, chain.stores), asked.run)
+    asked.planner(open_store(chain.workspace, chain.stores))
     asked.read_recipe()
     import_torch_first()
     with connected(address, debug):
         return evaluate_asked(chain, asked, progress)
+
+
+def take_weights(workspace: Store, asked: Asked) -> None:
+    """Store the weights that are asked for in *workspace*, if any, once it is known that the suite can be planned."""
+    if asked.weights is not None:
+        from pipeline.evaluate.imported import keep_weights  # noqa: PLC0415 - brings torch along
+
+        plan_all(workspace, asked.run, [asked.read_recipe()], planner=asked.planner(workspace))
+        keep_weights(workspace, asked.weights)
 
 
 def evaluate_connected(chain: ChainRecipe, run: str, recipe: EvaluateRecipe, progress: Progress) -> Outcome:

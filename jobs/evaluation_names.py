@@ -12,7 +12,6 @@ from pipeline.evaluate.due import Planned, due
 from pipeline.evaluate.ledger import Ledger
 from pipeline.evaluate.scheduler.by_name import by_state, has_traces, matching, plan_all
 from pipeline.evaluate.scheduler.suites import kept_suites
-from pipeline.evaluate.suite import EvaluateRecipe
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def change(workspace: Store, asked: Asked, changes: Changes, *, dry_run: bool) -
     pattern to redo or to invalidate that matches nothing, or one to uncancel that is not there.
     """
     run, recipes = asked.run, [asked.read_recipe(), *kept_suites(workspace, asked.run).values()]
-    planned = plan_all(workspace, run, recipes, with_retired=True)
+    planned = plan_all(workspace, run, recipes, with_retired=True, planner=asked.planner(workspace))
     ledger = Ledger(workspace, run)
     ledger.refresh()
     found: dict[str, Any] = {"run": run}
@@ -61,9 +60,10 @@ def change(workspace: Store, asked: Asked, changes: Changes, *, dry_run: bool) -
     return found
 
 
-def what_is_due(workspace: Store, run: str, recipe: EvaluateRecipe) -> dict[str, Any]:
+def what_is_due(workspace: Store, asked: Asked) -> dict[str, Any]:
     """How it stands with what the suite asks for: names by state, what is due in the order of its start."""
-    planned = plan_all(workspace, run, [recipe])
+    run, recipe = asked.run, asked.read_recipe()
+    planned = plan_all(workspace, run, [recipe], planner=asked.planner(workspace))
     ledger = Ledger(workspace, run)
     ledger.refresh()
     states = by_state(planned, ledger)

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from pipeline.base.errors import DamageError
+from pipeline.base.errors import DamageError, InputError
 from pipeline.base.leftover import Leftover
 from pipeline.base.progress import Progress
 from pipeline.base.quantities import format_bytes
 from pipeline.base.store import ObjectInfo, Store
 from pipeline.checkpoints.sweep import find_orphans
+from pipeline.evaluate.leftovers import find_imported, find_tunings
 from pipeline.shard.stale import find_stale_claims
 
-OWN_PREFIXES = ("corpora/", "datasets/", "evaluations/", "features/", "reports/", "runs/")
+OWN_PREFIXES = ("corpora/", "datasets/", "evaluations/", "features/", "imported/", "reports/", "runs/")
 
 
 def gc(workspace: Store, older_than_seconds: float, dry_run: bool, progress: Progress) -> dict[str, Any]:
@@ -33,6 +34,8 @@ def gc(workspace: Store, older_than_seconds: float, dry_run: bool, progress: Pro
         "checkpoints": list(_checkpoints(workspace, problems)),
         "claims": list(find_stale_claims(workspace, older_than_seconds)),
         "features": list(_features(workspace, older_than_seconds)),
+        "imported": _unless_unknown("imported weights", lambda: find_imported(workspace, older_than_seconds), problems),
+        "tunings": _unless_unknown("kept tunings", lambda: find_tunings(workspace, older_than_seconds), problems),
     }
     unfinished = sum(workspace.sweep(prefix, older_than_seconds, dry_run) for prefix in OWN_PREFIXES)
     total = sum(len(leftovers) for leftovers in found.values())
@@ -60,6 +63,15 @@ def _checkpoints(workspace: Store, problems: list[str]) -> Iterator[Leftover]:
             yield from list(find_orphans(workspace, run))
         except DamageError as error:
             problems.append(f"run {run} is left alone: {error}")
+
+
+def _unless_unknown(what: str, find: Callable[[], Iterable[Leftover]], problems: list[str]) -> list[Leftover]:
+    """What *find* finds; nothing, and a problem, where it cannot know what is needed."""
+    try:
+        return list(find())
+    except (DamageError, InputError) as error:
+        problems.append(f"{what} are left alone: {error}")
+        return []
 
 
 def _features(workspace: Store, older_than_seconds: float) -> Iterator[Leftover]:

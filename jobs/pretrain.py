@@ -8,7 +8,7 @@ from jobs.cluster import connected, import_torch_first, require_cpus
 from jobs.code_version import code_version
 from jobs.recipe import ChainRecipe
 from pipeline.base.progress import Progress
-from pipeline.base.store import open_store
+from pipeline.base.store import Store, open_store
 from pipeline.pretrain.data import read_training_data
 from pipeline.pretrain.lineage import extend
 from pipeline.pretrain.recipe import PretrainRecipe
@@ -39,12 +39,23 @@ def pretrain(
     data = read_training_data(workspace, recipe)
     check_recipe(recipe, data)
     workspace.check_writable()
-    card = open_run(workspace, recipe, data, code_version(), lineage.parent)
+    begun_with = check_weights(workspace, chain, recipe, lineage.parent)
+    card = open_run(workspace, recipe, data, code_version(), lineage.parent, begun_with)
     if lineage.extend_to:
         extend(workspace, card, recipe, lineage.extend_to)
     import_torch_first()
     with connected(address, debug):
         return pretrain_connected(chain, recipe, progress)
+
+
+def check_weights(workspace: Store, chain: ChainRecipe, recipe: PretrainRecipe, parent: str | None = None) -> str:
+    """See ``check_initial``."""
+    if not recipe.init:
+        return ""
+    # Imported here: it brings torch along, which recipes without init do without until they are found right.
+    from pipeline.pretrain.initial import check_initial  # noqa: PLC0415
+
+    return check_initial(workspace, chain.stores, recipe, parent)
 
 
 def pretrain_connected(chain: ChainRecipe, recipe: PretrainRecipe, progress: Progress) -> list[int]:

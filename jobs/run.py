@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.cluster import connected, import_torch_first
 from jobs.evaluate import evaluate_connected
-from jobs.pretrain import pretrain_connected
+from jobs.pretrain import check_weights, pretrain_connected
 from jobs.recipe import ChainRecipe, require
 from jobs.report import report
 from jobs.shard import list_sources, shard_connected
@@ -61,9 +61,11 @@ def run(
 
 
 def _check_before_start(chain: ChainRecipe) -> None:
-    """What a second run of the same name can already know: whether the stored run was made from this recipe."""
+    """What can be known before there is a dataset: weights of ``init``, and whether a run of that name is this one."""
     workspace = open_store(chain.workspace, chain.stores)
     recipe = chain.pretrain
+    if recipe is not None:
+        check_weights(workspace, chain, recipe)
     if recipe is None or workspace.head(f"{run_prefix(recipe.run)}/run.json") is None:
         return
     # Imported here: it brings torch along, which a first run's checks do without.

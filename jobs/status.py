@@ -9,18 +9,21 @@ from jobs.verify import dataset_names
 from pipeline.base.quantities import format_bytes
 from pipeline.base.store import Store
 from pipeline.records.dataset import read_dataset_card
-from pipeline.records.run import list_checkpoint_cards, read_run_card
+from pipeline.records.imported import ImportedCard, list_imported_cards
+from pipeline.records.run import extended, list_checkpoint_cards, read_run_card
 
 
 def status(workspace: Store) -> dict[str, Any]:
-    """Datasets, runs, evaluations and reports, as plain values."""
+    """Datasets, runs, imported weights, evaluations and reports, as plain values."""
     keys = [info.key for prefix in ("runs/", "reports/") for info in workspace.list(prefix)]
     runs = _names(keys, "runs/", "/run.json")
+    imported = list_imported_cards(workspace)
     return {
         "workspace": workspace.uri,
         "datasets": [_dataset(workspace, name) for name in dataset_names(workspace)],
         "runs": [_run(workspace, name) for name in runs],
-        "evaluations": evaluations(workspace, runs),
+        "imported": [_imported(card) for card in imported],
+        "evaluations": evaluations(workspace, [*runs, *(card.name for card in imported)]),
         "reports": [
             f"{workspace.uri}/reports/{name}/report.html" for name in _names(keys, "reports/", "/summary.json")
         ],
@@ -47,9 +50,18 @@ def _dataset(workspace: Store, name: str) -> dict[str, Any]:
 def _run(workspace: Store, name: str) -> dict[str, Any]:
     run = read_run_card(workspace, name)
     steps = [card.step for card in list_checkpoint_cards(workspace, name)]
-    total = int(run.recipe["steps"])
+    total = extended(workspace, run)
     state = "complete" if total in steps else f"at step {steps[-1]}" if steps else "no checkpoint yet"
     return {"name": name, "dataset": run.dataset_name, "steps": total, "checkpoints": steps, "state": state}
+
+
+def _imported(card: ImportedCard) -> dict[str, Any]:
+    return {
+        "name": card.name,
+        "weights_digest": card.weights.sha256,
+        "bytes": card.weights.num_bytes,
+        "source": card.source,
+    }
 
 
 def describe(found: dict[str, Any]) -> list[tuple[str, list[str], Rows]]:
@@ -73,7 +85,15 @@ def describe(found: dict[str, Any]) -> list[tuple[str, list[str], Rows]]:
         ("Datasets", ["name", "samples", "rejected", "classes", "shards", "size"], datasets),
         ("Runs", ["name", "dataset", "steps", "checkpoints", "state"], runs),
     ]
-    return tables + describe_evaluations(found["evaluations"])
+    imported: Rows = [
+        (w["name"], w["weights_digest"][:12], format_bytes(w["bytes"]), w["source"]) for w in found["imported"]
+    ]
+    if imported:
+        tables.append(("Imported weights", ["name", "digest", "size", "from"], imported))
+    tables += describe_evaluations(found["evaluations"])
+    if found["reports"]:
+        tables.append(("Reports", ["page"], [(where,) for where in found["reports"]]))
+    return tables
 
 
 if __name__ == "__main__":

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import datetime
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from pipeline.base.errors import VitpipeError
 from pipeline.base.store import Store
-from pipeline.records.ledger import LEDGER, suite_prefix
+from pipeline.evaluate.ledger import Ledger
+from pipeline.evaluate.scheduler.by_name import by_state, plan_all
+from pipeline.evaluate.scheduler.suites import kept_suites
+from pipeline.records.ledger import Claim, Failure, suite_prefix
 
 Rows = list[tuple[str, ...]]
 _SHOWN = 20  # lines of a table, on a terminal; --json has them all
 _STATES = ("due", "waiting", "running", "done", "failed", "cancelled")
 
 
-def evaluations(workspace: Store, runs: list[str]) -> dict[str, Any]:
-    """One listing of the ledger, and small reads of what is neither recorded nor untouched."""
-    if not any(True for _ in workspace.list(LEDGER)):
-        return {"recorded": 0, "running": [], "failed": [], "suites": []}
-    # Imported here: it brings torch along, which a workspace without evaluations does without.
-    from pipeline.evaluate.ledger import Ledger  # noqa: PLC0415
+def evaluations(workspace: Store, runs: Iterable[str]) -> dict[str, Any]:
+    """One listing of the ledger, and small reads of what is neither recorded nor untouched.
 
+    *runs*: of which suites are told; names of imported weights too.
+    """
     ledger, now = Ledger(workspace, ""), time.time()
     ledger.refresh()
     running, failed = [], []
@@ -39,12 +41,12 @@ def evaluations(workspace: Store, runs: list[str]) -> dict[str, Any]:
     }
 
 
-def _running(evaluation_id: str, claim: Any) -> dict[str, Any]:
+def _running(evaluation_id: str, claim: Claim) -> dict[str, Any]:
     who = f"{claim.owner.place.partition(' ')[0]}:{claim.owner.pid}"
     return {"id": evaluation_id, "run": claim.run, "name": claim.name, "who": who, "since": _moment(claim.since)}
 
 
-def _failed(evaluation_id: str, failure: Any, state: str) -> dict[str, Any]:
+def _failed(evaluation_id: str, failure: Failure, state: str) -> dict[str, Any]:
     return {
         "id": evaluation_id,
         "run": failure.run,
@@ -58,14 +60,10 @@ def _failed(evaluation_id: str, failure: Any, state: str) -> dict[str, Any]:
     }
 
 
-def _suites(workspace: Store, ledger: Any, run: str) -> list[dict[str, Any]]:
+def _suites(workspace: Store, ledger: Ledger, run: str) -> list[dict[str, Any]]:
     """The suites that *run* was last asked to be judged on, and the names of their evaluations by state."""
     if not any(True for _ in workspace.list(suite_prefix(run))):
         return []
-    from pipeline.evaluate.ledger import Ledger  # noqa: PLC0415 - see above
-    from pipeline.evaluate.scheduler.by_name import by_state, plan_all  # noqa: PLC0415
-    from pipeline.evaluate.scheduler.suites import kept_suites  # noqa: PLC0415
-
     seen = Ledger(workspace, run)
     seen.view = ledger.view
     seen.refresh_cancelled()

@@ -15,15 +15,16 @@ ReadRecipe = Callable[[], EvaluateRecipe]
 
 
 def find_suite(name: str, kept: dict[str, EvaluateRecipe], overrides: list[str]) -> tuple[str, ReadRecipe]:
-    """The suite called *name* (a file, one that ships with vitpipe, or one of *kept*), and how to read it, any time."""
-    path = _file(name)
-    if path is not None:
-        return path.stem, lambda: load_suite(path, overrides)
-    if name not in kept:
-        known = ", ".join(sorted({*shipped_suites(), *kept})) or "none"
-        raise RecipeError([f"there is no such file, and no such suite; there are: {known}"], name)
-    recipe = _changed(kept[name], overrides)
-    return name, lambda: recipe
+    """The suite called *name*, and how to read it, any time: a file, else one of *kept*, else one that ships with
+    vitpipe. So a run that was judged on ``probes`` with other datasets keeps them.
+    """
+    path = Path(name)
+    if not path.is_file() and name in kept:
+        recipe = _changed(kept[name], overrides)
+        return name, lambda: recipe
+    if not path.is_file():
+        path = _shipped(name, kept)
+    return path.stem, lambda: load_suite(path, overrides)
 
 
 def only_suite(
@@ -48,17 +49,18 @@ def load_suite(path: Path, overrides: list[str]) -> EvaluateRecipe:
 
 def shipped_suites() -> list[str]:
     """Names of the suites that ship with vitpipe."""
-    return sorted(item.stem for item in _shipped().glob("*.yaml"))
+    return sorted(item.stem for item in _folder().glob("*.yaml"))
 
 
-def _file(name: str) -> Path | None:
-    path = Path(name)
-    if path.is_file():
-        return path
-    return _shipped() / f"{name}.yaml" if name in shipped_suites() else None
+def _shipped(name: str, kept: dict[str, EvaluateRecipe]) -> Path:
+    """The file of the suite that ships under *name*. Raises RecipeError that lists what there is."""
+    if name not in shipped_suites():
+        known = ", ".join(sorted({*shipped_suites(), *kept}))
+        raise RecipeError([f"there is no such file, and no such suite; there are: {known}"], name)
+    return _folder() / f"{name}.yaml"
 
 
-def _shipped() -> Path:
+def _folder() -> Path:
     return Path(str(importlib.resources.files("jobs") / "recipes" / "suites"))
 
 

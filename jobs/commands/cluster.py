@@ -49,7 +49,7 @@ def status(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """What a workspace holds: datasets, runs and their checkpoints, evaluations, reports."""
+    """What a workspace holds: datasets, runs and their checkpoints, imported weights, evaluations, reports."""
     from jobs.status import describe
     from jobs.status import status as find_status
 

@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jobs.console import make_progress, print_text
-from jobs.options import Address, Debug, Endpoint, Json, Overrides, Workspace, changes, finish, needed, stores_of
+from jobs.options import Address, Debug, Endpoint, Json, Workspace, changes, finish, needed, stores_of
 from jobs.recipe import ChainRecipe
 from pipeline.base.errors import InputError
 from pipeline.base.quantities import parse_seconds
 from pipeline.base.store import open_store
+from pipeline.pretrain.recipe import NAME_PATTERN
+
+if TYPE_CHECKING:
+    from jobs.asking import Asked, Given
 
 _SHOWN = 40  # names of a kind, on a terminal; --json has them all
 
 
 def evaluate(
-    run_or_recipe: Annotated[str, typer.Argument(metavar="RUN|RECIPE", help="a run, or a recipe with its suite")],
-    overrides: Overrides = None,
+    run_or_recipe: Annotated[
+        str | None, typer.Argument(metavar="RUN|RECIPE", help="a run, or a recipe with its suite")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="changes to the suite, like max_parallel=4; to a recipe, like evaluate.max_parallel=4"),
+    ] = None,
     workspace: Workspace = None,
     suite: Annotated[
         str | None, typer.Option(help="suite: a YAML file, one that ships with vitpipe, or one the run had before")
     ] = None,
     train: Annotated[str | None, typer.Option(help="training dataset of the task, without a recipe")] = None,
     test: Annotated[str | None, typer.Option(help="test dataset of the task, without a recipe")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|URI", help="instead of a run: a model.safetensors, or the folder of an import"),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="what --weights are called in scores; default: imported- and their digest")
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="take up new checkpoints until the run is complete")] = False,
     every: Annotated[str, typer.Option(help="between two looks with --watch, like 30s, 10m or 2h")] = "10m",
     max_parallel: Annotated[int | None, typer.Option(min=1, help="workers; wins over the suite's")] = None,
@@ -51,37 +69,43 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Evaluate every checkpoint of a run that is not evaluated yet.
+    """Evaluate every checkpoint of a run that is not evaluated yet, or weights from anywhere.
 
     `vitpipe evaluate recipe.yaml`, or `vitpipe evaluate RUN -w ws --suite suite.yaml --watch`, or with a single task
     `--train birds-train --test birds-test`. Given again, it goes on where it stopped; `vitpipe status` shows how far.
+
+    `vitpipe evaluate --weights DIR -w ws --suite suite.yaml` needs no run: DIR is what `vitpipe import` wrote. The
+    weights are copied into the workspace, and have a name there (`--name`) that stands where a run's does.
 
     Evaluations are called like `linear on digits of step 100`; a PATTERN is such a name, with `*` and `?`.
     """
     from jobs import asking
     from jobs import evaluation_names as names
+    from jobs.evaluate import evaluate as run_evaluate
+    from jobs.evaluate import take_weights
 
-    given = asking.Given(run_or_recipe, suite, train, test, tuple(overrides or ()))
-    if given.is_recipe(workspace):
-        chain, asked = asking.from_recipe(given, changes(workspace, endpoint))
+    if weights and watch:
+        raise InputError("--watch is for a run that goes on; weights do not change", "leave it out")
+    given = asking.Given(run_or_recipe or "", suite, train, test, tuple(overrides or ()))
+    if weights:
+        chain, asked = _of_weights(given, weights, name, workspace, endpoint)
     else:
-        chain = ChainRecipe(workspace=needed(workspace), stores=stores_of(workspace, endpoint))
-        asked = asking.of_run(given, open_store(chain.workspace, chain.stores))
+        chain, asked = _of_run(given, name, workspace, endpoint)
     asked = asked.with_options(max_parallel, priority, _seconds(every) if watch else None)
     store = open_store(chain.workspace, chain.stores)
     marks = names.Changes(
         tuple(redo or ()), tuple(invalidate or ()), tuple(cancel or ()), tuple(uncancel or ()), retry, reason
     )
+    if not dry_run:
+        take_weights(store, asked)
     found: dict[str, Any] = {}
     if marks != names.Changes(reason=reason):
         found = names.change(store, asked, marks, dry_run=dry_run)
     if dry_run and not found:
-        found = names.what_is_due(store, asked.run, asked.read_recipe())
+        found = names.what_is_due(store, asked)
     if dry_run or marks.only_marks:
         finish(as_json, found, lambda: print_text(_shown(found, dry_run)))
         return
-    from jobs.evaluate import evaluate as run_evaluate
-
     done = run_evaluate(chain, asked, make_progress(), address, debug)
     result = found | {
         "run": asked.run,
@@ -92,8 +116,40 @@ def evaluate(
         "skipped": {str(step): reason for step, reason in done.skipped.items()},
     }
     also = f", {len(done.cancelled)} cancelled" if done.cancelled else ""
-    text = f"run {asked.run}: {done.num_done} evaluations done now, {done.num_planned} in all{also}"
+    text = f"{asked.run}: {done.num_done} evaluations done now, {done.num_planned} in all{also}"
     finish(as_json, result, lambda: print_text(text))
+
+
+def _of_run(given: Given, name: str | None, workspace: str | None, endpoint: str | None) -> tuple[ChainRecipe, Asked]:
+    """A run, or weights that were imported before, or a recipe that names run and suite."""
+    from jobs import asking
+
+    if not given.run_or_recipe:
+        raise InputError("what is to be evaluated?", "name a run, a recipe, or --weights")
+    if name:
+        raise InputError("--name is for --weights; a run has its own", "leave it out")
+    if given.is_recipe(workspace):
+        return asking.from_recipe(given, changes(workspace, endpoint))
+    chain = ChainRecipe(workspace=needed(workspace), stores=stores_of(workspace, endpoint))
+    return chain, asking.of_run(given, open_store(chain.workspace, chain.stores))
+
+
+def _of_weights(
+    given: Given, weights: str, name: str | None, workspace: str | None, endpoint: str | None
+) -> tuple[ChainRecipe, Asked]:
+    """Weights from anywhere, to be told under *name*."""
+    from jobs import asking
+
+    first = given.run_or_recipe
+    if first and "=" not in first:
+        raise InputError(f"{first!r} and --weights are two things to evaluate", "leave one out")
+    if name is not None and not re.fullmatch(NAME_PATTERN, name):
+        raise InputError(f"--name {name!r} cannot be a name", "letters, digits, '.', '_' and '-', like vit-b16")
+    given = replace(given, overrides=((first,) if first else ()) + given.overrides)
+    given.check()
+    chain = ChainRecipe(workspace=needed(workspace), stores=stores_of(workspace, endpoint))
+    store = open_store(chain.workspace, chain.stores)
+    return chain, asking.of_weights(given, store, weights, name or "", chain.stores)
 
 
 def _seconds(text: str) -> float:
@@ -106,7 +162,9 @@ def _seconds(text: str) -> float:
 def _shown(found: dict[str, Any], dry_run: bool) -> str:
     lines = []
     for what, value in found.items():
-        if isinstance(value, list) and value:
+        if what == "done":
+            lines.append(f"done: {len(value)}")
+        elif isinstance(value, list) and value:
             lines.append(f"{what.replace('_', ' ')} ({len(value)}):")
             lines += [f"  {name}" for name in value[:_SHOWN]]
             lines += [f"  and {len(value) - _SHOWN} more"] if len(value) > _SHOWN else []

@@ -26,7 +26,8 @@ def gc(
     """Remove what killed work left in a workspace; never what a card names or somebody may read.
 
     That is: files of checkpoints that were never committed, claims of datasets that nobody makes any more, features
-    whose card never came, unfinished writes. `vitpipe gc WORKSPACE --dry-run` tells it first.
+    whose card never came, imported weights without a name or a result, what fine-tunings kept that nobody asks for any
+    more, unfinished writes. `vitpipe gc WORKSPACE --dry-run` tells it first.
     """
     from jobs.gc import describe, summary
     from jobs.gc import gc as collect
@@ -44,4 +45,6 @@ def gc(
 
     finish(as_json, result, show)
     if result["problems"]:
-        raise FailedError("; ".join(result["problems"]), "resume the run, which sets damaged checkpoints aside")
+        raise FailedError(
+            "; ".join(result["problems"]), "mend what is named; a resumed run sets its damaged checkpoints aside"
+        )

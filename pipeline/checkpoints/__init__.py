@@ -7,6 +7,7 @@
     layout.py      the names of files, and how fragments have to cover the state
     rankfile.py    fragments <-> the bytes of one safetensors file
     snapshot.py    a copy of a rank's fragments, in a buffer that is used again
+    whole.py       whether all that a card names is there
     save.py        put a rank's file; compare what the ranks wrote with what they must have; the card, last
     writer.py      all of that in the background, while training goes on; failures are alarms
     stored.py      a checkpoint in a store as a FragmentReader, every byte verified
@@ -40,6 +41,8 @@ How a training uses it; every rank makes the same calls in the same order::
         pack,                        # {name: whole tensor} -> bytes of model.safetensors; rank 0 alone
         retention=Retention(keep_last=recipe.keep_last, keep_every=recipe.keep_every),
         max_failed_saves=recipe.max_failed_saves,
+        patience_seconds=recipe.save_patience_seconds,
+        say=say,                     # hears at once that training waits for the store; without it that is an alarm
     )
     if card is None or card.run != run:              # a new run, or a fork: its first checkpoint
         writer.save(first_step, position, engine)
@@ -53,6 +56,7 @@ How a training uses it; every rank makes the same calls in the same order::
 A rank that raises needs no close: the background is a daemon thread. ``save`` and ``save_and_wait`` are called
 by every rank at the same step (``take_alarms`` and ``check`` are of this process alone).
 
-``save`` and ``wait`` raise FailedError after ``max_failed_saves`` in a row, SupersededError once a newer attempt
-exists; both on every rank. ``writer.write_seconds`` is how long the last write took in the background.
+``save`` and ``wait`` raise FailedError after ``max_failed_saves`` in a row, and when training has waited for the store
+for ``patience_seconds``; SupersededError once a newer attempt exists; all on every rank. ``writer.write_seconds`` is
+how long the last write took in the background.
 """

@@ -20,8 +20,9 @@ from pipeline.checkpoints.damaged import set_aside
 from pipeline.checkpoints.fragments import Restorable
 from pipeline.checkpoints.pins import pin_fork
 from pipeline.checkpoints.rankfile import RankHeader, piece_of
-from pipeline.checkpoints.save import Saving, check_whole
-from pipeline.checkpoints.stored import StoredFragments, read_headers, shape_problems
+from pipeline.checkpoints.save import Saving
+from pipeline.checkpoints.stored import StoredFragments, WithAverage, read_headers, shape_problems
+from pipeline.checkpoints.whole import check_whole
 from pipeline.records.record import parse_record
 from pipeline.records.run import CheckpointCard, checkpoint_card_key, list_steps, parse_reference
 
@@ -77,8 +78,8 @@ def _load(
     saving: Saving, collective: Collective, engine: Restorable, which: tuple[str, int], expected: dict[str, str]
 ) -> tuple[CheckpointCard | None, list[str]]:
     """The card once every rank has loaded it, or what was found damaged. Every rank gets the same answer."""
-    workspace = saving.workspace
-    opened, problems = from_first(collective, lambda: _open(workspace, *which, expected))
+    workspace, (run, step) = saving.workspace, which
+    opened, problems = from_first(collective, lambda: _open(workspace, run, step, expected))
     if opened is None:
         return None, problems
     card, headers = opened
@@ -89,7 +90,7 @@ def _load(
         differing = shape_problems(reader.shapes(), engine.shapes())
         if differing:
             raise MismatchError(_refusal(card, differing))
-        engine.load(reader)
+        engine.load(reader if run == saving.run else WithAverage(reader))
     return card, []
 
 

@@ -12,7 +12,7 @@ from pipeline.base.errors import DamageError
 from pipeline.base.failpoints import reach
 from pipeline.base.store import Store
 from pipeline.checkpoints.pins import forked_steps, pinned_steps
-from pipeline.checkpoints.save import check_whole
+from pipeline.checkpoints.whole import check_whole
 from pipeline.records.record import parse_record, read_record
 from pipeline.records.run import RETIRED, CheckpointCard, checkpoint_card_key, list_steps, step_prefix
 

@@ -17,6 +17,7 @@ from pipeline.checkpoints.attempts import check_newest
 from pipeline.checkpoints.layout import Piece, cover_problem, expected_files, rank_file
 from pipeline.checkpoints.rankfile import RankState, pack_header, piece_of
 from pipeline.checkpoints.snapshot import Snapshot
+from pipeline.checkpoints.whole import check_whole
 from pipeline.records.record import read_record
 from pipeline.records.run import CheckpointCard, StoredFile, checkpoint_card_key, step_prefix
 
@@ -160,18 +161,6 @@ def commit(saving: Saving, card: CheckpointCard) -> CheckpointCard | None:
         return None
     theirs = read_record(CheckpointCard, saving.workspace, key)
     return None if theirs == card else theirs
-
-
-def check_whole(workspace: Store, card: CheckpointCard) -> str | None:
-    """The first thing that is missing or has another size than the card says; looks at no content."""
-    prefix = f"{step_prefix(card.run, card.step)}/"
-    sizes = {info.key.removeprefix(prefix): info.num_bytes for info in workspace.list(prefix)}
-    for file in card.every_file:
-        if file.name not in sizes:
-            return f"{file.name} is missing"
-        if sizes[file.name] != file.num_bytes:
-            return f"{file.name} has {sizes[file.name]} bytes, the card says {file.num_bytes}"
-    return None
 
 
 def discard(saving: Saving, world: World, step: int, names: Iterable[str] = ()) -> None:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from pipeline.base.errors import DamageError, MismatchError
 from pipeline.base.store import Store
+from pipeline.checkpoints.fragments import EMA, WEIGHT
 from pipeline.checkpoints.layout import Piece, cover_problem, expected_files
 from pipeline.checkpoints.rankfile import LENGTH_BYTES, RankHeader, header_length, parse_header
 from pipeline.records.run import CheckpointCard, StoredFile, step_prefix
@@ -151,6 +153,27 @@ class StoredFragments:
             if len(data) == file.num_bytes and _digest(data) == file.sha256:
                 return data
         raise DamageError(f"{file.name}: its bytes are not those that the card names")
+
+
+@dataclass(frozen=True)
+class WithAverage:
+    """*stored* as a FragmentReader that has a moving average: where none was kept, it begins as the weights."""
+
+    stored: StoredFragments
+
+    @property
+    def updates(self) -> int:
+        """See FragmentReader."""
+        return self.stored.updates
+
+    def shapes(self) -> Shapes:
+        """See FragmentReader."""
+        return self.stored.shapes()
+
+    def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
+        """See FragmentReader."""
+        begins = kind == EMA and EMA not in self.stored.kinds()
+        return self.stored.read(WEIGHT if begins else kind, name, start, stop)
 
 
 def read_headers(workspace: Store, card: CheckpointCard) -> dict[str, RankHeader]:

@@ -1,7 +1,8 @@
 """Checkpoints in the background: training pauses for a copy in memory, the rest happens while it goes on.
 
 A store that is full, denies or breaks is an alarm, not the end: training goes on, and the next checkpoint tries again,
-up to ``max_failed_saves`` in a row. A newer attempt of the same run ends this one at once.
+up to ``max_failed_saves`` in a row. One that hangs without an error is told of while training waits for it, and is the
+end after ``patience_seconds``. A newer attempt of the same run ends this one at once.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from pipeline.records.run import EMA_WEIGHTS, WEIGHTS
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 1.0  # before the last checkpoint is tried again; doubled each time
-_PATIENCE_SECONDS = 30.0  # training waits this long for the previous checkpoint before it says so
+_QUIET_SECONDS = 30.0  # training waits this long for the previous checkpoint before it says so
 
 Assemble = Callable[[FragmentSource, str], dict[str, Tensor] | None]
 Pack = Callable[[dict[str, Tensor]], bytes]
@@ -57,7 +58,7 @@ class CheckpointWriter:
     The public methods belong to the thread that trains. Every rank calls ``save`` and ``wait`` alike.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what is written, by whom, and how far a store may go
         self,
         saving: Saving,
         collective: Collective,
@@ -66,11 +67,14 @@ class CheckpointWriter:
         *,
         retention: Retention | None = None,
         max_failed_saves: int = 3,
+        patience_seconds: float = threading.TIMEOUT_MAX,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.saving, self.collective = saving, collective
         self.write_seconds = 0.0
         self._assemble, self._pack = assemble, pack
         self._retention, self._max_failed_saves = retention or Retention(), max_failed_saves
+        self._patience_seconds, self._say = patience_seconds, say or self._alarm
         self._snapshot = Snapshot()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -99,13 +103,23 @@ class CheckpointWriter:
     def wait(self) -> bool:
         """Wait until nothing is under way; True when the last save was committed. Raises as ``save``."""
         if self._thread is not None:
-            self._thread.join(_PATIENCE_SECONDS)
-            if self._thread.is_alive():
-                self._alarm(f"{self._thread.name} is still being written, training waits for it")
-                self._thread.join()
+            self._join(self._thread)
             self._thread = None
         self.check()
         return self._is_committed
+
+    def _join(self, thread: threading.Thread) -> None:
+        """Until *thread* is done. Whoever watches hears of a long wait while it lasts."""
+        quiet = min(_QUIET_SECONDS, self._patience_seconds)
+        thread.join(quiet)
+        if thread.is_alive():
+            self._say(f"{thread.name} is still being written, training waits for it")
+            thread.join(self._patience_seconds - quiet)
+        if thread.is_alive():
+            raise FailedError(
+                f"{thread.name} was not written, nor refused, in {self._patience_seconds:g} s: the store hangs",
+                "mend the store, then give the same command again; save_patience_seconds sets how long to wait",
+            )
 
     def save_and_wait(self, step: int, position: int, source: FragmentSource) -> None:
         """As ``save``, again and again until it is committed: the last checkpoint has no next one."""

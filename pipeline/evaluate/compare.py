@@ -1,45 +1,42 @@
 """Is B better than A? From the stored outcomes of both on the same test samples.
 
-Shapes: N samples, B draws.
+Evaluations of several seeds are compared as one: what each seed found on a sample is averaged over the seeds, and the
+samples are drawn again as for one seed. That answers for the mean of these seeds on other test samples; it does not
+answer for other seeds, which a test over samples cannot.
+
+Shapes: N samples, S seeds, B draws, K classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
 
 from pipeline.base.errors import InputError
-from pipeline.evaluate.metrics.intervals import bootstrap_mean, percentiles, resampled_cells
+from pipeline.evaluate.metrics.intervals import bootstrap, bootstrap_mean, percentiles, resampled_cells
 from pipeline.evaluate.metrics.multilabel import mean_average_precision, resampled_map
 from pipeline.evaluate.metrics.outcomes import Outcomes
+from pipeline.evaluate.significance import McNemar, mcnemar, normal_p
 
-Compared = Literal["top1", "top5", "nll", "mAP"]
-_POINTS = {"top1": "top-1", "top5": "top-5", "mAP": "mAP"}  # told in points of a hundred
+Compared = Literal["top1", "top5", "mean_per_class", "nll", "mAP"]
+COMPARED: tuple[Compared, ...] = get_args(Compared)
+# told in points of a hundred, and better when larger
+_POINTS = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class", "mAP": "mAP"}
 CELL_DRAWS = 100_000  # where only counts are drawn, which costs nothing
 DRAWS = 2000
 
 
 @dataclass(frozen=True)
-class McNemar:
-    """Of the samples on which only one is right: two-sided p values (McNemar, Psychometrika 12, 1947).
-
-    ``exact`` is the binomial test's; ``mid_p`` counts half of what was seen, and is less timid (Fagerland et al., BMC
-    Medical Research Methodology 13:91, 2013).
-    """
-
-    only_a: int
-    only_b: int
-    exact: float
-    mid_p: float
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """B against A. ``difference`` is B - A with its 95 % bootstrap interval; ``probability`` that B is better."""
+    """B against A. ``difference`` is B - A with its 95 % bootstrap interval; ``probability`` that B is better.
+
+    ``p`` is two-sided: McNemar's mid-p where there is one (top-1 and top-5 of one seed), else that of the difference
+    over its bootstrap standard error, taken as normal. Values are means over the seeds.
+    """
 
     metric: Compared
     value_a: float
@@ -50,6 +47,20 @@ class Comparison:
     probability: float
     num_samples: int
     mcnemar: McNemar | None = None
+    p: float = 1.0
+    num_seeds: int = 1
+
+    @property
+    def in_points(self) -> bool:
+        """True for shares, which people tell in points of a hundred; larger is better. Else smaller is better."""
+        return self.metric in _POINTS
+
+    @property
+    def drop(self) -> tuple[float, float, float]:
+        """By how much B is worse than A, with its 95 % interval: in points for shares, else in the metric's unit."""
+        if self.in_points:
+            return -100 * self.difference, -100 * self.high, -100 * self.low
+        return self.difference, self.low, self.high
 
     def sentence(self, a: str, b: str) -> str:
         """For people: the answer first, then what it rests on."""
@@ -57,6 +68,8 @@ class Comparison:
         if 0.001 <= self.probability <= 0.999:
             odds = f"{self.probability:.1%}".replace("%", " %")
         text = f"{b} is better than {a} with probability {odds}: {self._values()}, {self.num_samples:,} samples"
+        if self.num_seeds > 1:
+            return text + f", mean over {self.num_seeds} seeds, p = {self.p:.2g}."
         if self.mcnemar is None:
             return text + "."
         seen = self.mcnemar
@@ -73,33 +86,94 @@ class Comparison:
         return f"{name} {a} -> {b}, difference {change}{unit} (95 % interval {low} to {high})"
 
 
-def mcnemar(only_a: int, only_b: int) -> McNemar:
-    """Of *only_a* samples on which A alone is right, and *only_b* on which B alone is."""
-    trials, fewer = only_a + only_b, min(only_a, only_b)
-    if not trials:
-        return McNemar(only_a, only_b, 1.0, 1.0)
-    tail, seen = float(binom.cdf(fewer, trials, 0.5)), float(binom.pmf(fewer, trials, 0.5))
-    return McNemar(only_a, only_b, min(1.0, 2 * tail), min(1.0, 2 * tail - seen))
-
-
 def compare(a: Outcomes, b: Outcomes, metric: Compared = "top1", seed: int = 0) -> Comparison:
     """Paired comparison. Samples are matched by key, in any order.
 
     Raises InputError when the test samples or their labels are not the same, or when *metric* cannot be told from the
     outcomes.
     """
-    order_a, order_b = _matched(a, b)
+    return compare_seeds([(a, b)], metric, seed)
+
+
+def compare_seeds(pairs: Sequence[tuple[Outcomes, Outcomes]], metric: Compared = "top1", seed: int = 0) -> Comparison:
+    """Paired comparison of (A, B) of each of S seeds on the same test samples; *seed* names the draws.
+
+    The value of a sample (right or not, or its loss) is averaged over the seeds of A, and over those of B, and the
+    differences of the N samples are bootstrapped. mAP has no value of a sample: there each draw's mAP is averaged over
+    the seeds. With one pair it is :func:`compare`. Raises InputError as that does, and for no pair at all.
+    """
+    if not pairs:
+        raise InputError("cannot compare: nothing was given")
+    matched = [_in_order(a, b) for a, b in pairs]
+    if any(one[0].keys != matched[0][0].keys for one in matched):
+        raise InputError("cannot compare: not all seeds have the same test samples")
     if metric == "mAP":
-        return _compare_map(a, b, order_a, order_b, seed)
-    if metric == "nll":
-        losses_a, losses_b = _losses(a)[order_a], _losses(b)[order_b]
-        drawn = bootstrap_mean(losses_b - losses_a, seed, DRAWS)
-        return _comparison(metric, losses_a.mean(), losses_b.mean(), drawn, len(losses_a))
-    right_a, right_b = _right(a, metric)[order_a], _right(b, metric)[order_b]
+        return _compare_map(matched, seed)
+    values_a = np.stack([_values(a, metric) for a, _ in matched])
+    values_b = np.stack([_values(b, metric) for _, b in matched])
+    if metric in ("top1", "top5") and len(pairs) == 1:
+        return _compare_right(metric, values_a[0] > 0, values_b[0] > 0, seed)
+    change = (values_b - values_a).mean(axis=0)
+    if metric == "mean_per_class":
+        labels = matched[0][0].labels
+        means_a, means_b = (_ClassMean(labels, values.mean(axis=0)) for values in (values_a, values_b))
+        drawn = bootstrap(_ClassMean(labels, change), len(labels), seed, DRAWS)
+        return _comparison(metric, means_a.value, means_b.value, drawn, len(labels), num_seeds=len(pairs))
+    drawn = bootstrap_mean(change, seed, DRAWS)
+    return _comparison(metric, values_a.mean(), values_b.mean(), drawn, change.size, num_seeds=len(pairs))
+
+
+def can_tell(outcomes: Outcomes, metric: Compared) -> bool:
+    """True when *metric* can be told from *outcomes*."""
+    if metric == "mAP":
+        return outcomes.scores is not None and outcomes.targets is not None
+    try:
+        _values(outcomes, metric)
+    except InputError:
+        return False
+    return True
+
+
+def _compare_right(metric: Compared, right_a: NDArray[np.bool_], right_b: NDArray[np.bool_], seed: int) -> Comparison:
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     cells = resampled_cells(np.array([only_a, only_b, len(right_a) - only_a - only_b]), seed, CELL_DRAWS)
     drawn = (cells[:, 1] - cells[:, 0]) / len(right_a)
     return _comparison(metric, right_a.mean(), right_b.mean(), drawn, len(right_a), mcnemar(only_a, only_b))
+
+
+class _ClassMean:
+    """Weights (b, N) -> (b,): the mean over classes of the weighted mean of *values* in each; classes that a draw
+    misses are left out of it."""
+
+    def __init__(self, labels_N: NDArray[np.int64], values_N: NDArray[np.float64]) -> None:
+        self._order = np.argsort(labels_N, kind="stable")
+        self._values = values_N[self._order]
+        self._starts = np.flatnonzero(np.diff(labels_N[self._order], prepend=-1))
+
+    @property
+    def value(self) -> float:
+        """With every sample once."""
+        return float(self(np.ones((1, len(self._values)), np.float32))[0])
+
+    def __call__(self, weights_bN: NDArray[np.float32]) -> NDArray[np.float64]:
+        weights = weights_bN[:, self._order].astype(np.float64)
+        totals = np.add.reduceat(weights, self._starts, axis=1)
+        sums = np.add.reduceat(weights * self._values, self._starts, axis=1)
+        means = np.divide(sums, totals, out=np.zeros_like(sums), where=totals > 0)
+        found: NDArray[np.float64] = means.sum(axis=1) / (totals > 0).sum(axis=1)
+        return found
+
+
+def _in_order(a: Outcomes, b: Outcomes) -> tuple[Outcomes, Outcomes]:
+    """Both with their samples by key."""
+    order_a, order_b = _matched(a, b)
+    return _taken(a, order_a), _taken(b, order_b)
+
+
+def _taken(outcomes: Outcomes, rows: NDArray[np.int64]) -> Outcomes:
+    fields = {name: value for name, value in vars(outcomes).items() if name != "keys"}
+    taken: dict[str, Any] = {name: None if value is None else value[rows] for name, value in fields.items()}
+    return Outcomes(tuple(outcomes.keys[row] for row in rows), **taken)
 
 
 def _matched(a: Outcomes, b: Outcomes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -117,6 +191,11 @@ def _matched(a: Outcomes, b: Outcomes) -> tuple[NDArray[np.int64], NDArray[np.in
     return order_a, order_b
 
 
+def _values(outcomes: Outcomes, metric: Compared) -> NDArray[np.float64]:
+    """(N,) what *metric* is the mean of."""
+    return _losses(outcomes) if metric == "nll" else _right(outcomes, metric).astype(np.float64)
+
+
 def _losses(outcomes: Outcomes) -> NDArray[np.float64]:
     if outcomes.nll is None or np.isnan(outcomes.nll).any():
         raise InputError("cannot compare nll: the outcomes hold no probabilities")
@@ -126,7 +205,7 @@ def _losses(outcomes: Outcomes) -> NDArray[np.float64]:
 def _right(outcomes: Outcomes, metric: Compared) -> NDArray[np.bool_]:
     if outcomes.targets is not None:
         raise InputError(f"cannot compare {metric}: samples have several labels", "compare mAP")
-    if metric == "top1":
+    if metric != "top5":
         right: NDArray[np.bool_] = outcomes.predictions == outcomes.labels
     elif outcomes.ranks is None:
         raise InputError(f"cannot compare {metric}: the outcomes hold no ranks")
@@ -135,16 +214,16 @@ def _right(outcomes: Outcomes, metric: Compared) -> NDArray[np.bool_]:
     return right
 
 
-def _compare_map(
-    a: Outcomes, b: Outcomes, order_a: NDArray[np.int64], order_b: NDArray[np.int64], seed: int
-) -> Comparison:
-    if a.scores is None or b.scores is None or a.targets is None:
-        raise InputError("cannot compare mAP: the outcomes are not of samples with several labels")
-    targets = a.targets[order_a]
-    of_a, of_b = a.scores[order_a], b.scores[order_b]
-    drawn = resampled_map(of_b, targets, seed, DRAWS) - resampled_map(of_a, targets, seed, DRAWS)
-    values = mean_average_precision(of_a, targets), mean_average_precision(of_b, targets)
-    return _comparison("mAP", *values, drawn, len(targets))
+def _compare_map(matched: Sequence[tuple[Outcomes, Outcomes]], seed: int) -> Comparison:
+    values, drawn = np.zeros(2), np.zeros(DRAWS)
+    for pair in matched:
+        for side, outcomes in enumerate(pair):
+            if outcomes.scores is None or outcomes.targets is None:
+                raise InputError("cannot compare mAP: the outcomes are not of samples with several labels")
+            values[side] += mean_average_precision(outcomes.scores, outcomes.targets) / len(matched)
+            of_side = resampled_map(outcomes.scores, outcomes.targets, seed, DRAWS)
+            drawn += (of_side if side else -of_side) / len(matched)
+    return _comparison("mAP", values[0], values[1], drawn, len(matched[0][0].keys), num_seeds=len(matched))
 
 
 def _comparison(
@@ -154,11 +233,23 @@ def _comparison(
     drawn_B: NDArray[np.float64],
     num_samples: int,
     test: McNemar | None = None,
+    num_seeds: int = 1,
 ) -> Comparison:
     """Draws without a difference count half for each side."""
-    better = -drawn_B if metric == "nll" else drawn_B
+    better = drawn_B if metric in _POINTS else -drawn_B
     probability = float((better > 0).mean() + 0.5 * (better == 0).mean())
     low, high = percentiles(drawn_B)
+    change = float(value_b - value_a)
     return Comparison(
-        metric, float(value_a), float(value_b), float(value_b - value_a), low, high, probability, num_samples, test
+        metric,
+        float(value_a),
+        float(value_b),
+        change,
+        low,
+        high,
+        probability,
+        num_samples,
+        test,
+        p=test.mid_p if test else normal_p(change, float(drawn_B.std())),
+        num_seeds=num_seeds,
     )

@@ -5,25 +5,30 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from pipeline.base.errors import InputError
 from pipeline.evaluate.ledger_view import Entry, LedgerView, State
 from pipeline.evaluate.subject import Subject
-from pipeline.evaluate.suite import EvaluateRecipe, SuiteEntry, Task
+from pipeline.evaluate.suite import EvaluateRecipe, FewshotSettings, SuiteEntry, Task
+from pipeline.images.transform import EvaluationTransform
 from pipeline.records.score import PIXELS, EvaluationKey
 
+# Raised when an evaluator computes or records something else, so that it is done again instead of taken for the same.
 PROTOCOL_VERSIONS = {
-    "linear": 2,
-    "sgd": 1,
-    "knn": 1,
-    "ridge": 1,
-    "fewshot": 1,
-    "finetune": 2,
-    "classify": 1,
+    "linear": 3,
+    "sgd": 2,
+    "knn": 2,
+    "ridge": 2,
+    "fewshot": 2,
+    "finetune": 3,
+    "classify": 2,
     "inspect": 1,
 }
+FEWSHOT = FewshotSettings()
+FEWSHOT_RESIZE, FEWSHOT_CROP = 256, 224  # big_vision configs/common_fewshot.py
 _NEEDS_NETWORK = {"classify", "inspect"}  # raw pixels have no head and no filters
 
 
@@ -42,9 +47,30 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """For people: ``linear on digits of step 100``, and `` seed 1`` where it is not 0."""
+        """For people: ``linear on digits of step 100``; `` (layer -2)`` and `` (5-shot)`` where that is not as usual,
+        and `` seed 1`` where it is not 0."""
         seed = f" seed {self.key.seed}" if self.key.seed else ""
-        return f"{self.key.evaluator} on {self.key.task} of {self.subject.name}{seed}"
+        return f"{self.key.evaluator} on {self.key.task} of {self.subject.name}{_details(self.key.settings)}{seed}"
+
+
+def _details(settings: dict[str, Any]) -> str:
+    """What tells evaluations of one evaluator apart in a suite that has it for several layers, or numbers of shots."""
+    layers = settings.get("layers") or ["head-input"]
+    details = [f"layer {layers[0]}"] if len(layers) == 1 and layers[0] != "head-input" else []
+    if settings.get("shots", FEWSHOT.shots) != FEWSHOT.shots:
+        details.append(f"{settings['shots']}-shot")
+    return f" ({', '.join(details)})" if details else ""
+
+
+def seen_by(entry: SuiteEntry, subject: Subject) -> Subject:
+    """*subject* with the input that the entry's protocol asks for: few-shot has its own (big_vision,
+    configs/common_fewshot.py: both sides to 256, the central 224; at other sizes in proportion; bilinear)."""
+    if entry.evaluator != "fewshot" or entry.resolved()["transform"] == "model":
+        return subject
+    size = subject.evaluation_transform.size
+    resize = round(size * FEWSHOT_RESIZE / FEWSHOT_CROP)
+    transform = EvaluationTransform(size=size, resize=resize, mode="square", filter="bilinear")
+    return replace(subject, transform=transform.model_dump(mode="json"))
 
 
 def subjects_of(
@@ -85,17 +111,18 @@ def plan_evaluations(
             task = recipe.tasks[task_name]
             for subject in subjects_of(entry, checkpoints, recipe.baselines, is_complete=is_complete):
                 for seed in entry.seeds:
+                    seen = seen_by(entry, subject)
                     key = EvaluationKey(
-                        weights_digest=subject.weights_digest,
+                        weights_digest=seen.weights_digest,
                         evaluator=entry.evaluator,
                         protocol_version=PROTOCOL_VERSIONS[entry.evaluator],
                         task=task_name,
                         dataset_digests=(dataset_digests[task.train], dataset_digests[task.test]),
-                        transform=subject.transform,
-                        settings=entry.resolved() | {"validation": task.validation},
+                        transform=seen.transform,
+                        settings=entry.resolved() | task.rule,
                         seed=seed,
                     )
-                    item = Planned(key, subject, task)
+                    item = Planned(key, seen, task)
                     planned.setdefault(item.id, item)
     return list(planned.values())
 
@@ -110,7 +137,8 @@ def _refuse_leaks(recipe: EvaluateRecipe, dataset_digests: dict[str, str]) -> No
 
 
 class Patterns:
-    """Patterns of names: ``*``, ``?`` and ``[...]`` as in a shell. One without a seed is meant for every seed."""
+    """Patterns of names: ``*``, ``?`` and ``[...]`` as in a shell. One without a seed is meant for every seed, and one
+    without details in brackets for all of them."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self.texts = tuple(patterns)
@@ -118,9 +146,11 @@ class Patterns:
 
     def place(self, name: str) -> int:
         """Which of them matches *name* first; as many as there are: none."""
-        plain = name.rpartition(" seed ")[0]
+        seedless = name.rpartition(" seed ")[0] or name
+        plain = seedless.partition(" (")[0]
+        names = dict.fromkeys((name, seedless, plain, plain + name[len(seedless) :]))
         for place, pattern in enumerate(self._compiled):
-            if pattern.match(name) or (plain and pattern.match(plain)):
+            if any(pattern.match(one) for one in names):
                 return place
         return len(self._compiled)
 

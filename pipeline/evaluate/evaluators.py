@@ -3,7 +3,7 @@
 ::
 
     task_data.py  the task: refused where it leaks, else its parts as types
-    probing.py    linear, sgd, knn, ridge, fewshot, over stored features
+    probing.py    linear, knn, fewshot, over stored features; ridge_probe.py and sgd_probe.py too
     transfer/     fine-tuning
     here          the network's own head, and pictures of it
 """
@@ -23,8 +23,10 @@ from pipeline.evaluate.due import Planned
 from pipeline.evaluate.finding import Finding
 from pipeline.evaluate.inspect.pictures import patch_filters, position_similarity
 from pipeline.evaluate.metrics import confusion
-from pipeline.evaluate.probing import fewshot, knn, linear, ridge, sgd, wanted_specs
-from pipeline.evaluate.subject import PixelNetwork, warm_network
+from pipeline.evaluate.networks import PixelNetwork, warm_network
+from pipeline.evaluate.probing import fewshot, knn, linear, wanted_specs
+from pipeline.evaluate.ridge_probe import ridge
+from pipeline.evaluate.sgd_probe import sgd
 from pipeline.evaluate.task_data import TaskData, open_task
 from pipeline.evaluate.transfer.finetune import predict
 from pipeline.evaluate.transfer.sweep import finetuned
@@ -56,7 +58,7 @@ def inspect(workspace: Store, planned: Planned) -> Finding:
         "sample_probabilities": outcomes.probabilities[shown],
         "confusion": confusion(outcomes, data.num_classes),
     }
-    return Finding(outcomes, artefacts=artefacts)
+    return Finding(outcomes, data.num_classes, artefacts=artefacts)
 
 
 def _classified(model: ViT, data: TaskData, planned: Planned) -> Finding:
@@ -68,7 +70,8 @@ def _classified(model: ViT, data: TaskData, planned: Planned) -> Finding:
     transform = planned.subject.evaluation_transform
     with closing(DatasetReader(data.workspace, data.task.test)) as reader:
         found = predict(model, reader, transform, data.num_classes, is_many=data.is_many)
-    return Finding(data.outcomes(found.keys, found.labels, found.probabilities, calibrated=True))
+    outcomes = data.outcomes(found.keys, found.labels, found.probabilities, calibrated=True)
+    return Finding(outcomes, data.num_classes)
 
 
 def _first_images(workspace: Store, planned: Planned) -> NDArray[np.uint8]:

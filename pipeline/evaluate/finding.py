@@ -13,9 +13,11 @@ from pipeline.records.score import Metric
 
 @dataclass(frozen=True)
 class Finding:
-    """Outcomes on the test samples; what was *chosen* on validation; *metrics* that outcomes do not tell."""
+    """Outcomes on the test samples of *num_classes*; what was *chosen* on validation; *metrics* that outcomes do not
+    tell."""
 
     outcomes: Outcomes
+    num_classes: int
     chosen: dict[str, Any] = field(default_factory=dict)
     artefacts: dict[str, NDArray[Any]] = field(default_factory=dict)
     metrics: tuple[Metric, ...] = ()

@@ -18,7 +18,8 @@ from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError, InputError
 from pipeline.base.store import Store
 from pipeline.base.tables import read_parquet
-from pipeline.records.dataset import dataset_prefix
+from pipeline.evaluate.suite import Task
+from pipeline.records.dataset import dataset_prefix, read_dataset_card
 from pipeline.stream.dataset import DatasetReader
 
 _PAIRS = 256  # of datasets whose verdict a process keeps
@@ -31,20 +32,28 @@ class _Image(NamedTuple):
     key: str
 
 
+def refuse_leak(workspace: Store, name: str, task: Task) -> None:
+    """Raise InputError when the datasets of the task called *name* share images."""
+    try:
+        refuse_shared_images(workspace, task.train, task.test)
+    except InputError as error:
+        raise InputError(f"task {name}: {error.what}", error.way_out) from None
+
+
 def refuse_shared_images(workspace: Store, train: str, test: str) -> None:
     """Raise InputError when the datasets share images, with how many, and an example.
 
     In memory are eight bytes for each image of the smaller dataset, and one index. A process asks the store once for
     each pair of datasets.
     """
-    readers = [DatasetReader(workspace, name) for name in (train, test)]
-    smaller, larger = sorted(readers, key=lambda reader: reader.card.num_samples)
+    cards = [read_dataset_card(workspace, name) for name in (train, test)]
     verdict = _verdicts(workspace.uri)
-    pair = (train, readers[0].card.digest, test, readers[1].card.digest)
+    pair = (train, cards[0].digest, test, cards[1].digest)
     if pair not in verdict:
         if len(verdict) >= _PAIRS:
             verdict.clear()
-        verdict[pair] = _refusal(workspace, smaller, larger)
+        readers = [DatasetReader(workspace, name) for name in (train, test)]
+        verdict[pair] = _refusal(workspace, *sorted(readers, key=lambda reader: reader.card.num_samples))
     if verdict[pair]:
         raise InputError(
             f"{train} and {test} share {verdict[pair]}: scores would mean nothing",

@@ -12,7 +12,7 @@ from pipeline.evaluate.due import Planned
 from pipeline.evaluate.evaluators import EVALUATORS
 from pipeline.evaluate.finding import Finding
 from pipeline.evaluate.ledger import patiently
-from pipeline.evaluate.metrics import mean_ap, pack_outcomes, top1
+from pipeline.evaluate.metrics import measured, pack_outcomes
 from pipeline.records.score import ARTEFACTS, OUTCOMES, EvaluationResult, file_key, result_key
 from pipeline.stream.waiting import Patience
 
@@ -22,8 +22,11 @@ def perform(workspace: Store, planned: Planned, generation: int = 0, patience: P
     started = time.monotonic()
     finding = EVALUATORS[planned.key.evaluator](workspace, planned)
     files = {name: data for name, data in _files(finding).items() if data}
-    headline = top1 if finding.outcomes.targets is None else mean_ap
-    metrics = () if planned.key.evaluator == "inspect" else (headline(finding.outcomes), *finding.metrics)
+    metrics = (
+        ()
+        if planned.key.evaluator == "inspect"
+        else (*measured(finding.outcomes, finding.num_classes), *finding.metrics)
+    )
     result = EvaluationResult(
         id=planned.id,
         key=planned.key,

@@ -17,6 +17,9 @@ from pipeline.evaluate.evaluators import wanted_specs
 from pipeline.evaluate.features import FeatureSpec, compute_parts, has_features, missing_parts, prepare_features
 from pipeline.evaluate.subject import Subject
 
+Seen = tuple[str, str]
+Wanted = dict[tuple[Seen, str], dict[FeatureSpec, None]]
+
 
 @dataclass(frozen=True)
 class Preparation:
@@ -29,30 +32,35 @@ class Preparation:
     part: int | None = None
 
     @property
-    def id(self) -> tuple[str, str, tuple[FeatureSpec, ...]]:
+    def id(self) -> tuple[Seen, str, tuple[FeatureSpec, ...]]:
         """Tells equal ones; the same for all parts."""
-        return self.subject.weights_digest, self.dataset_digest, self.specs
+        return _seen(self.subject), self.dataset_digest, self.specs
 
 
 def preparations(planned: Iterable[Planned]) -> dict[str, tuple[Preparation, ...]]:
     """What each evaluation wants to be there before it begins, by its id: for those that share, the same."""
     items = list(planned)
     known: dict[tuple[str, str, bool], tuple[FeatureSpec, ...]] = {}
-    wanted: dict[tuple[str, str], dict[FeatureSpec, None]] = defaultdict(dict)
+    wanted: Wanted = defaultdict(dict)
     sharing: list[Planned] = []
     for item in items:
         kind = (item.key.evaluator, canonical_json(item.key.settings), item.subject.is_pixels)
         specs = known[kind] if kind in known else known.setdefault(kind, wanted_specs(item))
         for digest in item.key.dataset_digests if specs else ():
-            wanted[item.subject.weights_digest, digest] |= dict.fromkeys(specs)
+            wanted[_seen(item.subject), digest] |= dict.fromkeys(specs)
         sharing += [item] if specs else []
     return {item.id: tuple(_both(item, wanted)) for item in sharing}
 
 
-def _both(item: Planned, wanted: dict[tuple[str, str], dict[FeatureSpec, None]]) -> Iterable[Preparation]:
+def _both(item: Planned, wanted: Wanted) -> Iterable[Preparation]:
     names = (item.task.train, item.task.test)
     for name, digest in zip(names, item.key.dataset_digests, strict=True):
-        yield Preparation(item.subject, name, digest, tuple(wanted[item.subject.weights_digest, digest]))
+        yield Preparation(item.subject, name, digest, tuple(wanted[_seen(item.subject), digest]))
+
+
+def _seen(subject: Subject) -> Seen:
+    """Weights, and how their input is made: few-shot has its own way."""
+    return subject.weights_digest, canonical_json(subject.transform)
 
 
 def is_prepared(workspace: Store, preparation: Preparation) -> bool:

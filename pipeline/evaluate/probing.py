@@ -1,10 +1,12 @@
-"""Evaluators that probe stored features. Whatever is chosen is chosen before the test features are read."""
+"""Evaluators that probe stored features: here linear, knn and fewshot, and what they share with ``ridge_probe.py`` and
+``sgd_probe.py``. Whatever is chosen is chosen before the test features are read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,35 +15,35 @@ from pipeline.base.store import Store
 from pipeline.evaluate.due import Planned
 from pipeline.evaluate.features import FeatureSpec, specs_for
 from pipeline.evaluate.finding import Finding
+from pipeline.evaluate.metrics import headline
 from pipeline.evaluate.probe.fewshot import FewshotSystem, choose_shots
 from pipeline.evaluate.probe.knn import knn_probabilities
 from pipeline.evaluate.probe.linear import (
     Standardiser,
-    Weights,
-    choose_l2,
+    fit_candidates,
     fit_logistic,
     label_probabilities,
+    path_shares,
     probabilities,
 )
-from pipeline.evaluate.probe.ridge import Moments, Ridge, fit_ridge
-from pipeline.evaluate.probe.sgd import Head, choose_head, head_scores, sgd_sweep
-from pipeline.evaluate.split import Choice, FitPart, TrainPart, split
+from pipeline.evaluate.split import Choice, FitPart, TestPart, TrainPart
 from pipeline.evaluate.suite import (
     SETTINGS,
+    TASK_RULES,
     FewshotSettings,
     KnnSettings,
     LinearSettings,
     ProbeSettings,
-    RidgeSettings,
     SgdSettings,
 )
 from pipeline.evaluate.task_data import TaskData, open_task
+from pipeline.records.score import Metric
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class Candidate:
     """The best of one layer: its share on validation, what was chosen, and what the refit needs."""
 
     spec: FeatureSpec
@@ -52,7 +54,7 @@ class _Candidate:
 
 def settings_of(planned: Planned) -> Any:
     """The typed settings of an evaluation."""
-    given = {name: value for name, value in planned.key.settings.items() if name != "validation"}
+    given = {name: value for name, value in planned.key.settings.items() if name not in TASK_RULES}
     return SETTINGS[planned.key.evaluator].model_validate(given)
 
 
@@ -68,147 +70,97 @@ def wanted_specs(planned: Planned) -> tuple[FeatureSpec, ...]:
 
 
 def linear(workspace: Store, planned: Planned) -> Finding:
-    """Logistic regression; l2 chosen on validation, refitted on all training samples."""
-    settings: LinearSettings = settings_of(planned)
+    """Logistic regression; l2 chosen on validation, refitted on all training samples.
+
+    The oracle chooses among every l2 as fitted on the fit part, of the layer that was chosen, and the recorded result:
+    the path of the choice is used again, and no l2 is fitted a second time.
+    """
     data = open_task(workspace, planned)
-    to_probabilities = label_probabilities if data.is_many else probabilities
+    return _probe(data, wanted_specs(planned), _Linear(data, settings_of(planned)))
 
-    def candidate(spec: FeatureSpec, choice: Choice) -> _Candidate:
-        fit, held = choice.fit, choice.validation
+
+def knn(workspace: Store, planned: Planned) -> Finding:
+    """Weighted k-NN; k chosen on validation (ties: the smaller).
+
+    The oracle chooses among every k with all training samples as neighbours, of the layer that was chosen.
+    """
+    data = open_task(workspace, planned)
+    return _probe(data, wanted_specs(planned), _Knn(data, settings_of(planned)))
+
+
+class _Solver(Protocol):
+    """A probe on one layer at a time."""
+
+    def choose(self, spec: FeatureSpec, choice: Choice) -> Candidate:
+        """The best setting of this layer."""
+
+    def judge(self, best: Candidate, train: TrainPart, test: TestPart) -> tuple[Array, Metric]:
+        """After all is chosen: (N, K) probabilities of the test samples, refitted on *train*; and the oracle."""
+
+
+class _Linear:
+    def __init__(self, data: TaskData, settings: LinearSettings) -> None:
+        self._data, self._settings = data, settings
+        self._probabilities = label_probabilities if data.is_many else probabilities
+
+    def choose(self, spec: FeatureSpec, choice: Choice) -> Candidate:
+        fit, held, settings = choice.fit, choice.validation, self._settings
         scale = Standardiser(fit.features)
-        l2, weights = choose_l2(
-            (scale(fit.features), fit.labels),
-            (scale(held.features), held.labels),
-            data.num_classes,
-            settings.l2,
-            settings.max_iterations,
+        fits = fit_candidates(
+            scale(fit.features), fit.labels, self._data.num_classes, settings.l2, settings.max_iterations
         )
-        share = data.share(held.labels, to_probabilities(weights, scale(held.features)))
-        return _Candidate(spec, share, {"l2": l2}, weights)
+        best = fits[int(np.argmax(path_shares(fits, scale(held.features), held.labels)))]  # of equals the strongest
+        share = self._data.share(held.labels, self._probabilities(best.weights, scale(held.features)))
+        return Candidate(spec, share, {"l2": best.l2}, (best, fits, scale))
 
-    def refit(best: _Candidate, train: TrainPart) -> Callable[[Array], Array]:
-        start: Weights = best.kept
+    def judge(self, best: Candidate, train: TrainPart, test: TestPart) -> tuple[Array, Metric]:
+        start, fits, first_scale = best.kept
         scale = Standardiser(train.features)
         weights = fit_logistic(
             scale(train.features),
             train.labels,
-            data.num_classes,
+            self._data.num_classes,
             best.chosen["l2"],
-            max_iterations=settings.max_iterations,
-            start=start,
+            max_iterations=self._settings.max_iterations,
+            start=start.weights,
         )
-        return lambda features: to_probabilities(weights, scale(features))
+        found = self._probabilities(weights, scale(test.features))
+        tried = first_scale(test.features)
+        shares = [self._data.share(test.labels, found), *path_shares(fits, tried, test.labels)]
 
-    return _probe(data, wanted_specs(planned), candidate, refit)
+        def scores_of(place: int) -> Array:
+            return self._probabilities(fits[place - 1].weights, tried) if place else found
+
+        return found, self._data.oracle(test, shares, scores_of)
 
 
-def knn(workspace: Store, planned: Planned) -> Finding:
-    """Weighted k-NN; k chosen on validation (ties: the smaller)."""
-    settings: KnnSettings = settings_of(planned)
-    data = open_task(workspace, planned)
+class _Knn:
+    def __init__(self, data: TaskData, settings: KnnSettings) -> None:
+        self._data, self._settings = data, settings
 
-    def votes(train: FitPart | TrainPart, queries: Array, ks: Sequence[int]) -> dict[int, Array]:
-        return knn_probabilities(train.features, train.labels, queries, data.num_classes, ks, settings.temperature)
-
-    def candidate(spec: FeatureSpec, choice: Choice) -> _Candidate:
-        found = votes(choice.fit, choice.validation.features, settings.k)
-        shares = {k: data.share(choice.validation.labels, found[k]) for k in sorted(found)}
+    def choose(self, spec: FeatureSpec, choice: Choice) -> Candidate:
+        found = self._votes(choice.fit, choice.validation.features)
+        shares = {k: self._data.share(choice.validation.labels, found[k]) for k in sorted(found)}
         k = max(shares, key=lambda k: shares[k])
-        return _Candidate(spec, shares[k], {"k": k})
+        return Candidate(spec, shares[k], {"k": k})
 
-    def refit(best: _Candidate, train: TrainPart) -> Callable[[Array], Array]:
-        k = best.chosen["k"]
-        return lambda features: votes(train, features, [k])[k]
+    def judge(self, best: Candidate, train: TrainPart, test: TestPart) -> tuple[Array, Metric]:
+        found = self._votes(train, test.features)
+        ks = sorted(found)
+        shares = [self._data.share(test.labels, found[k]) for k in ks]
+        return found[best.chosen["k"]], self._data.oracle(test, shares, lambda place: found[ks[place]])
 
-    return _probe(data, wanted_specs(planned), candidate, refit)
-
-
-def ridge(workspace: Store, planned: Planned) -> Finding:
-    """Ridge regression from streamed sums; l2 chosen on validation, and grown with the samples for the refit."""
-    settings: RidgeSettings = settings_of(planned)
-    data, specs = open_task(workspace, planned), wanted_specs(planned)
-    data.prepare(specs)
-    best = _best([_ridge_candidate(data, spec, settings.l2) for spec in specs])
-    fit, held = best.kept
-    grown = best.chosen["l2"] * (fit.num_samples + held.num_samples) / fit.num_samples
-    fit.merge(held)
-    (solution,) = fit_ridge(fit, [grown])
-    keys: list[str] = []
-    labels, scores = [], []
-    for part in data.test_stream(best.spec):
-        keys += part.keys
-        labels.append(part.labels)
-        scores.append(solution.scores(part.features))
-    outcomes = data.outcomes(tuple(keys), np.concatenate(labels), np.concatenate(scores), calibrated=False)
-    return Finding(outcomes, best.chosen)
-
-
-def _ridge_candidate(data: TaskData, spec: FeatureSpec, l2s: Sequence[float]) -> _Candidate:
-    """Two passes over the training features: one adds up, one compares."""
-    fit = held = None
-    for part, labels, is_held in data.train_stream(spec):
-        if fit is None or held is None:
-            fit, held = (Moments(part.features.shape[1], data.num_classes) for _ in range(2))
-        fit.add(part.features[~is_held], labels[~is_held])
-        held.add(part.features[is_held], labels[is_held])
-    if fit is None or held is None:
-        raise AssertionError("a dataset has a sample")
-    solutions: list[Ridge] = fit_ridge(fit, sorted(set(l2s), reverse=True))
-    scores: list[list[Array]] = [[] for _ in solutions]
-    truth = []
-    for part, labels, is_held in data.train_stream(spec):
-        truth.append(labels[is_held])
-        for found, solution in zip(scores, solutions, strict=True):
-            found.append(solution.scores(part.features[is_held]))
-    shares = [data.share(np.concatenate(truth), np.concatenate(found)) for found in scores]
-    place = int(np.argmax(shares))  # the first of equals, so the strongest
-    return _Candidate(spec, shares[place], {"l2": solutions[place].l2}, (fit, held))
-
-
-def sgd(workspace: Store, planned: Planned) -> Finding:
-    """A sweep of SGD heads on the last blocks; one chosen on validation, trained again on all training samples."""
-    settings: SgdSettings = settings_of(planned)
-    data, specs = open_task(workspace, planned), wanted_specs(planned)
-    data.require_one_label("sgd")
-    data.prepare(specs)
-    names = {f"{spec.layer}/{spec.pooling}": spec for spec in specs}
-    trains = {name: data.train(spec) for name, spec in names.items()}
-    choices = {name: split(train, data.task.validation) for name, train in trains.items()}
-    first = next(iter(names))
-    heads = _heads({name: train.features for name, train in trains.items()}, settings)
-    train_by = {"steps": settings.steps, "batch_size": settings.batch_size, "seed": planned.key.seed}
-    fit = {name: choice.fit.features for name, choice in choices.items()}
-    swept = sgd_sweep(fit, choices[first].fit.labels, data.num_classes, heads, **train_by)
-    held = {name: choice.validation.features for name, choice in choices.items()}
-    truth = choices[first].validation.labels
-    head = choose_head({one: data.share(truth, head_scores(weights, held, one)) for one, weights in swept.items()})
-    used = {name: trains[name].features for name in head.blocks}
-    final = sgd_sweep(used, trains[first].labels, data.num_classes, [head], **train_by)[head]
-    tests = {name: data.test(names[name]) for name in head.blocks}
-    test = tests[head.blocks[0]]
-    logits = head_scores(final, {name: part.features for name, part in tests.items()}, head).astype(np.float64)
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    outcomes = data.outcomes(
-        test.keys, test.labels, (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32), calibrated=True
-    )
-    return Finding(outcomes, {"learning_rate": head.learning_rate, "blocks": list(head.blocks)})
-
-
-def _heads(features: dict[str, Array], settings: SgdSettings) -> list[Head]:
-    """Every learning rate on the last block and on all of them, without and with the average pool.
-
-    Where the model itself takes the average, with and without are the same, and the second is left out.
-    """
-    *blocks, pooled = features if len(features) > 1 else (*features, "")
-    extras: list[tuple[str, ...]] = [()]
-    if pooled and not np.array_equal(features[blocks[-1]], features[pooled]):
-        extras.append((pooled,))
-    inputs = dict.fromkeys(tuple(blocks[-count:]) + extra for count in (1, len(blocks)) for extra in extras)
-    return [Head(rate, names) for names in inputs for rate in settings.learning_rates]
+    def _votes(self, train: FitPart | TrainPart, queries: Array) -> dict[int, Array]:
+        return knn_probabilities(
+            train.features, train.labels, queries, self._data.num_classes, self._settings.k, self._settings.temperature
+        )
 
 
 def fewshot(workspace: Store, planned: Planned) -> Finding:
-    """Ridge regression on a few samples per class, drawn by the seed. Chooses nothing."""
+    """Ridge regression on a few samples per class, drawn by the seed. Chooses nothing.
+
+    What another l2 would have given stands beside it as ``top1_l2_<l2>``.
+    """
     settings: FewshotSettings = settings_of(planned)
     data = open_task(workspace, planned)
     data.require_one_label("fewshot")
@@ -217,27 +169,34 @@ def fewshot(workspace: Store, planned: Planned) -> Finding:
     train, test = data.train(spec), data.test(spec)
     rows = choose_shots(train.labels, data.num_classes, settings.shots, planned.key.seed)
     system = FewshotSystem(train.features[rows], train.labels[rows], data.num_classes)
-    return Finding(data.outcomes(test.keys, test.labels, system.scores(test.features, settings.l2), calibrated=False))
+    scores = system.scores_of_all(test.features, [settings.l2, *settings.other_l2])
+    outcomes = {l2: data.outcomes(test.keys, test.labels, found, calibrated=False) for l2, found in scores.items()}
+    others = tuple(
+        headline(outcomes[l2]).model_copy(update={"name": f"top1_l2_{l2:g}"}) for l2 in dict.fromkeys(settings.other_l2)
+    )
+    return Finding(outcomes[settings.l2], data.num_classes, metrics=others)
 
 
-def _probe(
-    data: TaskData,
-    specs: tuple[FeatureSpec, ...],
-    candidate: Callable[[FeatureSpec, Choice], _Candidate],
-    refit: Callable[[_Candidate, TrainPart], Callable[[Array], Array]],
-) -> Finding:
+def _probe(data: TaskData, specs: tuple[FeatureSpec, ...], solver: _Solver) -> Finding:
     """Choose among layers, each with its own best setting; refit on all training samples; then look at the test."""
     data.prepare(specs)
-    best = _best([candidate(spec, split(data.train(spec), data.task.validation)) for spec in specs])
-    predict = refit(best, data.train(best.spec))
-    test = data.test(best.spec)
-    return Finding(data.outcomes(test.keys, test.labels, predict(test.features), calibrated=True), best.chosen)
+    best = best_of(solver.choose(spec, data.choice(data.train(spec))) for spec in specs)
+    train, test = data.train(best.spec), data.test(best.spec)
+    found, tried = solver.judge(best, train, test)
+    outcomes = data.outcomes(test.keys, test.labels, found, calibrated=True)
+    return Finding(outcomes, data.num_classes, best.chosen, metrics=(tried,))
 
 
-def _best(candidates: list[_Candidate]) -> _Candidate:
-    """With the largest share on validation; of equals the first."""
-    best = max(candidates, key=lambda one: one.share)
-    if len(candidates) > 1:
-        shares = {str(one.spec.layer): one.share for one in candidates}
+def best_of(candidates: Iterable[Candidate]) -> Candidate:
+    """With the largest share on validation; of equals the first. What the others keep is let go at once."""
+    best: Candidate | None = None
+    shares: dict[str, float] = {}
+    for one in candidates:
+        shares[str(one.spec.layer)] = one.share
+        if best is None or one.share > best.share:
+            best = one
+    if best is None:
+        raise AssertionError("a probe has a layer")
+    if len(shares) > 1:
         best.chosen.update({"layer": best.spec.layer, "validation_by_layer": shares})
     return best

@@ -94,19 +94,32 @@ def vtab_split(
     samples, and for missing classes unless *allow_missing*: with 397 classes (Sun397) 800 samples cannot cover all.
     """
     _must_be(train, TrainPart)
-    wanted = VTAB_TRAIN + VTAB_VALIDATION
-    if len(train.keys) < wanted:
-        raise InputError(f"{len(train.keys)} training samples are too few for VTAB-1k, which takes {wanted:,}")
-    order = np.lexsort((np.array(train.keys), _places(train.keys, "vtab")))[:wanted]
+    order = vtab_order(train.keys)
     chosen = _taken(train, order, TrainPart)
-    missing = missing_classes(chosen.labels[:VTAB_TRAIN], num_classes)
+    missing = check_coverage(chosen.labels[:VTAB_TRAIN], num_classes, allow_missing=allow_missing)
+    return chosen, _choice(chosen, np.arange(len(order)) >= VTAB_TRAIN), missing
+
+
+def vtab_order(keys: Sequence[str]) -> NDArray[np.int64]:
+    """Rows of the 1,000 samples of VTAB-1k: the 800 to fit on, then the 200 to choose on. Raises InputError for too
+    few."""
+    wanted = VTAB_TRAIN + VTAB_VALIDATION
+    if len(keys) < wanted:
+        raise InputError(f"{len(keys)} training samples are too few for VTAB-1k, which takes {wanted:,}")
+    order: NDArray[np.int64] = np.lexsort((np.array(keys), _places(keys, "vtab")))[:wanted]
+    return order
+
+
+def check_coverage(labels: NDArray[Any], num_classes: int, *, allow_missing: bool) -> tuple[int, ...]:
+    """Classes without a sample among the *labels* to fit on. Raises InputError for any, unless *allow_missing*."""
+    missing = missing_classes(labels, num_classes)
     if missing and not allow_missing:
         shown = ", ".join(map(str, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
         raise InputError(
             f"{len(missing)} of {num_classes} classes have no sample among the {VTAB_TRAIN} of VTAB-1k: {shown}",
             "allow missing classes if that is meant",
         )
-    return chosen, _choice(chosen, np.arange(wanted) >= VTAB_TRAIN), missing
+    return missing
 
 
 def missing_classes(labels: NDArray[Any], num_classes: int) -> tuple[int, ...]:
@@ -165,7 +178,7 @@ def _must_be(part: Labelled, kind: type[Labelled]) -> None:
         )
 
 
-def _places(keys: tuple[str, ...], person: str) -> NDArray[np.float64]:
+def _places(keys: Iterable[str], person: str) -> NDArray[np.float64]:
     """(N,) numbers in [0, 1), by a hash of each key."""
     digests = (hashlib.blake2b(key.encode(), digest_size=8, person=person.encode()).digest() for key in keys)
     return np.array([int.from_bytes(digest, "big") / 2**64 for digest in digests])

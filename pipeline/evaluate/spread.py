@@ -5,6 +5,7 @@ One controller with a pool, not one Ray job per evaluation: a job supervisor tak
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -15,9 +16,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from pipeline.base.errors import FailedError, VitpipeError
+from pipeline.base.errors import FailedError, InterruptedRunError, VitpipeError
 
 _MAX_FAILED_STARTS = 20  # actors in a row that never came up
+_HEAD_SECONDS = 30.0  # without the cluster's head, before that is the end: ray itself ends the process after 60
+_ANSWER_SECONDS = 2.0  # in which a head that is there has taken a connection
 _PAUSE_SECONDS = 1.0  # before an actor takes the place of one that did not come up
 
 
@@ -77,6 +80,7 @@ class Pool:
         self._starting: dict[Any, Any] = {}  # the call that tells when it is up -> actor
         self._running: dict[Any, tuple[Any, str, Hashable]] = {}
         self._failed_starts, self._not_before = 0, 0.0
+        self._head = _Head()
 
     @property
     def num_idle(self) -> int:
@@ -93,8 +97,17 @@ class Pool:
         """True while actors are coming up, or wait for room in the cluster."""
         return bool(self._starting)
 
+    def check_head(self) -> str:
+        """What is to be said of the cluster's head, if anything.
+
+        Raises InterruptedRunError once it has been away for long: ray would end this process soon, without a word.
+        """
+        return self._head.check()
+
     def want(self, num_tasks: int) -> None:
         """There is work for so many actors, the busy ones included: make more, or end idle ones."""
+        if self._head.is_away:
+            return  # nobody places actors, and nobody ends them
         target = min(num_tasks, self._size)
         while len(self._running) + len(self._idle) + len(self._starting) > target and (self._idle or self._starting):
             worker = self._idle.pop()[0] if self._idle else self._starting.popitem()[1]
@@ -134,8 +147,9 @@ class Pool:
         """End the actors."""
         workers = [worker for worker, _ in self._idle] + list(self._starting.values())
         for worker in workers + [worker for worker, _, _ in self._running.values()]:
-            with suppress(RayError):
-                ray.kill(worker)
+            if not self._head.is_away:  # they end with it
+                with suppress(RayError):
+                    ray.kill(worker)
         self._idle.clear()
         self._starting.clear()
         self._running.clear()
@@ -165,6 +179,42 @@ class Pool:
             return
         self._failed_starts = 0
         self._idle.append((worker, ""))
+
+
+class _Head:
+    """Whether the head of the cluster takes connections."""
+
+    def __init__(self) -> None:
+        self.address = str(ray.get_runtime_context().gcs_address)
+        self._since: float | None = None
+
+    @property
+    def is_away(self) -> bool:
+        """True when it was not there at the last look."""
+        return self._since is not None
+
+    def check(self) -> str:
+        """See Pool."""
+        was_away, now = self.is_away, time.monotonic()
+        self._since = None if self._answers() else self._since or now
+        if self._since is not None and now - self._since >= _HEAD_SECONDS:
+            raise InterruptedRunError(
+                f"the head of the Ray cluster at {self.address} went away",
+                "what is recorded stays; on a cluster that is up the same command goes on",
+            )
+        if was_away == self.is_away:
+            return ""
+        if self.is_away:
+            return f"the head of the cluster at {self.address} does not answer; it is waited for {_HEAD_SECONDS:g} s"
+        return f"the head of the cluster at {self.address} is back"
+
+    def _answers(self) -> bool:
+        host, _, port = self.address.rpartition(":")
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS):
+                return True
+        except OSError:
+            return False
 
 
 def cluster_resources() -> dict[str, float]:

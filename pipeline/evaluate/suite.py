@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_
 from pipeline.base.config import Config
 from pipeline.stream.recipe import AugmentRecipe
 
+TASK_RULES = {"validation", "split", "allow_missing_classes"}  # settings of a key that belong to the task
 EvaluatorName = Literal["linear", "sgd", "knn", "ridge", "fewshot", "finetune", "classify", "inspect"]
 Layer = int | Literal["head-input", "last"]
 Pooling = Literal["model", "cls", "gap", "cls+gap"]
@@ -21,12 +22,29 @@ class Task(Config):
     train: str = Field(description="name of a dataset in the workspace")
     test: str
     validation: float = Field(0.1, gt=0, lt=1, description="share of the training samples, by a hash of their keys")
+    split: Literal["share", "vtab"] = Field(
+        "share",
+        description="vtab: VTAB-1k (arXiv 1910.04867), 1,000 training samples by a hash of their keys: "
+        "800 to fit on, 200 to choose on, all to refit on",
+    )
+    allow_missing_classes: bool = Field(False, description="vtab: go on where the 800 have no sample of some class")
 
     @model_validator(mode="after")
     def _no_leak(self) -> Self:
         if self.train == self.test:
             raise ValueError(f"train and test are the same dataset {self.train!r}: scores would mean nothing")
+        if self.split == "vtab" and "validation" in self.model_fields_set:
+            raise ValueError("split vtab chooses on 200 of its 1,000 samples: leave validation out")
+        if self.allow_missing_classes and self.split != "vtab":
+            raise ValueError("allow_missing_classes belongs to split: vtab")
         return self
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """How the training samples are divided, as it stands among the settings of an evaluation's key."""
+        if self.split == "share":
+            return {"validation": self.validation}
+        return {"split": self.split, "allow_missing_classes": self.allow_missing_classes}
 
 
 class ProbeSettings(Config):
@@ -89,8 +107,16 @@ class RidgeSettings(ProbeSettings):
 class FewshotSettings(ProbeSettings):
     """Closed-form ridge regression on a few images per class (big_vision evaluators/fewshot_lsr.py)."""
 
-    shots: int = Field(10, gt=0)
-    l2: float = Field(2.0**10, gt=0)
+    shots: int = Field(10, gt=0, description="per class; big_vision: 1, 5, 10 and 25, the headline 10; ViT's tables: 5")
+    l2: float = Field(2.0**10, gt=0, description="configs/common_fewshot.py: 2^10")
+    other_l2: tuple[PositiveFloat, ...] = Field(
+        (), description="what these would have given is recorded beside it, from the same decomposition; none is chosen"
+    )
+    transform: Literal["protocol", "model"] = Field(
+        "protocol",
+        description="protocol: both sides resized to 256 for a crop of 224, or in proportion; "
+        "model: its own, so that features are shared with the other probes",
+    )
 
     @model_validator(mode="after")
     def _one_layer(self) -> Self:

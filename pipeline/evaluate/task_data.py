@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +14,43 @@ from pipeline.base.errors import InputError
 from pipeline.base.store import Store
 from pipeline.evaluate.due import Planned
 from pipeline.evaluate.features import Features, FeatureSpec, iterate_features, load_features, prepare_features
-from pipeline.evaluate.leak import refuse_shared_images
-from pipeline.evaluate.metrics import Outcomes, of_label_scores, of_probabilities, of_scores
+from pipeline.evaluate.leak import refuse_leak
+from pipeline.evaluate.metrics import Outcomes, headline, of_label_scores, of_probabilities, of_scores, oracle
+from pipeline.evaluate.metrics.classes import share_of
 from pipeline.evaluate.metrics.multilabel import mean_average_precision
-from pipeline.evaluate.split import TestPart, TrainPart, held_out
+from pipeline.evaluate.split import (
+    VTAB_TRAIN,
+    Choice,
+    TestPart,
+    TrainPart,
+    check_coverage,
+    held_out,
+    split,
+    validation_mask,
+    vtab_order,
+    vtab_split,
+)
 from pipeline.evaluate.subject import Subject
 from pipeline.evaluate.suite import Task
 from pipeline.records.dataset import DatasetCard, read_dataset_card
+from pipeline.records.score import Metric
+from pipeline.stream.dataset import DatasetReader
 
 Labels = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """Over the samples of a training dataset, in its order (N,): those that are used, and of them those held out."""
+
+    used: NDArray[np.bool_]
+    held: NDArray[np.bool_]
+
+    @property
+    def fit(self) -> NDArray[np.bool_]:
+        """Those that candidates are fitted on."""
+        fit: NDArray[np.bool_] = self.used & ~self.held
+        return fit
 
 
 @dataclass(frozen=True)
@@ -40,23 +69,48 @@ class TaskData:
             prepare_features(self.workspace, self.subject, dataset, specs)
 
     def train(self, spec: FeatureSpec) -> TrainPart:
-        """All training samples."""
+        """The training samples: all, or the 1,000 of VTAB-1k."""
+        if self.task.split == "vtab":
+            return self._vtab(spec)[0]
         found = load_features(self.workspace, self.subject, self.task.train, spec)
         return TrainPart(found.keys, self._labels(found, self.task.train), found.features)
+
+    def choice(self, train: TrainPart) -> Choice:
+        """The two parts of them between which settings are chosen."""
+        if self.task.split == "vtab":
+            return vtab_split(train, self.num_classes, allow_missing=True)[1]
+        return split(train, self.task.validation)
 
     def test(self, spec: FeatureSpec) -> TestPart:
         """The test samples."""
         return self._test_part(load_features(self.workspace, self.subject, self.task.test, spec))
 
-    def train_stream(self, spec: FeatureSpec) -> Iterator[tuple[Features, Labels, NDArray[np.bool_]]]:
-        """The training samples part by part: features, labels, and which of them are held out."""
+    def train_stream(self, spec: FeatureSpec) -> Iterator[tuple[TrainPart, NDArray[np.bool_]]]:
+        """The training samples part by part, and which of them are held out."""
+        if self.task.split == "vtab":
+            train, choice = self._vtab(spec)
+            yield train, np.arange(len(train.keys)) >= len(choice.fit.keys)
+            return
         for part in iterate_features(self.workspace, self.subject, self.task.train, spec):
-            yield part, self._labels(part, self.task.train), held_out(part.keys, self.task.validation)
+            train = TrainPart(part.keys, self._labels(part, self.task.train), part.features)
+            yield train, held_out(part.keys, self.task.validation)
 
     def test_stream(self, spec: FeatureSpec) -> Iterator[TestPart]:
         """The test samples part by part."""
         for part in iterate_features(self.workspace, self.subject, self.task.test, spec):
             yield self._test_part(part)
+
+    def masks(self) -> Masks:
+        """Which samples of the training dataset are used at all, and which of those are held out."""
+        with closing(DatasetReader(self.workspace, self.task.train)) as reader:
+            keys = _keys(reader)
+            if self.task.split == "share":
+                return Masks(np.ones(len(keys), dtype=bool), validation_mask(keys, self.task.validation))
+            order = vtab_order(keys)
+            self._check_coverage(reader, order[:VTAB_TRAIN])
+        used, held = np.zeros((2, len(keys)), dtype=bool)
+        used[order], held[order[VTAB_TRAIN:]] = True, True
+        return Masks(used, held)
 
     def share(self, labels: Labels, scores_NK: NDArray[Any]) -> float:
         """What candidates are compared by: top-1, or mAP."""
@@ -70,12 +124,48 @@ class TaskData:
             return of_label_scores(keys, labels, scores_NK, calibrated=calibrated)
         return (of_probabilities if calibrated else of_scores)(keys, labels, scores_NK)
 
+    def oracle(self, test: TestPart, shares: Sequence[float], scores_of: Callable[[int], NDArray[Any]]) -> Metric:
+        """The best of what was tried on the test samples after all was chosen: never a result.
+
+        *shares*: the test share of each that was tried, the honest result among them; *scores_of* gives the scores of
+        one (N, K), and is asked only where samples have several labels.
+        """
+        best = int(np.argmax(np.asarray(shares)))
+        if self.is_many:
+            return oracle([headline(self.outcomes(test.keys, test.labels, scores_of(best), calibrated=False))])
+        return oracle([share_of("top1", round(float(shares[best]) * len(test.keys)), len(test.keys))])
+
     def require_one_label(self, evaluator: str) -> None:
         """Raise InputError where samples have several labels."""
         if self.is_many:
             raise InputError(
                 f"{evaluator}: samples of {self.task.train} have several labels", "use linear, ridge, knn or finetune"
             )
+
+    def _vtab(self, spec: FeatureSpec) -> tuple[TrainPart, Choice]:
+        """The samples of VTAB-1k, those to fit on first; no others are in memory."""
+        with closing(DatasetReader(self.workspace, self.task.train)) as reader:
+            keys = _keys(reader)
+        wanted = np.zeros(len(keys), dtype=bool)
+        wanted[vtab_order(keys)] = True
+        taken, labels, features, done = [], [], [], 0
+        for part in iterate_features(self.workspace, self.subject, self.task.train, spec):
+            rows = np.flatnonzero(wanted[done : done + len(part.keys)])
+            done += len(part.keys)
+            taken += [part.keys[row] for row in rows]
+            labels.append(self._labels(part, self.task.train)[rows])
+            features.append(part.features[rows])
+        found = TrainPart(tuple(taken), np.concatenate(labels), np.concatenate(features))
+        return vtab_split(found, self.num_classes, allow_missing=self.task.allow_missing_classes)[:2]
+
+    def _check_coverage(self, reader: DatasetReader, rows: NDArray[np.int64]) -> None:
+        """Raise InputError for classes without a sample among *rows* of the dataset, unless the task allows it."""
+        ends = np.cumsum(reader.shards.sizes)
+        shards = np.searchsorted(ends, rows, side="right")
+        places = zip(shards.tolist(), (rows - (ends - reader.shards.sizes)[shards]).tolist(), strict=True)
+        members = [reader.member(shard, row) for shard, row in places]
+        labels = np.array([label for member in members for label in member.labels], dtype=np.int64)
+        check_coverage(labels, self.num_classes, allow_missing=self.task.allow_missing_classes)
 
     def _test_part(self, found: Features) -> TestPart:
         return TestPart(found.keys, self._labels(found, self.task.test), found.features)
@@ -95,9 +185,13 @@ def open_task(workspace: Store, planned: Planned) -> TaskData:
     train, test = (read_dataset_card(workspace, name) for name in (task.train, task.test))
     if train.class_names != test.class_names:
         raise InputError(f"task {planned.key.task}: {task.train} and {task.test} have other classes")
-    refuse_shared_images(workspace, task.train, task.test)
+    refuse_leak(workspace, planned.key.task, task)
     is_many = _has_several(train) or _has_several(test)
     return TaskData(workspace, planned.subject, task, len(train.class_names), is_many)
+
+
+def _keys(reader: DatasetReader) -> tuple[str, ...]:
+    return tuple(key for shard in range(len(reader.shards)) for key in reader.keys(shard))
 
 
 def _has_several(card: DatasetCard) -> bool:

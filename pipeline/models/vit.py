@@ -85,12 +85,12 @@ class ViT(nn.Module):
     def _encoded(self, patches_BND: Tensor, rows: int | None) -> Tensor:
         """The first *rows* tokens of ``encode``, all without it: of the last block nothing else is computed."""
         x = self._placed(patches_BND)
-        wanted: list[int | None] = [None] * (self.config.depth - 1) + [rows]
-        for block, rows_there in zip(self._blocks, wanted, strict=True):
+        for number, block in enumerate(self._blocks, 1):
+            of_block = rows if number == self.config.depth else None
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, rows_there, use_reentrant=False)
+                x = checkpoint(block, x, of_block, use_reentrant=False)
             else:
-                x = block(x, rows_there)
+                x = block(x, of_block)
         out: Tensor = self.norm(x)
         return out
 

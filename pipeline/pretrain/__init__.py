@@ -7,6 +7,7 @@
     data.py         the dataset, or the mixture, that it is trained on
     run.py          run.json: create-only, refused when the fingerprint differs
     lineage.py      forks (--from) and extensions (--extend)
+    initial.py      weights from elsewhere that it begins with (init)
     network.py      the network as a run begins with it
     rank.py         one attempt of one rank, put together
     worker.py       what Ray Train calls: the rank, its log, pulse and signals; how it ended

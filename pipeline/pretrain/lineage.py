@@ -1,7 +1,8 @@
 """Where a run came from, and how long it has become.
 
 A fork is another run that begins with weights, optimizer state and stream position of RUN@STEP: its steps count on
-from there, its recipe may differ in anything but what gives that state its meaning (``_KEPT``). run.json names the
+from there, its recipe may differ in anything but what gives that state its meaning (``_KEPT``). A moving average that
+the parent does not keep begins at its weights; one that the fork does not keep is left behind. run.json names the
 parent, for good: later attempts need not name it again.
 
 An extended run has more steps than its recipe says. ``runs/<name>/extend-<steps>.json``, create-only, says so; the
@@ -13,14 +14,22 @@ them, with a new schedule.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.base.digests import differing_fields
 from pipeline.base.errors import InputError, MismatchError
 from pipeline.base.store import Store
 from pipeline.pretrain.recipe import PretrainRecipe
-from pipeline.records.record import Record, read_record
-from pipeline.records.run import RunCard, list_steps, parse_reference, read_checkpoint_card, read_run_card, run_prefix
+from pipeline.records.run import (
+    Extension,
+    RunCard,
+    extended,
+    extension_key,
+    list_steps,
+    parse_reference,
+    read_checkpoint_card,
+    read_run_card,
+)
 from pipeline.train.schedules import Schedule
 
 _POINTS = 10_000  # at which two schedules are compared
@@ -33,16 +42,6 @@ _KEPT: dict[str, Any] = {
     "seed": True,
     "stream": {"batch_size", "partitions", "window"},
 }
-
-
-class Extension(Record):
-    """*run* has *steps* steps; when that was said it had *before*, and its newest checkpoint was of *done*."""
-
-    schema_version: Literal[1] = 1
-    run: str
-    steps: int
-    before: int
-    done: int
 
 
 def check_fork(workspace: Store, recipe: PretrainRecipe, dataset_digest: str, reference: str) -> None:
@@ -66,14 +65,7 @@ def check_fork(workspace: Store, recipe: PretrainRecipe, dataset_digest: str, re
 
 def _kept(recipe: PretrainRecipe) -> dict[str, Any]:
     kept: dict[str, Any] = recipe.model_dump(mode="json", include=_KEPT)
-    return kept | {"has a moving average": recipe.optimizer.ema > 0}
-
-
-def extended(workspace: Store, run: RunCard) -> int:
-    """How many steps *run* has."""
-    prefix = f"{run_prefix(run.name)}/extend-"
-    lengths = [read_record(Extension, workspace, info.key).steps for info in workspace.list(prefix)]
-    return max([int(run.recipe["steps"]), *lengths])
+    return kept
 
 
 def extend(workspace: Store, run: RunCard, recipe: PretrainRecipe, steps: int) -> None:
@@ -92,7 +84,7 @@ def extend(workspace: Store, run: RunCard, recipe: PretrainRecipe, steps: int) -
             f"fork it: --run ANOTHER --from {run.name}@{done} steps={steps}, with the schedule that is to follow",
         )
     record = Extension(run=run.name, steps=steps, before=before, done=done)
-    workspace.put_if_absent(f"{run_prefix(run.name)}/extend-{steps:08d}.json", record.to_json())
+    workspace.put_if_absent(extension_key(run.name, steps), record.to_json())
 
 
 def _first_difference(recipe: PretrainRecipe, before: int, after: int, done: int) -> int | None:

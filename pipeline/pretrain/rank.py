@@ -22,9 +22,10 @@ from pipeline.checkpoints.retention import Retention
 from pipeline.checkpoints.save import Saving
 from pipeline.checkpoints.writer import CheckpointWriter
 from pipeline.models.cost import training_flops_per_image
-from pipeline.models.vit import decayed
+from pipeline.models.vit import ViT, decayed
 from pipeline.models.weights import ModelDescription, pack_weights
 from pipeline.pretrain.data import joined
+from pipeline.pretrain.initial import take_initial
 from pipeline.pretrain.network import first_network
 from pipeline.pretrain.objectives.make import make_objective
 from pipeline.pretrain.recipe import PretrainRecipe
@@ -80,7 +81,12 @@ class Rank:
             self.architecture, self.class_names = architecture(recipe, data), data.class_names
             self.objective = make_objective(recipe.objective)
             fresh = self.collective.broadcast(self._is_fresh(run.parent) if world.is_first else None)
-            network = first_network(self.workspace, self.stores, recipe, self.architecture, self.objective, warm=fresh)
+
+            def begin(vit: ViT) -> None:
+                if fresh and recipe.init:
+                    take_initial(vit, data.class_names, self.workspace, self.stores, recipe, run.init_sha256)
+
+            network = first_network(recipe, self.architecture, self.objective, begin)
             self.engine = DeepSpeedEngine(
                 network, recipe.optimizer, recipe.engine, recipe.stream.batch_size, world, decayed
             )
@@ -136,6 +142,8 @@ class Rank:
             self._packed,
             retention=Retention(keep_last=self.recipe.keep_last, keep_every=self.recipe.keep_every),
             max_failed_saves=self.recipe.max_failed_saves,
+            patience_seconds=self.recipe.save_patience_seconds,
+            say=self._say if self.collective.world.is_first else _log.info,
         )
         if card is None or card.run != saving.run:
             self.pulse.mark(SAVING, step)

@@ -8,10 +8,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.base.config import Config
-from pipeline.base.errors import RecipeError
+from pipeline.base.errors import InputError, RecipeError
+from pipeline.base.store import normalise_uri
 from pipeline.images.transform import EvaluationTransform
 from pipeline.models.config import ViTConfig, named
 from pipeline.pretrain.objectives.recipe import ObjectiveRecipe, SoftmaxRecipe
+from pipeline.records.run import parse_reference
 from pipeline.stream.mixture import whole_weights
 from pipeline.stream.recipe import StreamRecipe
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe, ScheduleRecipe
@@ -29,6 +31,7 @@ _FREE = {
     "keep_last": True,
     "keep_every": True,
     "max_failed_saves": True,
+    "save_patience_seconds": True,
     "checkpoint_blocks": True,
     "stream": {
         "workers",
@@ -99,7 +102,9 @@ class PretrainRecipe(Config):
     schedule: ScheduleRecipe = ScheduleRecipe()
     engine: EngineRecipe = EngineRecipe()
     init: str = Field(
-        "", description="weights to start from: path or URI of a model.safetensors, or RUN@STEP; '': none, from scratch"
+        "",
+        description="weights of a new run, its head too where the classes are the same: path or URI of a "
+        "model.safetensors, or RUN@STEP; '': none, from scratch",
     )
     workers: int | WorkerRange = Field(
         2, description="ranks; or {min: 2, max: 8}: as many as fit on the cluster, now and at each restart"
@@ -117,6 +122,9 @@ class PretrainRecipe(Config):
     keep_last: int = Field(0, ge=0, description="checkpoints to keep; 0: all. Nothing that is in use is deleted")
     keep_every: int = Field(0, ge=0, description="steps; checkpoints at multiples of it are kept for ever; 0: none")
     max_failed_saves: int = Field(3, gt=0, description="saves in a row that may fail before the run does")
+    save_patience_seconds: float = Field(
+        3600, gt=0, description="that training waits for a checkpoint that is still being written, before the run fails"
+    )
     log_every: int = Field(10, gt=0, description="steps")
 
     @field_validator("model", mode="before")
@@ -125,6 +133,19 @@ class PretrainRecipe(Config):
         if isinstance(value, dict) and "name" in value:
             changes = {key: item for key, item in value.items() if key != "name"}
             return named(str(value["name"]), **changes)
+        return value
+
+    @field_validator("init")
+    @classmethod
+    def _names_weights(cls, value: str) -> str:
+        """A path becomes absolute: ranks, and submitted jobs, are started in other folders."""
+        try:
+            if value.endswith(".safetensors"):
+                return normalise_uri(value)
+            if value:
+                parse_reference(value)
+        except InputError as error:
+            raise ValueError(f"{error.what}; write a .safetensors file, or RUN@STEP") from None
         return value
 
     @field_validator("workers", mode="before")  # before, as below

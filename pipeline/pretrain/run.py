@@ -10,9 +10,9 @@ from pipeline.base.store import Store
 from pipeline.base.world import allowed_world_sizes
 from pipeline.models.config import ViTConfig
 from pipeline.pretrain.data import TrainingData
-from pipeline.pretrain.lineage import check_fork, extended
+from pipeline.pretrain.lineage import check_fork
 from pipeline.pretrain.recipe import PretrainRecipe
-from pipeline.records.run import OrderParameters, RunCard, read_run_card, run_prefix
+from pipeline.records.run import OrderParameters, RunCard, extended, read_run_card, run_prefix
 from pipeline.stream.order import check_world
 from pipeline.train.engine_config import check_engine
 from pipeline.train.recipe import accumulation
@@ -79,13 +79,23 @@ def _check_size(recipe: PretrainRecipe, size: int) -> None:
 
 def _check_precision(recipe: PretrainRecipe) -> None:
     if recipe.on_nonfinite == "skip" and recipe.engine.zero_stage == 0:
-        raise RecipeError(["on_nonfinite: skip needs engine.zero_stage 1, 2 or 3: without it every update is applied"])
+        raise RecipeError(
+            [
+                "on_nonfinite: skip needs engine.zero_stage 1, 2 or 3, since without ZeRO every update is applied; "
+                "set one, or on_nonfinite: stop"
+            ]
+        )
 
 
 def open_run(
-    workspace: Store, recipe: PretrainRecipe, data: TrainingData, code_version: str, parent: str | None = None
+    workspace: Store,
+    recipe: PretrainRecipe,
+    data: TrainingData,
+    code_version: str,
+    parent: str | None = None,
+    init_sha256: str = "",
 ) -> RunCard:
-    """The card of the run, made if there is none. *parent*: RUN@STEP that it is forked from.
+    """The card of the run, made if there is none. *parent*: RUN@STEP that it is forked from. *init_sha256*: of init.
 
     Raises MismatchError naming the differing fields, and what ``check_fork`` raises.
     """
@@ -107,6 +117,7 @@ def open_run(
             ),
             code_version=code_version,
             parent=parent,
+            init_sha256=init_sha256,
         )
         if workspace.put_if_absent(key, run.to_json()):
             return run

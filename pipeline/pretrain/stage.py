@@ -10,11 +10,11 @@ from pipeline.base.progress import Progress
 from pipeline.base.store import Store, Stores
 from pipeline.pretrain.data import read_training_data
 from pipeline.pretrain.follow import Follower
-from pipeline.pretrain.lineage import extended
+from pipeline.pretrain.initial import check_initial
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.pretrain.run import check_recipe, open_run, world_sizes
 from pipeline.pretrain.worker import failure_key, pretrain_worker
-from pipeline.records.run import list_steps, run_prefix
+from pipeline.records.run import extended, list_steps, run_prefix
 from pipeline.train.launch import Places, launch
 
 
@@ -28,7 +28,7 @@ def pretrain(
     """
     data = read_training_data(workspace, recipe)
     check_recipe(recipe, data)
-    card = open_run(workspace, recipe, data, code_version)
+    card = open_run(workspace, recipe, data, code_version, init_sha256=check_initial(workspace, stores, recipe))
     recipe = recipe.model_copy(update={"steps": extended(workspace, card)})
     steps = list_steps(workspace, recipe.run)
     if recipe.steps in steps:

@@ -8,6 +8,7 @@
                      invalid-<g>.json      the results and failures of generation g are void; create-only
                      result.json           of generation 0, result-<g>.json of a later one; create-only
                      outcomes-<digest>.parquet, ...   what a result lists, named by content: no writer hurts another
+                     tuning-<training>.safetensors    where a long fine-tuning is; not part of the ledger
     evaluations/cancelled/<run>.json       what of a run is not wanted now
     evaluations/suites/<run>/<suite>.json  what a run was last asked to be judged on
 

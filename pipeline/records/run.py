@@ -53,12 +53,23 @@ class RunCard(Record):
     order: OrderParameters
     code_version: str
     parent: str | None = None  # RUN@STEP that this run was forked from
+    init_sha256: str = ""  # of the weights that the recipe's init names; "" where it has none
 
     @property
     def dataset_weights(self) -> dict[str, float]:
         """The datasets by name and their weights: of one alone, 1; of a mixture, in the order of its digest."""
         given = self.recipe.get("dataset")
         return dict(sorted(given.items())) if isinstance(given, dict) else {self.dataset_name: 1.0}
+
+
+class Extension(Record):
+    """*run* has *steps* steps; when that was said it had *before*, and its newest checkpoint was of *done*."""
+
+    schema_version: Literal[1] = 1
+    run: str
+    steps: int
+    before: int
+    done: int
 
 
 class StoredFile(Record):
@@ -159,6 +170,18 @@ def read_run_card(workspace: Store, name: str) -> RunCard:
         ) from None
 
 
+def extended(workspace: Store, run: RunCard) -> int:
+    """How many steps *run* has: those of its recipe, or of its longest extension."""
+    prefix = f"{run_prefix(run.name)}/extend-"
+    lengths = [read_record(Extension, workspace, info.key).steps for info in workspace.list(prefix)]
+    return max([int(run.recipe["steps"]), *lengths])
+
+
+def extension_key(run: str, steps: int) -> str:
+    """Where it stands that *run* has *steps* steps now."""
+    return f"{run_prefix(run)}/extend-{steps:08d}.json"
+
+
 def read_checkpoint_card(workspace: Store, run: str, step: int) -> CheckpointCard:
     """The card of one checkpoint. Raises InputError, telling the steps that there are, when there is none."""
     try:
@@ -166,6 +189,12 @@ def read_checkpoint_card(workspace: Store, run: str, step: int) -> CheckpointCar
     except FileNotFoundError:
         steps = ", ".join(str(found) for found in list_steps(workspace, run)) or "none"
         raise InputError(f"no checkpoint {run}@{step} in {workspace.uri}", f"its steps: {steps}") from None
+
+
+def list_runs(workspace: Store) -> list[str]:
+    """The names of all runs that have a card."""
+    keys = (info.key.removeprefix("runs/").split("/") for info in workspace.list("runs/"))
+    return sorted(key[0] for key in keys if key[1:] == ["run.json"])
 
 
 def list_steps(workspace: Store, run: str) -> list[int]:

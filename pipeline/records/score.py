@@ -92,6 +92,7 @@ class Score(Record):
     high: float
     num_samples: int
     seed: int
+    settings: str  # JSON: what tells rows of one evaluator apart
     baseline: Literal["pixels", "untrained"] | None
     evaluation_id: str
     weights_digest: str

@@ -7,6 +7,8 @@
     artefacts.py  what the inspect evaluator left, with its shapes checked
     tables.py     means over seeds, one table per task, how a cell stands against its baselines
     verdict.py    does the linear probe beat both baselines: the honest sentence
+    progressed.py is the last checkpoint better than the one before: answers that come in as values
+    paper.py      published values, where the test data are the same
     theme.py      matplotlib figure -> deterministic SVG that follows light and dark
     curves.py     loss, learning rate, images/s, score against step
     pictures.py   patch filters, position similarity, sample images, confusion -> PNG

@@ -14,6 +14,7 @@ from pipeline.records.run import (
     MetricsRow,
     RunCard,
     list_checkpoint_cards,
+    list_retired_cards,
     read_run_card,
     run_prefix,
 )
@@ -35,6 +36,7 @@ class Training:
 class Collected:
     """Everything stored about one run.
 
+    ``retired`` are the cards of steps that retention removed: their scores are still of this run.
     ``dataset`` is None when the card of the run's dataset is gone, or is now of other content than the run was
     trained on; ``dataset_note`` then says which.
     """
@@ -43,6 +45,7 @@ class Collected:
     dataset: DatasetCard | None
     dataset_note: str
     checkpoints: tuple[CheckpointCard, ...]
+    retired: tuple[CheckpointCard, ...]
     training: Training
     seconds: dict[str, float]
     joined: tuple[Joined, ...]
@@ -55,18 +58,26 @@ class Collected:
         trained = [card.step for card in self.checkpoints if card.step > 0]
         return max(trained, default=None)
 
+    @property
+    def shown_steps(self) -> tuple[int, ...]:
+        """The steps that have a column: trained checkpoints, and removed ones of which scores are left."""
+        left = {item.step for item in self.joined if item.step} & {card.step for card in self.retired}
+        return tuple(sorted(left | {card.step for card in self.checkpoints if card.step > 0}))
+
 
 def collect(workspace: Store, run: str) -> Collected:
     """Read *run* and what belongs to it. Raises InputError when there is no such run."""
     card = read_run_card(workspace, run)
     dataset, note = _dataset_of(workspace, card)
     checkpoints = tuple(list_checkpoint_cards(workspace, run))
-    joined = join_results(checkpoints, list_results(workspace))
+    retired = tuple(list_retired_cards(workspace, run))
+    joined = join_results((*checkpoints, *retired), list_results(workspace))
     return Collected(
         run=card,
         dataset=dataset,
         dataset_note=note,
         checkpoints=checkpoints,
+        retired=retired,
         training=read_training(workspace, run),
         seconds=_read_seconds(workspace, run),
         joined=joined,

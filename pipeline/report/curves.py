@@ -102,7 +102,7 @@ def _small(training: Training, values: Floats, label: str, color: str, *, smooth
 
 def scores_picture(table: TaskTable) -> Picture | None:
     """Scores of one task against the step, one panel per evaluator, with interval bands and baselines."""
-    rows = [row for row in table.rows if row.steps and is_share(row.metric)]
+    rows = [row for row in table.headline if row.steps and is_share(row.metric)]
     if not rows:
         return None
     columns = min(len(rows), PANELS_PER_ROW)

@@ -8,7 +8,7 @@ from pipeline.base.quantities import format_bytes, format_seconds
 from pipeline.report.collect import Collected
 from pipeline.report.summary import images_per_second, pretrain_seconds
 from pipeline.report.tables import Row, TaskTable
-from pipeline.report.words import count, interval, number, plural
+from pipeline.report.words import count, interval, metric_name, number, plural
 
 OWN_HEAD = "classify"
 NOT_RECORDED = "not recorded"
@@ -44,10 +44,14 @@ def headline(collected: Collected, tables: tuple[TaskTable, ...]) -> list[str]:
         state = " is being trained " if collected.training.rows else " is to be trained "
         return [first.replace(" was trained ", state, 1), "There is no checkpoint of a trained model yet."]
     rows = _own_rows(tables)
-    reached = [f"{row.steps[last].text} of the test images of {row.task}" for row in rows if last in row.steps]
-    if not reached:
+    known = [row for row in rows if last in row.steps]
+    if not known:
         return [first, f"How many test images it recognises by itself is not recorded for the last step, {last}."]
-    return [first, f"By itself it recognises {' and '.join(reached)}."]
+    if any(row.metric != "top1" for row in known):
+        values = [f"{row.steps[last].text} {metric_name(row.metric)} on {row.task}" for row in known]
+        return [first, f"By itself it reaches {' and '.join(values)}."]
+    values = [f"{row.steps[last].text} of the test images of {row.task}" for row in known]
+    return [first, f"By itself it recognises {' and '.join(values)}."]
 
 
 def tiles(collected: Collected, tables: tuple[TaskTable, ...]) -> list[Tile]:
@@ -58,7 +62,8 @@ def tiles(collected: Collected, tables: tuple[TaskTable, ...]) -> list[Tile]:
         if last in row.steps:
             cell = row.steps[last]
             bounds = interval(row.metric, cell.low, cell.high)
-            found.append(Tile("Test top-1, own head", number(row.metric, cell.value), f"{row.task} {bounds}"))
+            label = f"Test {metric_name(row.metric)}, own head"
+            found.append(Tile(label, number(row.metric, cell.value), f"{row.task} {bounds}"))
     if dataset:
         found.append(Tile("Training images", count(dataset.num_samples), f"{count(dataset.num_rejected)} rejected"))
     if last:
@@ -137,7 +142,7 @@ def _span(low: int, high: int) -> str:
 
 
 def _own_rows(tables: tuple[TaskTable, ...]) -> list[Row]:
-    return [row for table in tables for row in table.rows if row.evaluator == OWN_HEAD and row.metric == "top1"]
+    return [row for table in tables for row in table.rows if row.evaluator == OWN_HEAD and row.is_headline]
 
 
 def _model(collected: Collected) -> str:

@@ -16,10 +16,12 @@ from pipeline.report.collect import Collected
 from pipeline.report.confusion import Confusion, confusion_view
 from pipeline.report.curves import learning_rate_picture, loss_picture, scores_picture, throughput_picture
 from pipeline.report.facts import facts, headline, tiles
+from pipeline.report.paper import SOURCE, published_of
+from pipeline.report.progressed import Progressed
 from pipeline.report.tables import TaskTable
 from pipeline.report.theme import Picture
 from pipeline.report.verdict import Verdict
-from pipeline.report.words import count, interval, is_share, number, plural
+from pipeline.report.words import EVALUATOR_NAMES, count, interval, is_oracle, is_share, number, plural
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,13 @@ class Sights:
 
 
 def render_page(
-    collected: Collected, tables: tuple[TaskTable, ...], verdicts: tuple[Verdict, ...], *, name: str, code_version: str
+    collected: Collected,
+    tables: tuple[TaskTable, ...],
+    verdicts: tuple[Verdict, ...],
+    progressed: tuple[Progressed, ...],
+    *,
+    name: str,
+    code_version: str,
 ) -> str:
     """The whole page of report *name*."""
     template = _environment().from_string(_resource("page.html.j2"))
@@ -55,9 +63,12 @@ def render_page(
         tiles=tiles(collected, tables),
         facts=facts(collected, code_version),
         recipe=yaml.safe_dump(collected.run.recipe, sort_keys=False, allow_unicode=True, width=100),
-        steps=[card.step for card in collected.checkpoints if card.step > 0],
-        tables=[(table, scores_picture(table)) for table in tables],
+        steps=collected.shown_steps,
+        removed={card.step for card in collected.retired},
+        tables=[(table, scores_picture(table), published_of(table)) for table in tables],
+        paper=SOURCE,
         verdicts=verdicts,
+        progressed=progressed,
         curves=_curves(collected),
         sights=_sights(collected),
         num_seeds=len({score.seed for score in collected.scores}),
@@ -75,7 +86,9 @@ def _environment() -> Environment:
         "percent": lambda value: number("top1", value),
     }
     environment.filters.update(filters)
-    environment.globals.update(number=number, interval=interval, is_share=is_share)
+    environment.globals.update(
+        number=number, interval=interval, is_share=is_share, is_oracle=is_oracle, evaluator_names=EVALUATOR_NAMES
+    )
     return environment
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base.digests import canonical_json
 from pipeline.records.run import CheckpointCard
 from pipeline.records.score import PIXELS, EvaluationResult, Score
 
@@ -31,6 +32,7 @@ SCORES_SCHEMA = pa.schema(
         ("high", pa.float64()),
         ("num_samples", pa.int64()),
         ("seed", pa.int64()),
+        ("settings", pa.string()),
         ("baseline", pa.string()),
         ("evaluation_id", pa.string()),
         ("weights_digest", pa.string()),
@@ -91,6 +93,7 @@ def _rows_of(run: str, joined: Joined) -> Iterable[Score]:
             high=metric.high,
             num_samples=joined.result.num_samples,
             seed=key.seed,
+            settings=canonical_json(key.settings),
             baseline=joined.baseline,
             evaluation_id=joined.result.id,
             weights_digest=key.weights_digest,
@@ -102,9 +105,13 @@ def _order(row: Score) -> tuple[str, str, str, int, int, str]:
     return row.dataset, row.evaluator, row.metric, step, row.seed, row.evaluation_id
 
 
+def scores_table(scores: Iterable[Score]) -> pa.Table:
+    """Every field of every Score, a row for each."""
+    return pa.Table.from_pylist([row.model_dump(mode="json") for row in scores], schema=SCORES_SCHEMA)
+
+
 def scores_parquet(scores: Iterable[Score]) -> bytes:
     """``scores.parquet``: every field of every Score; ``pandas.read_parquet(path)`` reads it."""
-    table = pa.Table.from_pylist([row.model_dump(mode="json") for row in scores], schema=SCORES_SCHEMA)
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(scores_table(scores), sink, compression="zstd")
     return sink.getvalue()

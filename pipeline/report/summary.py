@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
+from pipeline.records.score import Score
 from pipeline.report.collect import Collected
+from pipeline.report.progressed import Progressed
 from pipeline.report.verdict import Verdict
+from pipeline.report.words import ORACLE_WORDS, is_oracle
 
 _SCORE_FIELDS = (
     "evaluator",
@@ -34,9 +38,18 @@ def pretrain_seconds(collected: Collected) -> float:
 
 
 def build_summary(
-    collected: Collected, verdicts: tuple[Verdict, ...], *, code_version: str, page: str
+    collected: Collected,
+    verdicts: tuple[Verdict, ...],
+    progressed: tuple[Progressed, ...],
+    *,
+    code_version: str,
+    page: str,
 ) -> dict[str, Any]:
-    """The summary as a JSON object. *page* is where ``report.html`` stands."""
+    """The summary as a JSON object. *page* is where ``report.html`` stands.
+
+    ``last_against_the_one_before``: is the last checkpoint better, with what probability. ``no_results``: values that
+    were chosen on test data, kept apart from the scores.
+    """
     dataset = collected.dataset
     return {
         "schema_version": 1,
@@ -53,7 +66,11 @@ def build_summary(
             "seconds": pretrain_seconds(collected),
         },
         "seconds": collected.seconds,
-        "scores": [row.model_dump(mode="json", include=set(_SCORE_FIELDS)) for row in collected.scores],
+        "scores": [_score(row) for row in collected.scores if not is_oracle(row.metric)],
+        "no_results": {
+            "what": ORACLE_WORDS,
+            "scores": [_score(row) for row in collected.scores if is_oracle(row.metric)],
+        },
         "verdicts": [
             {
                 "dataset": verdict.task,
@@ -64,6 +81,13 @@ def build_summary(
             }
             for verdict in verdicts
         ],
+        "last_against_the_one_before": [
+            asdict(one) | {"seeds": list(one.seeds), "answer": one.answer} for one in progressed
+        ],
         "code_version": code_version,
         "report": page,
     }
+
+
+def _score(row: Score) -> dict[str, Any]:
+    return row.model_dump(mode="json", include=set(_SCORE_FIELDS))

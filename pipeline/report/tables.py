@@ -4,21 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any, Literal
 
 from pipeline.base.digests import canonical_json, differing_fields
 from pipeline.records.score import EvaluationKey, Metric
 from pipeline.report.artefacts import INSPECT
 from pipeline.report.scores import Joined
-from pipeline.report.words import EVALUATOR_NAMES, interval, is_share, number
+from pipeline.report.words import (
+    EVALUATOR_NAMES,
+    HEADLINES,
+    RUNS_MEAN,
+    RUNS_STD,
+    interval,
+    is_oracle,
+    is_share,
+    metric_name,
+    number,
+)
 
 Standing = Literal["clear", "above", "below", "alone"]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One value of a table: the mean over *seeds* of value, low and high."""
+    """One value of a table: the mean over seeds of value, low and high. ``values``: of each of ``seeds``.
+
+    ``runs``: mean and standard deviation over the trainings of an evaluation that trains several times; None for
+    others, and where there are several seeds.
+    """
 
     metric: str
     value: float
@@ -26,6 +40,13 @@ class Cell:
     high: float
     num_samples: int
     values: tuple[float, ...]
+    seeds: tuple[int, ...] = ()
+    runs: tuple[float, float] | None = None
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over seeds; None with one."""
+        return stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def text(self) -> str:
@@ -39,15 +60,26 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One evaluator with one metric and one choice of settings on one task."""
+    """One evaluator with one metric and one choice of settings on one task; ``imported``: weights of no run.
+
+    ``label`` is ``variant``, which names evaluator and settings, and the metric where it is not the headline.
+    """
 
     task: str
     evaluator: str
     metric: str
+    variant: str
     label: str
+    key: EvaluationKey
     pixels: Cell | None = None
     untrained: Cell | None = None
+    imported: Cell | None = None
     steps: dict[int, Cell] = field(default_factory=dict)
+
+    @property
+    def is_headline(self) -> bool:
+        """True for what the evaluation is judged by."""
+        return self.metric in HEADLINES
 
     @property
     def baselines(self) -> tuple[Cell, ...]:
@@ -56,7 +88,7 @@ class Row:
 
     def standing(self, cell: Cell) -> Standing:
         """How a checkpoint's *cell* stands against every baseline of this row."""
-        if not self.baselines or not is_share(self.metric):
+        if not self.baselines or not is_share(self.metric) or is_oracle(self.metric):
             return "alone"
         if any(cell.value <= rival.value for rival in self.baselines):
             return "below"
@@ -69,6 +101,17 @@ class TaskTable:
 
     task: str
     rows: tuple[Row, ...]
+
+    @property
+    def headline(self) -> tuple[Row, ...]:
+        """One row for each choice of settings: what it is judged by."""
+        return tuple(row for row in self.rows if row.is_headline)
+
+    @property
+    def further(self) -> tuple[Row, ...]:
+        """All other metrics, those last that are no results."""
+        rest = [row for row in self.rows if not row.is_headline]
+        return tuple(sorted(rest, key=lambda row: is_oracle(row.metric)))
 
 
 Variant = tuple[str, str, str]  # task, evaluator, all else but the seed and the weights: one row, unless by metric
@@ -84,7 +127,7 @@ def task_tables(joined: Iterable[Joined]) -> tuple[TaskTable, ...]:
     pixels = [item for item in scored if item.baseline == "pixels"]
     rows = [row for variant in sorted(groups) for row in _rows(groups[variant], pixels, _label(variant, groups))]
     order = {name: place for place, name in enumerate(EVALUATOR_NAMES)}
-    rows.sort(key=lambda row: (row.task, order.get(row.evaluator, len(order)), row.evaluator, row.label, row.metric))
+    rows.sort(key=lambda row: (row.task, order.get(row.evaluator, len(order)), row.evaluator, row.variant))
     tasks = sorted({row.task for row in rows})
     return tuple(TaskTable(task, tuple(row for row in rows if row.task == task)) for task in tasks)
 
@@ -93,15 +136,20 @@ def _rows(own: list[Joined], pixels: list[Joined], label: str) -> Iterable[Row]:
     key = own[0].result.key
     rivals = _pixels_of(key, pixels)
     steps = sorted({item.step for item in own if item.step})
-    for metric in sorted({metric.name for item in own for metric in item.result.metrics}):
+    for metric in dict.fromkeys(metric.name for item in own for metric in item.result.metrics):
+        if metric.endswith((RUNS_MEAN, RUNS_STD)):
+            continue  # told beside the value
         cells = {step: _cell(metric, [item for item in own if item.step == step]) for step in steps}
         yield Row(
             task=key.task,
             evaluator=key.evaluator,
             metric=metric,
-            label=label if metric == "top1" else f"{label} · {metric}",
+            variant=label,
+            label=label if metric in HEADLINES else f"{label} · {metric_name(metric)}",
+            key=key,
             pixels=_cell(metric, rivals),
             untrained=_cell(metric, [item for item in own if item.step == 0]),
+            imported=_cell(metric, [item for item in own if item.step is None]),
             steps={step: cell for step, cell in cells.items() if cell is not None},
         )
 
@@ -141,7 +189,15 @@ def _cell(metric: str, items: list[Joined]) -> Cell | None:
         high=fmean(one.high for one in measured),
         num_samples=found[0][1].result.num_samples,
         values=tuple(one.value for one in measured),
+        seeds=tuple(item.result.key.seed for _, item in found),
+        runs=_over_runs(metric, found[0][1]) if len(found) == 1 else None,
     )
+
+
+def _over_runs(metric: str, item: Joined) -> tuple[float, float] | None:
+    values = {measured.name: measured.value for measured in item.result.metrics}
+    mean, deviation = values.get(metric + RUNS_MEAN), values.get(metric + RUNS_STD)
+    return None if mean is None or deviation is None else (mean, deviation)
 
 
 def _variant(key: EvaluationKey) -> Variant:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pipeline.report.tables import Cell, Row, TaskTable
 
-JUDGE, METRIC = "linear", "top1"
+JUDGE = "linear"
 Answer = Literal["yes", "no", "unknown"]
 
 
@@ -51,7 +51,7 @@ def verdicts(tables: Iterable[TaskTable], last_step: int | None) -> tuple[Verdic
     """One verdict per task (and choice of settings) with a linear probe; none while nothing is trained."""
     if last_step is None:
         return ()
-    rows = [row for table in tables for row in table.rows if row.evaluator == JUDGE and row.metric == METRIC]
+    rows = [row for table in tables for row in table.rows if row.evaluator == JUDGE and row.is_headline]
     return tuple(_judge(row, last_step) for row in rows)
 
 

@@ -5,15 +5,45 @@ from __future__ import annotations
 EVALUATOR_NAMES = {
     "classify": "Own head",
     "linear": "Linear probe",
+    "sgd": "Linear probe (SGD)",
     "knn": "k-NN",
+    "ridge": "Ridge regression",
     "fewshot": "Few-shot",
     "finetune": "Fine-tuning",
 }
+METRIC_NAMES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "mean_per_class": "mean per class",
+    "mAP": "mAP",
+    "nll": "negative log-likelihood",
+    "ece": "calibration error",
+}
+HEADLINES = ("top1", "mAP")  # what an evaluation is judged by: of samples with one label, and with several
+# A value of this name is the best that any candidate had on the test data: choosing it would be choosing on test data.
+# The same as pipeline/evaluate/metrics/oracle.py, which stands too high to be imported here.
+ORACLE_PREFIX = "oracle_"
+ORACLE_WORDS = "chosen on the test data: a bound, not a result"
+RUNS_MEAN, RUNS_STD = "_runs_mean", "_runs_std"  # over several trainings of one evaluation (fine-tuning)
+_SHARES = {"top1", "top5", "mean_per_class", "mAP"}
+
+
+def is_oracle(metric: str) -> bool:
+    """True for what no table may show as a result."""
+    return metric.startswith(ORACLE_PREFIX)
 
 
 def is_share(metric: str) -> bool:
-    """True for metrics that are shares of the test samples: more is better, and they read as per cent."""
-    return metric.startswith("top") or metric.endswith("accuracy")
+    """True for metrics that are shares of the test samples, or means of shares: they read as per cent."""
+    plain = metric.removeprefix(ORACLE_PREFIX).removesuffix(RUNS_MEAN).removesuffix(RUNS_STD)
+    return plain in _SHARES or plain.endswith("accuracy")
+
+
+def metric_name(metric: str) -> str:
+    """As people call it; an oracle's value with the words that say what it is."""
+    if is_oracle(metric):
+        return f"{metric_name(metric.removeprefix(ORACLE_PREFIX))}, {ORACLE_WORDS}"
+    return METRIC_NAMES.get(metric, metric)
 
 
 def number(metric: str, value: float) -> str:

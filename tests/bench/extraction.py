@@ -18,7 +18,8 @@ from pipeline.base.digests import sha256_hex
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate.features import FeatureSpec, prepare_features
 from pipeline.evaluate.features.parts import plan_spans
-from pipeline.evaluate.subject import Subject, warm_network
+from pipeline.evaluate.networks import warm_network
+from pipeline.evaluate.subject import Subject
 from pipeline.images.normalise import normalise
 from pipeline.images.transform import EvaluationTransform
 from pipeline.models.config import named

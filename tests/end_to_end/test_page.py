@@ -46,6 +46,7 @@ def test_every_picture_shows_something(seen: PageFindings) -> None:
 def test_the_sections_stand_in_order(seen: PageFindings) -> None:
     headings = [
         "Does the last checkpoint beat both baselines?",
+        "Is the last checkpoint better than the one before?",
         "Facts",
         "Training",
         "Scores",

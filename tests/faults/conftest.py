@@ -1,4 +1,4 @@
-"""What the fault tests of sharding share: one cluster, one corpus, and what an undisturbed run makes of it."""
+"""What the fault tests share: one cluster, one corpus, and what undisturbed runs make of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ray.cluster_utils import Cluster
 
 from tests.support.cluster import raylets
 from tests.support.faults import SLOW, Sharding, content, make_photographs
+from tests.support.scheduling import Calm, calm_runs
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +18,12 @@ def cluster() -> Iterator[Cluster]:
     """One raylet with two CPUs."""
     with raylets(1, 2) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def calm() -> Calm:
+    """What an undisturbed evaluation of a size finds."""
+    return calm_runs()
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ from pipeline.base.store import Store, open_store
 from pipeline.base.world import World
 from pipeline.checkpoints.resume import resume
 from pipeline.checkpoints.retention import Retention
-from pipeline.checkpoints.save import check_whole
 from pipeline.checkpoints.sweep import find_orphans
+from pipeline.checkpoints.whole import check_whole
 from pipeline.records.run import CheckpointCard, list_checkpoint_cards, list_steps
 from tests.support.states import (
     KINDS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,16 +25,20 @@ from pipeline.evaluate.scheduler.loop import Outcome, Scheduler
 from pipeline.evaluate.scheduler.suites import keep_suite
 from pipeline.evaluate.suite import EvaluateRecipe
 from pipeline.records.run import step_prefix
+from pipeline.records.score import list_results
+from tests.support.command import vitpipe
 from tests.support.datasets import make_dataset
 from tests.support.evaluations import (
     RUN,
     findings,
     make_workspace,
     put_checkpoint,
+    put_suite,
     recorded_files,
     suite_recipe,
     suite_tree,
 )
+from tests.support.subjects import put_network, tiny
 
 _SECONDS = 120  # guards against hanging
 pytestmark = pytest.mark.timeout(300)
@@ -156,14 +161,14 @@ def test_one_that_fails_is_named_and_does_not_stop_the_others(store: Store, clus
     assert sorted(outcome.failures) == [
         "classify on five of step 100: " + _damaged(weights),
         "classify on five of step 200: task five: train and five have other classes",
-        "fewshot on task of step 100: " + _damaged(weights),
+        "fewshot on task of step 100 (2-shot): " + _damaged(weights),
         "knn on task of step 100: " + _damaged(weights),
     ]
     found = evaluations(store, [RUN])
     assert {(one["name"], one["tries"], one["kind"]) for one in found["failed"]} == {
         ("classify on five of step 200", 1, "refused"),
         ("classify on five of step 100", 2, "error"),
-        ("fewshot on task of step 100", 2, "error"),
+        ("fewshot on task of step 100 (2-shot)", 2, "error"),
         ("knn on task of step 100", 2, "error"),
     }
     assert all(one["run"] == RUN and one["reason"] and one["retry_after"] is None for one in found["failed"])
@@ -175,6 +180,26 @@ def test_one_that_fails_is_named_and_does_not_stop_the_others(store: Store, clus
 
     again = schedule(store, cluster, lambda: recipe, told)
     assert (again.num_done, len(again.failures)) == (0, 4), "what failed for good is not tried by itself"
+
+
+def test_imported_weights_are_evaluated_once_by_the_command(store: Store, cluster: Cluster, tmp_path: Path) -> None:
+    make_workspace(store, [100])
+    theirs = open_store(str(tmp_path / "theirs"))
+    own = put_network(theirs, tiny())
+    weights = theirs.local_path(own.weights_key)
+    suite = put_suite(tmp_path / "suite.json", 1)
+    where = ("-w", store.uri, "--suite", suite, "--address", cluster.address, "--json")
+    done = []
+    for asked in (["--weights", str(weights), "--name", "theirs"], ["theirs"]):
+        ended = vitpipe("evaluate", *asked, *where)
+        assert ended.returncode == 0, ended.stderr
+        result = json.loads(ended.stdout)
+        done.append((result["run"], result["planned"], result["recorded"], result["done"]))
+        theirs.delete(own.weights_key)
+    assert done == [("theirs", 2, 2, 2), ("theirs", 2, 2, 0)]
+    assert {result.key.weights_digest for result in list_results(store)} == {own.weights_digest}
+    (told,) = evaluations(store, ["theirs"])["suites"]
+    assert len(told["done"]) == 2
 
 
 def _damaged(key: str) -> str:

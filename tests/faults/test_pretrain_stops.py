@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.base.store import Store
-from pipeline.records.run import list_steps, read_run_card
+from pipeline.records.run import list_steps, read_checkpoint_card, read_run_card
 from pipeline.stream.audit_check import check_audit
 from tests.ranks.pretraining import (
     AFTER,
@@ -36,6 +36,10 @@ JOBS = {
     "nan": Job(recipe_of("nan", 2), NAN),
     "fork": Job(recipe_of("fork", 2), parent="calm@8"),
     "elsewhere": Job(recipe_of("elsewhere", 1, optimizer={"learning_rate": 0.001}, steps=10), parent="calm@8"),
+    "plain": Job(recipe_of("plain", 1, steps=6, optimizer={"ema": 0.0})),
+    "averaging": Job(recipe_of("averaging", 1, steps=6), parent="plain@4"),
+    "warm": Job(recipe_of("warm", 2, steps=6, init="calm@12"), (Fault("term", 0, 4, AFTER),)),
+    "warm again": Job(recipe_of("warm", 2, steps=6, init="calm@12")),
     "short": Job(recipe_of("short", 2, steps=8, **CONSTANT)),
     "extended": Job(recipe_of("short", 2, steps=8, **CONSTANT), extend_to=12),
     "long": Job(recipe_of("long", 2, **CONSTANT)),
@@ -119,6 +123,31 @@ def test_a_fork_may_go_elsewhere(told: Told, store: Store) -> None:
     assert sorted(found) == [9, 10]
     assert found[9] == calm[9]
     assert found[10] != calm[10]
+
+
+def test_a_fork_may_begin_a_moving_average(told: Told, store: Store) -> None:
+    """At the weights of its parent, which has none."""
+    assert outcome(told, "plain") == outcome(told, "averaging") == ""
+    assert read_checkpoint_card(store, "plain", 4).ema_weights is None
+    first, last = (read_checkpoint_card(store, "averaging", step) for step in (4, 6))
+    assert first.weights.sha256 == read_checkpoint_card(store, "plain", 4).weights.sha256
+    assert first.ema_weights is not None
+    assert last.ema_weights is not None
+    assert first.ema_weights.sha256 == first.weights.sha256
+    assert last.ema_weights.sha256 != last.weights.sha256
+    assert losses(store, "averaging") == {step: row for step, row in losses(store, "plain").items() if step > 4}
+
+
+def test_a_run_begins_with_the_weights_of_another_once(told: Told, store: Store) -> None:
+    """Own run -> init: the second attempt goes on with its own, not with those again."""
+    assert outcome(told, "warm").startswith("InterruptedRunError")
+    assert outcome(told, "warm again") == ""
+    assert read_checkpoint_card(store, "warm", 0).weights.sha256 == final_weights(store, "calm")[1]
+    assert list_steps(store, "warm") == [0, 4, 5, 6]
+    assert losses(store, "warm").keys() == set(range(1, 7))
+    first = store.read("runs/warm/logs/0001/rank-1.log").decode()
+    assert "begins with the weights of calm@12 (sha256 " in first
+    assert "begins with the weights" not in store.read("runs/warm/logs/0002/rank-1.log").decode()
 
 
 def test_an_extended_run_is_what_it_would_have_been_from_the_beginning(told: Told, store: Store) -> None:

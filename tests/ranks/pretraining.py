@@ -22,11 +22,11 @@ from pipeline.base.store import Store, open_store
 from pipeline.base.world import World
 from pipeline.pretrain import rank as rank_module
 from pipeline.pretrain.data import read_training_data
-from pipeline.pretrain.lineage import extend, extended
+from pipeline.pretrain.lineage import extend
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.pretrain.run import open_run
 from pipeline.pretrain.worker import work
-from pipeline.records.run import MetricsRow, list_steps, read_checkpoint_card
+from pipeline.records.run import MetricsRow, extended, list_steps, read_checkpoint_card
 from pipeline.stream.loader import StreamLoader
 from pipeline.train.collective import current_collective
 from pipeline.train.supervise import Supervisor

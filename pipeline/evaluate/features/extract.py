@@ -28,7 +28,8 @@ from pipeline.evaluate.features.parts import (
     unpack_part,
 )
 from pipeline.evaluate.features.spec import FeatureSpec
-from pipeline.evaluate.subject import Subject, warm_network
+from pipeline.evaluate.networks import warm_network
+from pipeline.evaluate.subject import Subject
 from pipeline.records.dataset import DatasetCard, read_dataset_card
 from pipeline.records.record import read_record
 from pipeline.stream.dataset import DatasetReader

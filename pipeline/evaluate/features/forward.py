@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.base.errors import InputError
 from pipeline.evaluate.features.spec import FeatureSpec
-from pipeline.evaluate.subject import PixelNetwork
+from pipeline.evaluate.networks import PixelNetwork
 from pipeline.images.normalise import normalise
 from pipeline.models.vit import ViT
 

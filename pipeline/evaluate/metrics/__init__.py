@@ -8,12 +8,14 @@
     calibration.py ECE
     multilabel.py  mAP
     intervals.py   Wilson, bootstrap
+    measured.py    all of them that outcomes tell
     oracle.py      what choosing on the test data would have shown, under a name that says so
 """
 
 from pipeline.evaluate.metrics.calibration import ece
 from pipeline.evaluate.metrics.classes import confusion, mean_per_class, nll, top1, top5
 from pipeline.evaluate.metrics.intervals import wilson
+from pipeline.evaluate.metrics.measured import headline, measured
 from pipeline.evaluate.metrics.multilabel import mean_ap
 from pipeline.evaluate.metrics.oracle import oracle
 from pipeline.evaluate.metrics.outcomes import Outcomes, of_label_scores, of_probabilities, of_scores
@@ -23,8 +25,10 @@ __all__ = [
     "Outcomes",
     "confusion",
     "ece",
+    "headline",
     "mean_ap",
     "mean_per_class",
+    "measured",
     "nll",
     "of_label_scores",
     "of_probabilities",

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
-from pipeline.evaluate.metrics.intervals import DRAWS, bootstrap, percentiles
+from pipeline.evaluate.metrics.intervals import DRAWS, grouped_sums, percentiles
 from pipeline.evaluate.metrics.outcomes import Outcomes
 from pipeline.records.score import Metric
 
@@ -24,22 +23,17 @@ def ece(outcomes: Outcomes, seed: int = 0, draws: int = DRAWS) -> Metric:
     """
     if np.isnan(outcomes.probabilities).any():
         raise ValueError("these outcomes hold no probabilities")
-    gaps = _gaps(outcomes)
-    value = float(np.abs(gaps.sum(axis=0)).sum() / len(outcomes.keys))
-    low, high = percentiles(bootstrap(lambda weights: _value(weights, gaps), len(outcomes.keys), seed, draws))
+    gaps_N, bins_N = _gaps(outcomes)
+    count = len(gaps_N)
+    value = float(np.abs(np.bincount(bins_N, gaps_N, NUM_BINS)).sum() / count)
+    drawn = np.abs(grouped_sums(gaps_N, bins_N, NUM_BINS, seed, draws)).sum(axis=1) / count
+    low, high = percentiles(drawn)
     return Metric(name="ece", value=value, low=min(low, value), high=max(high, value))
 
 
-def _gaps(outcomes: Outcomes) -> csr_array:
-    """(N, E): in its bin, each sample's confidence less whether it is right."""
+def _gaps(outcomes: Outcomes) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """(N,) each sample's confidence less whether it is right, and its bin."""
     confidence = outcomes.probabilities.astype(np.float64)
     edges = np.linspace(0, 1, NUM_BINS + 1)
     bins = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, NUM_BINS - 1)
-    gap = confidence - (outcomes.predictions == outcomes.labels)
-    return csr_array((gap, (np.arange(len(gap)), bins)), shape=(len(gap), NUM_BINS))
-
-
-def _value(weights_bN: NDArray[np.float32], gaps: csr_array) -> NDArray[np.float64]:
-    sums = (gaps.T @ weights_bN.T.astype(np.float64)).T
-    values: NDArray[np.float64] = np.abs(sums).sum(axis=1) / weights_bN.shape[1]
-    return values
+    return confidence - (outcomes.predictions == outcomes.labels), bins.astype(np.int64)

@@ -15,14 +15,14 @@ from pipeline.records.score import Metric
 
 def top1(outcomes: Outcomes) -> Metric:
     """Share of samples whose prediction is their label; Wilson's interval."""
-    return _share("top1", outcomes.predictions == outcomes.labels)
+    return share_of("top1", int((outcomes.predictions == outcomes.labels).sum()), len(outcomes.keys))
 
 
 def top5(outcomes: Outcomes) -> Metric:
     """Share of samples whose label is among the five classes put first; Wilson's interval."""
     if outcomes.ranks is None:
         raise ValueError("these outcomes hold no ranks")
-    return _share("top5", outcomes.ranks < 5)
+    return share_of("top5", int((outcomes.ranks < 5).sum()), len(outcomes.keys))
 
 
 def mean_per_class(outcomes: Outcomes, seed: int = 0, draws: int = DRAWS) -> Metric:
@@ -53,8 +53,8 @@ def confusion(outcomes: Outcomes, num_classes: int) -> NDArray[np.int64]:
     return cells.reshape(num_classes, num_classes)
 
 
-def _share(name: str, right_N: NDArray[np.bool_]) -> Metric:
-    count, trials = int(right_N.sum()), len(right_N)
+def share_of(name: str, count: int, trials: int) -> Metric:
+    """*count* of *trials*; Wilson's interval."""
     low, high = wilson(count, trials)
     return Metric(name=name, value=count / trials, low=low, high=high)
 

@@ -22,6 +22,8 @@ DRAWS = 2000
 LEVEL = 0.95
 _Z = 1.959963984540054  # of the 95 % interval
 _CHUNK_WEIGHTS = 2**22  # weights in memory at once
+_EXACT_SAMPLES = 4096  # up to here a mean's bootstrap draws samples, above it groups of alike ones
+_GROUPS = 1024
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
@@ -29,7 +31,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     share, square = successes / trials, _Z**2
     centre = (share + square / (2 * trials)) / (1 + square / trials)
     half = _Z * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2)) / (1 + square / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))  # rounding left 1 out of [.., 1]
 
 
 def resampled(num_samples: int, seed: int, draws: int = DRAWS) -> Iterator[NDArray[np.float32]]:
@@ -59,13 +61,42 @@ def bootstrap(
 
 
 def bootstrap_mean(values_N: Floats, seed: int, draws: int = DRAWS) -> Values:
-    """(B,) means of *values_N* under resampled weights."""
+    """(B,) means of *values_N* under resampled weights; of many samples by groups, as :func:`grouped_sums`."""
     values = values_N.astype(np.float64)
+    if len(values) > _EXACT_SAMPLES:
+        return grouped_sums(values, np.zeros(len(values), np.int64), 1, seed, draws)[:, 0] / len(values)
     middle = values.mean()
     centred = (values - middle).astype(np.float32)
     return bootstrap(
         lambda weights: middle + (weights @ centred).astype(np.float64) / len(values), len(values), seed, draws
     )
+
+
+def grouped_sums(
+    values_N: Floats, strata_N: NDArray[np.integer], num_strata: int, seed: int, draws: int = DRAWS
+) -> Values:
+    """(B, S) sums of *values_N* in each of S strata under resampled weights, at a cost that hardly grows with N.
+
+    Samples of one stratum with values next to each other form about a thousand groups. How often each group was drawn
+    is multinomial, as it is when samples are drawn; what was drawn of it is taken as normal around its mean with its
+    variance. So mean and variance of the sums are those of drawing samples, and skewness all but that inside a group.
+    """
+    order = np.lexsort((values_N, strata_N))
+    values, strata = values_N[order].astype(np.float64), strata_N[order]
+    size = -(-len(values) // _GROUPS)
+    is_first = np.flatnonzero(np.diff(strata, prepend=-1))
+    place = np.arange(len(values)) - np.repeat(is_first, np.diff(is_first, append=len(values)))
+    starts = np.flatnonzero(place % size == 0)
+    counts = np.diff(starts, append=len(values))
+    means = np.add.reduceat(values, starts) / counts
+    spread = np.add.reduceat((values - np.repeat(means, counts)) ** 2, starts) / counts
+    of_stratum = np.zeros((len(starts), num_strata))
+    of_stratum[np.arange(len(starts)), strata[starts]] = 1.0
+    draw = generator(seed, "bootstrap")
+    weights = draw.multinomial(len(values), counts / len(values), size=draws).astype(np.float64)
+    noise = draw.standard_normal((draws, num_strata)) * np.sqrt(weights @ (of_stratum * spread[:, None]))
+    sums: Values = weights @ (of_stratum * means[:, None]) + noise
+    return sums
 
 
 def percentiles(drawn_B: Values, level: float = LEVEL) -> tuple[float, float]:

@@ -84,13 +84,25 @@ def choose_l2(
 
     The path runs from strong to weak penalty, each fit starting at the one before. Ties go to the larger l2.
     """
+    fits = fit_candidates(*train, num_classes, candidates, max_iterations, tolerance)
+    best = fits[int(np.argmax(path_shares(fits, *validation)))]  # the first of equals, so the strongest
+    return best.l2, best.weights
+
+
+def fit_candidates(
+    features_ND: Array,
+    labels: Labels,
+    num_classes: int,
+    candidates: Sequence[float],
+    max_iterations: int,
+    tolerance: float = TOLERANCE,
+) -> list[Fit]:
+    """One fit for each l2, from strong to weak penalty."""
     if not candidates:
         raise ValueError("no l2 to choose from")
     ordered = sorted(set(candidates), reverse=True)
-    fits = list(fit_path(*train, num_classes, ordered, max_iterations=max_iterations, tolerance=tolerance))
-    shares = path_shares(fits, *validation)
-    best = fits[int(np.argmax(shares))]  # the first of equals, so the strongest
-    return best.l2, best.weights
+    path = fit_path(features_ND, labels, num_classes, ordered, max_iterations=max_iterations, tolerance=tolerance)
+    return list(path)
 
 
 def path_shares(fits: Sequence[Fit], features_MD: Array, labels: Labels) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 ::
 
-    planning.py   checkpoints of a run -> what its suite asks for; damaged ones are named once and left out
+    planning.py   checkpoints of a run, or imported weights -> what a suite asks for; what is damaged is left out
     queue.py      what to start next, and what has to be prepared first
     pinning.py    the checkpoints that are still needed are pinned
     loop.py       claims, starts, renews, retries, watches, until nothing is left

@@ -11,15 +11,23 @@ from pipeline.base.store import Store
 from pipeline.evaluate.due import Patterns, Planned, standing
 from pipeline.evaluate.ledger import Ledger
 from pipeline.evaluate.ledger_view import State
-from pipeline.evaluate.scheduler.planning import RunPlanner
+from pipeline.evaluate.scheduler.planning import Planner, planner_of
 from pipeline.evaluate.suite import EvaluateRecipe
 
 
 def plan_all(
-    workspace: Store, run: str, recipes: Iterable[EvaluateRecipe], *, with_retired: bool = False
+    workspace: Store,
+    run: str,
+    recipes: Iterable[EvaluateRecipe],
+    *,
+    with_retired: bool = False,
+    planner: Planner | None = None,
 ) -> list[Planned]:
-    """What the suites together ask for, each evaluation once. *with_retired*: also of steps that retention removed."""
-    planner = RunPlanner(workspace, run, Silent())
+    """What the suites together ask for, each evaluation once; *run* may be the name of imported weights.
+
+    *with_retired*: also of what is there no more. *planner*: of what is not there yet, instead of the run.
+    """
+    planner = planner or planner_of(workspace, run, Silent())
     found: dict[str, Planned] = {}
     for recipe in recipes:
         for item in planner.plan(recipe, with_retired=with_retired):

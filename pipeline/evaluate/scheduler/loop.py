@@ -20,7 +20,7 @@ from pipeline.evaluate.ledger import CLAIM_SECONDS, Ending, Ledger, patiently
 from pipeline.evaluate.perform import perform
 from pipeline.evaluate.prepare import Preparation, is_prepared, parts_of, prepare
 from pipeline.evaluate.scheduler.pinning import Pinning
-from pipeline.evaluate.scheduler.planning import RunPlanner
+from pipeline.evaluate.scheduler.planning import planner_of
 from pipeline.evaluate.scheduler.queue import Queue
 from pipeline.evaluate.spread import Ended, Lost, Pool, Share
 from pipeline.evaluate.suite import EvaluateRecipe
@@ -31,6 +31,7 @@ _TICK_SECONDS = 0.25  # how long nothing but a worker's answer is looked at
 _CANCELLED_SECONDS = 5.0  # between two looks at what is not wanted
 _OTHERS_SECONDS = (2.0, 30.0)  # between two looks at what others work on: at first, and at most
 _FEW = 32  # evaluations that are looked at one by one, instead of listing all
+_HEAD_SECONDS = 5.0  # between two looks whether the cluster's head is there
 _NO_ROOM_SECONDS = 30.0  # without any worker, before that is said
 
 
@@ -84,7 +85,7 @@ class Scheduler:
         self._is_watching = every_seconds is not None
         self._patience = Patience(recipe.patience_seconds, progress.say)
         self._ledger = Ledger(workspace, run, self._patience)
-        self._planner = RunPlanner(workspace, run, progress)
+        self._planner = planner_of(workspace, run, progress)
         self._pinning = Pinning(workspace, run, f"evaluate-{self._ledger.owner.token[:12]}", self._patience)
         self._queue = Queue(self._is_prepared, self._parts_of, recipe.max_tries)
         self._pool = Pool(Share(recipe.max_parallel, recipe.cpus, recipe.gpus, recipe.resources))
@@ -97,12 +98,13 @@ class Scheduler:
         self._cancelled_due = Every(_CANCELLED_SECONDS)
         self._others_due = Every(_OTHERS_SECONDS[0])
         self._no_room = Every(_NO_ROOM_SECONDS)
+        self._head_due = Every(_HEAD_SECONDS)
 
     def run(self) -> Outcome:
         """Until nothing is left. Raises InputError when there is no checkpoint, or a dataset is missing."""
         try:
             self._look()
-            if not self._planner.steps and not self._is_watching:
+            if self._planner.is_empty and not self._is_watching:
                 raise InputError("there is no whole checkpoint yet", "pretrain the run first")
             while not self._is_over():
                 self._start()
@@ -226,6 +228,8 @@ class Scheduler:
 
     def _keep(self) -> None:
         """What has to be done from time to time."""
+        if self._head_due.is_over() and (news := self._pool.check_head()):
+            self._progress.say(news)
         if self._claims_due.is_over():
             for evaluation_id in self._running:
                 self._ledger.renew(evaluation_id)

@@ -1,64 +1,93 @@
-"""From the checkpoints of a run to what its suite asks for."""
+"""From what is there to what a suite asks for: the checkpoints of a run, or imported weights."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.base.errors import DamageError, InputError
 from pipeline.base.progress import Progress
 from pipeline.base.store import Store
-from pipeline.checkpoints.save import check_whole
+from pipeline.checkpoints.whole import check_whole
 from pipeline.evaluate.due import Planned, plan_evaluations
+from pipeline.evaluate.leak import refuse_leak
 from pipeline.evaluate.subject import Subject
 from pipeline.evaluate.suite import EvaluateRecipe
 from pipeline.records.dataset import read_dataset_card
+from pipeline.records.imported import ImportedCard, list_imported_cards, read_imported_card
 from pipeline.records.run import (
     CheckpointCard,
+    extended,
     list_retired_cards,
+    list_runs,
     list_steps,
     read_checkpoint_card,
     read_run_card,
-    run_prefix,
     step_prefix,
 )
 
 
-class RunPlanner:
-    """Looks at the checkpoints of a run, again and again; what it has found whole it does not look at twice.
+class Planner(Protocol):
+    """Looks at what there is to judge, again and again.
 
-    ``skipped`` holds the steps that are damaged, with the reason; ``is_complete`` whether the last step is there.
+    ``skipped`` holds the steps that are damaged, with the reason; ``is_complete``: nothing more will come.
     """
 
+    skipped: dict[int, str]
+    is_complete: bool
+
+    def plan(self, recipe: EvaluateRecipe, *, is_watching: bool = False, with_retired: bool = False) -> list[Planned]:
+        """Everything that the suite asks for on what is there now.
+
+        While a run is watched, its last checkpoint is known only once the run is complete. *with_retired*: also on
+        what is not there any more. Raises InputError when a dataset of a task is missing.
+        """
+
+    @property
+    def is_empty(self) -> bool:
+        """True when there was nothing to judge, as of the last plan."""
+
+    def forget(self, step: int | None) -> None:
+        """Look at *step* anew next time: something was wrong with it."""
+
+
+def planner_of(workspace: Store, name: str, progress: Progress) -> Planner:
+    """Of the run *name*, or of the imported weights *name*. Raises InputError when there is neither."""
+    try:
+        return RunPlanner(workspace, name, progress)
+    except InputError as error:
+        card = read_imported_card(workspace, name)
+        if card is None:
+            known = ", ".join([*list_runs(workspace), *(one.name for one in list_imported_cards(workspace))])
+            raise InputError(error.what, f"there are: {known}" if known else error.way_out) from None
+        return WeightsPlanner(workspace, card)
+
+
+class RunPlanner:
+    """See Planner: the checkpoints of a run; what it has found whole it does not look at twice."""
+
     def __init__(self, workspace: Store, run: str, progress: Progress) -> None:
-        card = read_run_card(workspace, run)
+        self._card = card = read_run_card(workspace, run)
         self.skipped: dict[int, str] = {}
         self.is_complete = False
         self._workspace, self._run, self._progress = workspace, run, progress
         self._transform: dict[str, Any] = card.recipe["transform"]
-        self._steps = int(card.recipe["steps"])
         self._whole: dict[int, CheckpointCard] = {}
 
     def plan(self, recipe: EvaluateRecipe, *, is_watching: bool = False, with_retired: bool = False) -> list[Planned]:
-        """Everything that the suite asks for on the whole checkpoints that there are now.
-
-        While a run is watched, its last checkpoint is known only once the run is complete. *with_retired*: also on
-        those that retention removed. Raises InputError when a dataset of a task is missing.
-        """
+        """See Planner."""
         self._look()
         retired = list_retired_cards(self._workspace, self._run) if with_retired else []
         cards = {card.step: card for card in retired} | self._whole
         subjects = [self._subject(card) for _, card in sorted(cards.items())]
-        names = {name for task in recipe.tasks.values() for name in (task.train, task.test)}
-        digests = {name: read_dataset_card(self._workspace, name).digest for name in sorted(names)}
-        return plan_evaluations(subjects, recipe, digests, is_complete=self.is_complete or not is_watching)
+        return _plan(self._workspace, subjects, recipe, is_complete=self.is_complete or not is_watching)
 
     @property
-    def steps(self) -> list[int]:
-        """The steps of the whole checkpoints, as of the last plan."""
-        return sorted(self._whole)
+    def is_empty(self) -> bool:
+        """See Planner."""
+        return not self._whole
 
     def forget(self, step: int | None) -> None:
-        """Look at *step* anew next time: something was wrong with it."""
+        """See Planner."""
         if step is not None:
             self._whole.pop(step, None)
 
@@ -70,8 +99,7 @@ class RunPlanner:
         for step in steps:
             if step not in self._whole:
                 self._look_at(step)
-        extended = [_extended(info.key) for info in self._workspace.list(f"{run_prefix(self._run)}/extend-")]
-        self.is_complete = max([self._steps, *extended]) in steps
+        self.is_complete = extended(self._workspace, self._card) in steps
 
     def _look_at(self, step: int) -> None:
         try:
@@ -93,7 +121,34 @@ class RunPlanner:
         return Subject(card.weights.sha256, key, self._transform, card.step)
 
 
-def _extended(key: str) -> int:
-    """The steps of ``runs/<name>/extend-<steps>.json``: a run may be made longer after its card was written."""
-    number = key.rpartition("extend-")[2].removesuffix(".json")
-    return int(number) if number.isdigit() else 0
+class WeightsPlanner:
+    """See Planner: imported weights. *is_kept* False: they are to be stored later, and this is only to tell."""
+
+    is_complete = True
+    is_empty = False
+
+    def __init__(self, workspace: Store, card: ImportedCard, *, is_kept: bool = True) -> None:
+        self.skipped: dict[int, str] = {}
+        self._workspace, self._card, self._is_kept = workspace, card, is_kept
+
+    def plan(self, recipe: EvaluateRecipe, *, is_watching: bool = False, with_retired: bool = False) -> list[Planned]:
+        """See Planner. Raises InputError also when the weights are gone."""
+        del is_watching  # they do not change
+        card = self._card
+        if self._is_kept and not with_retired:
+            found = self._workspace.head(card.weights_key)
+            if found is None or found.num_bytes != card.weights.num_bytes:
+                raise InputError(f"the weights of {card.name!r} are not stored whole", f"add --weights {card.source}")
+        subject = Subject(card.weights.sha256, card.weights_key, card.transform, None)
+        return _plan(self._workspace, [subject], recipe, is_complete=True)
+
+    def forget(self, step: int | None) -> None:
+        """See Planner: nothing is remembered."""
+
+
+def _plan(workspace: Store, subjects: list[Subject], recipe: EvaluateRecipe, *, is_complete: bool) -> list[Planned]:
+    names = {name for task in recipe.tasks.values() for name in (task.train, task.test)}
+    digests = {name: read_dataset_card(workspace, name).digest for name in sorted(names)}
+    for name, task in recipe.tasks.items():
+        refuse_leak(workspace, name, task)
+    return plan_evaluations(subjects, recipe, digests, is_complete=is_complete)

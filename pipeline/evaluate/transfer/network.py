@@ -9,7 +9,8 @@ from torch import nn
 
 from pipeline.base.errors import InputError
 from pipeline.base.store import Store
-from pipeline.evaluate.subject import PixelNetwork, Subject, compute_device, load_network
+from pipeline.evaluate.networks import PixelNetwork, compute_device, load_network
+from pipeline.evaluate.subject import Subject
 
 
 def at_size(subject: Subject, image_size: int) -> Subject:

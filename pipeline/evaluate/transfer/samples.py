@@ -20,8 +20,8 @@ from pipeline.base.errors import InputError
 from pipeline.base.seeds import generator
 from pipeline.base.store import Store
 from pipeline.base.world import World
-from pipeline.evaluate.split import validation_mask
-from pipeline.evaluate.subject import Subject, compute_device
+from pipeline.evaluate.networks import compute_device
+from pipeline.evaluate.subject import Subject
 from pipeline.evaluate.suite import FinetuneSettings
 from pipeline.evaluate.transfer.subset import SubsetReader
 from pipeline.images.transform import EvaluationTransform
@@ -67,7 +67,7 @@ def labels_of(batch: EvaluationBatch, num_classes: int, *, is_many: bool) -> Ten
 
 
 class TuningSamples:
-    """The samples of dataset *name*, for trainings on some of them."""
+    """The samples of dataset *name*, for trainings on some of them; *used*: no others are ever asked for."""
 
     def __init__(
         self,
@@ -78,17 +78,12 @@ class TuningSamples:
         num_classes: int,
         *,
         is_many: bool,
+        used: Mask | None = None,
     ) -> None:
-        self._workspace, self._name, self._settings = workspace, name, settings
+        self._workspace, self._name, self._settings, self._used = workspace, name, settings, used
         self._transform = subject.evaluation_transform
         self._num_classes, self._is_many = num_classes, is_many
         self._memory: tuple[Tensor, Tensor] | None = None
-
-    def held_out(self, share: float) -> Mask:
-        """(N,) the validation part, by the keys of the samples. Raises InputError when one side would be empty."""
-        with closing(DatasetReader(self._workspace, self._name)) as reader:
-            keys = [key for shard in range(len(reader.shards)) for key in reader.keys(shard)]
-        return validation_mask(tuple(keys), share)
 
     def reader(self, keep: Mask) -> DatasetReader:
         """Of the samples for which *keep* is true."""
@@ -127,11 +122,13 @@ class TuningSamples:
         if self._memory is None:
             self._memory = self._load()
         images, labels = self._memory
-        for chosen in islice(epochs(rows, self._settings.batch_size, seed), first_step, None):
+        places = rows if self._used is None else (np.cumsum(self._used) - 1)[rows]
+        for chosen in islice(epochs(places, self._settings.batch_size, seed), first_step, None):
             yield _placed(images[chosen], labels[chosen])
 
     def _load(self) -> tuple[Tensor, Tensor]:
-        with closing(DatasetReader(self._workspace, self._name)) as reader:
+        used = self._used
+        with closing(DatasetReader(self._workspace, self._name) if used is None else self.reader(used)) as reader:
             count, size = reader.card.num_samples, self._transform.size
             if count * 3 * size**2 > MOST_BYTES:
                 raise InputError(

@@ -40,7 +40,7 @@ def finetuned(workspace: Store, planned: Planned) -> Finding:
     outcomes = data.outcomes(first.keys, first.labels, first.probabilities, calibrated=True)
     found = [data.share(run.labels, run.probabilities) for run in runs]
     chosen = {"learning_rate": rate, "validation_by_rate": {str(rate): share for rate, share in shares.items()}}
-    return Finding(outcomes, chosen, metrics=_over_runs("mAP" if data.is_many else "top1", found))
+    return Finding(outcomes, data.num_classes, chosen, metrics=_over_runs("mAP" if data.is_many else "top1", found))
 
 
 def _over_runs(name: str, values: list[float]) -> tuple[Metric, ...]:
@@ -57,17 +57,25 @@ class _Tuning:
 
     def __init__(self, data: TaskData, subject: Subject, settings: FinetuneSettings, evaluation_id: str) -> None:
         self._data, self._subject, self._settings, self._id = data, subject, settings, evaluation_id
+        self._masks = data.masks()
         self._samples = TuningSamples(
-            data.workspace, data.task.train, subject, settings, data.num_classes, is_many=data.is_many
+            data.workspace,
+            data.task.train,
+            subject,
+            settings,
+            data.num_classes,
+            is_many=data.is_many,
+            used=None if self._masks.used.all() else self._masks.used,
         )
-        self._held = self._samples.held_out(data.task.validation)
 
     def choose(self, seed: int) -> tuple[float, dict[float, float]]:
         """The learning rate with the best share on the held-out part, and all shares; of equals the smaller rate.
 
-        A rate at which training diverges has share -1. Raises FailedError when all do.
+        A rate at which training diverges has share -1. Raises FailedError when all do. A single rate is taken as it is.
         """
         rates = sorted(set(self._settings.learning_rates))
+        if len(rates) == 1:
+            return rates[0], {}
         shares = {rate: self._validated(rate, seed) for rate in rates}
         best = max(rates, key=lambda rate: shares[rate])
         if shares[best] < 0:
@@ -75,17 +83,17 @@ class _Tuning:
         return best, shares
 
     def test(self, rate: float, seed: int) -> Predictions:
-        """Of a network that was trained on all training samples."""
-        network = self._trained(np.ones_like(self._held), rate, seed)
+        """Of a network that was trained on all training samples of the task."""
+        network = self._trained(self._masks.used, rate, seed)
         with closing(DatasetReader(self._data.workspace, self._data.task.test)) as reader:
             return self._predicted(network, reader)
 
     def _validated(self, rate: float, seed: int) -> float:
         try:
-            network = self._trained(~self._held, rate, seed)
+            network = self._trained(self._masks.fit, rate, seed)
         except DivergedError:
             return -1.0
-        with closing(self._samples.reader(self._held)) as reader:
+        with closing(self._samples.reader(self._masks.held)) as reader:
             found = self._predicted(network, reader)
         return self._data.share(found.labels, found.probabilities)
 

@@ -17,10 +17,11 @@ from pipeline.base.errors import DamageError, InputError, MismatchError, Superse
 from pipeline.base.store.local import LocalStore
 from pipeline.base.world import World
 from pipeline.checkpoints.attempts import check_newest, list_attempts, take_attempt
+from pipeline.checkpoints.fragments import EMA, WEIGHT
 from pipeline.checkpoints.pins import pinned_steps
 from pipeline.checkpoints.resume import resume, resume_newest
-from pipeline.checkpoints.save import check_whole
 from pipeline.checkpoints.stored import StoredFragments
+from pipeline.checkpoints.whole import check_whole
 from pipeline.records.record import parse_record
 from pipeline.records.run import (
     CheckpointCard,
@@ -260,6 +261,37 @@ def test_a_fork_begins_where_its_parent_was(store: Noting) -> None:
     assert own is not None
     assert (own.run, own.step, own.parent) == ("child", 13, "r@10")
     assert same(again, trained(13))
+
+
+def test_an_average_that_the_parent_does_not_keep_begins_at_its_weights(store: Noting) -> None:
+    plain = tuple(kind for kind in KINDS if kind != EMA)
+    save_steps(new_saving(store), 10, kinds=plain)
+    card, state = fork(store)
+    assert card is not None
+    values = {(part.kind, part.name): part.values for part in state.parts}
+    assert all(torch.equal(values[EMA, name], values[WEIGHT, name]) for name in SHAPES)
+    rest = replace(State(seed=8, kinds=plain), updates=10)
+    assert same(replace_parts(rest, state), trained(10, kinds=plain))
+
+
+def test_an_own_checkpoint_without_the_average_is_refused(store: Noting) -> None:
+    save_steps(new_saving(store), 10, kinds=(WEIGHT, "exp_avg", "exp_avg_sq"))
+    with pytest.raises(MismatchError, match=r"r@10 holds no ema of .*it has: exp_avg, exp_avg_sq, weight"):
+        resume(new_saving(store), Alone(), State(seed=8))
+
+
+def test_an_average_that_the_fork_does_not_keep_is_left_behind(store: Noting) -> None:
+    plain = tuple(kind for kind in KINDS if kind != EMA)
+    save_steps(new_saving(store), 10)
+    state = State(seed=8, kinds=plain)
+    assert resume(new_saving(store, "child", parent="r@10"), Alone(), state)
+    assert same(state, trained(10, kinds=plain))
+
+
+def replace_parts(into: State, other: State) -> State:
+    """*into*, with the values that *other* has of its kinds."""
+    into.parts = [part for part in other.parts if part.kind in into.kinds]
+    return into
 
 
 def test_a_fork_needs_a_parent_that_is_whole_and_of_its_data(store: Noting) -> None:

@@ -97,7 +97,7 @@ def test_training_goes_on_while_it_is_written(store: Moody) -> None:
 
 
 def test_a_save_waits_for_the_one_before_and_says_so(store: Moody, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(writer_module, "_QUIET_SECONDS", 0.01)
     saving, state, may_go_on = new_saving(store), trained(10), threading.Event()
 
     def hold(key: str) -> None:
@@ -116,11 +116,29 @@ def test_a_save_waits_for_the_one_before_and_says_so(store: Moody, monkeypatch: 
         assert writer.save(20, 200, state.train(10)) >= 0.01
     finally:
         writer_module._log.removeHandler(handler)
-    monkeypatch.setattr(writer_module, "_PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr(writer_module, "_QUIET_SECONDS", 30.0)
     assert writer.wait()
     assert list_steps(store, RUN) == [10, 20]
     assert writer.take_alarms() == ["checkpoint of step 10 is still being written, training waits for it"]
     assert writer.take_alarms() == []
+
+
+def test_a_store_that_hangs_is_told_of_at_once_and_is_the_end_after_a_while(store: Moody) -> None:
+    may_go_on, told = threading.Event(), list[str]()
+
+    def hang(_key: str) -> None:
+        assert may_go_on.wait(60)
+
+    writer = alone_writer(new_saving(store), patience_seconds=0.05, say=told.append)
+    store.before_put = hang  # type: ignore[method-assign]
+    try:
+        writer.save(10, 100, trained(10))
+        with pytest.raises(FailedError, match=r"checkpoint of step 10 was not written, nor refused, in 0.05 s"):
+            writer.save(20, 200, trained(20))
+        assert told == ["checkpoint of step 10 is still being written, training waits for it"]
+        assert list_steps(store, RUN) == []
+    finally:
+        may_go_on.set()
 
 
 def test_the_buffer_is_used_again() -> None:

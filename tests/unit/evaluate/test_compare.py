@@ -9,9 +9,10 @@ import pytest
 from scipy.stats import binom, binomtest, norm
 
 from pipeline.base.errors import InputError
-from pipeline.evaluate.compare import compare, mcnemar
-from pipeline.evaluate.metrics import Outcomes, of_label_scores, of_probabilities, top1
+from pipeline.evaluate.compare import can_tell, compare, compare_seeds
+from pipeline.evaluate.metrics import Outcomes, mean_per_class, of_label_scores, of_probabilities, of_scores, top1
 from pipeline.evaluate.metrics.multilabel import mean_average_precision
+from pipeline.evaluate.significance import holm, mcnemar
 
 COUNT = 500
 
@@ -105,6 +106,64 @@ def test_mean_average_precision_is_compared_on_the_same_draws() -> None:
     assert found.probability > 0.99, "paired: the noise is the same"
     with pytest.raises(InputError, match="samples have several labels"):
         compare(weak, good)
+
+
+def test_seeds_are_averaged_before_samples_are_drawn() -> None:
+    pairs = [(outcomes(0.70, 10 + seed, 2000), outcomes(0.715, 20 + seed, 2000)) for seed in range(3)]
+    found = compare_seeds(pairs)
+    right_a, right_b = (
+        np.mean([one.predictions == one.labels for one in side], axis=0) for side in zip(*pairs, strict=True)
+    )
+    change = right_b - right_a
+    assert (found.value_a, found.value_b) == (pytest.approx(right_a.mean()), pytest.approx(right_b.mean()))
+    assert (found.num_seeds, found.num_samples, found.mcnemar) == (3, 2000, None)
+    error = change.std() / np.sqrt(2000)
+    assert found.p == pytest.approx(2 * norm.sf(abs(change.mean()) / error), rel=0.15)
+    assert found.low == pytest.approx(change.mean() - 1.96 * error, abs=0.15 * error)
+    assert found.high == pytest.approx(change.mean() + 1.96 * error, abs=0.15 * error)
+    assert found.high - found.low < compare(*pairs[0]).high - compare(*pairs[0]).low, "three seeds know more than one"
+    assert "2,000 samples, mean over 3 seeds, p = " in found.sentence("a", "b")
+    assert compare_seeds(pairs[:1]) == compare(*pairs[0])
+    with pytest.raises(InputError, match="not all seeds have the same test samples"):
+        compare_seeds([pairs[0], (outcomes(0.7, 1), outcomes(0.7, 2))])
+    with pytest.raises(InputError, match="nothing was given"):
+        compare_seeds([])
+
+
+def test_the_mean_per_class_gives_every_class_the_same_weight() -> None:
+    labels = np.array([0] * 900 + [1] * 100)
+    keys = tuple(f"k{row:04d}" for row in range(1000))
+
+    def of(right: np.ndarray) -> Outcomes:
+        said = np.where(right, labels, 1 - labels)
+        return of_probabilities(keys, labels, np.eye(2, dtype=np.float32)[said])
+
+    rows = np.arange(1000)
+    a, b = of((rows < 800) | (rows >= 950)), of((rows < 790) | (rows >= 930))
+    found = compare(a, b, "mean_per_class")
+    assert found.value_a == pytest.approx(mean_per_class(a).value)
+    assert found.value_b == pytest.approx(mean_per_class(b).value)
+    # class 0 loses 10 of 900, class 1 gains 20 of 100
+    assert found.difference == pytest.approx((-10 / 900 + 20 / 100) / 2)
+    error = np.sqrt((10 / 900 * (1 - 10 / 900) / 900 + 0.2 * 0.8 / 100) / 4)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert found.drop == pytest.approx((-100 * found.difference, -100 * found.high, -100 * found.low))
+    assert compare(a, b).difference == pytest.approx(0.01)
+
+
+def test_holm() -> None:
+    # in order of size: 4 * 0.005; 3 * 0.01; 2 * 0.03; 1 * 0.04, but no smaller than the one before
+    assert holm([0.04, 0.01, 0.03, 0.005]) == pytest.approx([0.06, 0.03, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []
+
+
+def test_what_outcomes_tell() -> None:
+    one = outcomes(0.6, 1)
+    assert [can_tell(one, name) for name in ("top1", "top5", "mean_per_class", "nll", "mAP")] == [True] * 4 + [False]
+    plain = of_scores(one.keys, one.labels, np.zeros((COUNT, 7)))
+    assert [can_tell(plain, name) for name in ("top1", "nll")] == [True, False]
 
 
 def test_the_sentence() -> None:

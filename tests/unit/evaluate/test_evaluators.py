@@ -14,7 +14,7 @@ from safetensors.numpy import load
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError, InputError
 from pipeline.base.store import Store, open_store
-from pipeline.evaluate import probing
+from pipeline.evaluate import sgd_probe
 from pipeline.evaluate.evaluators import EVALUATORS, NUM_EXAMPLES, Finding, wanted_specs
 from pipeline.evaluate.features import load_features
 from pipeline.evaluate.inspect.pictures import patch_filters, position_similarity
@@ -143,7 +143,7 @@ def test_sgd_heads_see_the_last_blocks_and_the_average(noisy: Store) -> None:
         assert [(spec.layer, spec.pooling) for spec in specs] == [(-2, "model"), (-1, "model"), (-1, "gap")]
         loaded = {spec: load_features(noisy, subject, "train", spec).features for spec in specs}
         features = {f"{spec.layer}/{spec.pooling}": values for spec, values in loaded.items()}
-        assert len(probing._heads(features, SgdSettings(**few))) == inputs
+        assert len(sgd_probe.heads_of(features, SgdSettings(**few))) == inputs
         assert EVALUATORS["sgd"](noisy, asked).chosen["blocks"]
 
 

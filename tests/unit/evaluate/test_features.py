@@ -10,8 +10,7 @@ import torch
 
 from pipeline.base.errors import DamageError, InputError
 from pipeline.base.store import Store, open_store
-from pipeline.evaluate import subject as subjects
-from pipeline.evaluate.due import plan_evaluations
+from pipeline.evaluate import networks
 from pipeline.evaluate.features import (
     Features,
     FeatureSpec,
@@ -25,13 +24,13 @@ from pipeline.evaluate.features import (
     parts,
     prepare_features,
 )
-from pipeline.evaluate.subject import PixelNetwork, Subject, imported_subject, load_network
+from pipeline.evaluate.networks import PixelNetwork, load_network
+from pipeline.evaluate.subject import Subject
 from pipeline.images.normalise import normalise
 from pipeline.records.score import PIXELS
 from pipeline.stream.dataset import DatasetReader
 from pipeline.stream.passes import each_once
 from tests.support.datasets import make_dataset
-from tests.support.evaluations import suite_recipe
 from tests.support.subjects import TRANSFORM, put_network, tiny
 
 
@@ -295,41 +294,12 @@ def test_raw_pixels_stand_in_for_features(store: Store) -> None:
     assert PixelNetwork(5, 8)(torch.zeros(2, 3, 8, 8)).tolist() == [[0.0] * 5] * 2
 
 
-def test_imported_weights_are_a_subject_without_a_run(store: Store, tmp_path: Path) -> None:
-    own = put_network(store, tiny())
-    data = store.read(own.weights_key)
-    (tmp_path / "elsewhere").mkdir()
-    file = tmp_path / "elsewhere" / "w.safetensors"
-    file.write_bytes(data)
-    found = imported_subject(store, str(file))
-    file.unlink()
-    assert (found.weights_digest, found.transform, found.step) == (own.weights_digest, TRANSFORM, None)
-    assert found.name == f"weights {own.weights_digest[:12]}"
-    assert store.read(found.weights_key) == data
-    assert load_features(store, found, "d").features.shape == (23, 32)
-    with pytest.raises(InputError, match="is not there"):
-        imported_subject(store, str(file))
-    file.write_bytes(data[100:])
-    with pytest.raises(DamageError, match="does not describe a ViT"):
-        imported_subject(store, str(file))
-
-
 def test_a_process_keeps_the_last_two_networks(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subjects, "_warm", type(subjects._warm)())
+    monkeypatch.setattr(networks, "_warm", type(networks._warm)())
     first, second, third = (put_network(store, tiny(), seed=seed) for seed in range(3))
-    network = subjects.warm_network(store, first)
-    assert subjects.warm_network(store, second) is not network
-    assert subjects.warm_network(store, first) is network
-    subjects.warm_network(store, third)
-    assert subjects.warm_network(store, first) is network
-    assert len(subjects._warm) == 2
-
-
-def test_imported_weights_are_planned_like_a_checkpoint(store: Store) -> None:
-    own = put_network(store, tiny())
-    imported = Subject(own.weights_digest, own.weights_key, TRANSFORM, None)
-    recipe = suite_recipe(1, baselines=False)
-    planned = plan_evaluations([imported], recipe, {"train": "1", "test": "2"})
-    assert [item.name for item in planned] == [
-        f"{evaluator} on task of weights {own.weights_digest[:12]}" for evaluator in ("knn", "fewshot")
-    ]
+    network = networks.warm_network(store, first)
+    assert networks.warm_network(store, second) is not network
+    assert networks.warm_network(store, first) is network
+    networks.warm_network(store, third)
+    assert networks.warm_network(store, first) is network
+    assert len(networks._warm) == 2

@@ -11,9 +11,11 @@ import torch
 
 from pipeline.base.errors import DivergedError, FailedError, InputError
 from pipeline.base.store import Store, open_store
+from pipeline.evaluate.networks import load_network
 from pipeline.evaluate.split import validation_mask
-from pipeline.evaluate.subject import Subject, load_network
+from pipeline.evaluate.subject import Subject
 from pipeline.evaluate.suite import FinetuneSettings
+from pipeline.evaluate.task_data import open_task
 from pipeline.evaluate.transfer import keep, samples, sweep
 from pipeline.evaluate.transfer.finetune import Predictions, finetune, predict
 from pipeline.evaluate.transfer.keep import Keep
@@ -280,6 +282,7 @@ def test_a_killed_training_goes_on_where_it_was(
 def test_too_few_samples_to_hold_out_are_refused(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     put_pictures(store, "train", *stripes(1, 1), 3)
-    data = TuningSamples(store, "train", RAW, FinetuneSettings(), 3, is_many=False)
+    put_pictures(store, "test", *stripes(2, 2), 3)
+    data = open_task(store, planned_of("finetune"))
     with pytest.raises(InputError, match="too few to hold out"):
-        data.held_out(0.1)
+        data.masks()

@@ -14,7 +14,7 @@ from pipeline.evaluate.perform import perform
 from pipeline.evaluate.scheduler.by_name import by_state, matching, plan_all
 from pipeline.evaluate.scheduler.planning import RunPlanner
 from pipeline.evaluate.scheduler.suites import keep_suite, kept_suites
-from pipeline.records.run import RETIRED, checkpoint_card_key, run_prefix, step_prefix
+from pipeline.records.run import RETIRED, Extension, checkpoint_card_key, extension_key, step_prefix
 from tests.support.evaluations import RUN, make_workspace, put_checkpoint, remove_checkpoint, suite_recipe
 
 
@@ -76,7 +76,7 @@ def test_a_run_is_complete_with_its_last_step_also_after_it_was_made_longer(stor
     put_checkpoint(store, 300)
     steps(planner)
     assert planner.is_complete
-    store.put(f"{run_prefix(RUN)}/extend-400.json", b"{}")
+    store.put(extension_key(RUN, 400), Extension(run=RUN, steps=400, before=300, done=300).to_json())
     steps(planner)
     assert not planner.is_complete
     put_checkpoint(store, 400)
@@ -93,8 +93,8 @@ def test_an_added_evaluator_is_all_that_is_due(store: Store) -> None:
     states = by_state(plan_all(store, RUN, [suite_recipe(2)]), ledger)
     assert [item.id for item in states["done"]] == [item.id for item in before]
     assert sorted(item.name for item in states["due"]) == [
-        "fewshot on task of step 100 seed 1",
-        "fewshot on task of step 200 seed 1",
+        "fewshot on task of step 100 (2-shot) seed 1",
+        "fewshot on task of step 200 (2-shot) seed 1",
     ]
 
 

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from jobs.asking import Asked, Given, from_recipe, of_run
+from jobs.asking import Asked, Given, from_recipe, of_run, of_weights
+from jobs.cli import app
+from jobs.evaluate import take_weights
 from jobs.evaluation_names import Changes, change, what_is_due
 from jobs.status_evaluations import describe_evaluations, evaluations
+from pipeline.base.config import build
 from pipeline.base.errors import InputError, RecipeError
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate.ledger import Ledger
 from pipeline.evaluate.perform import perform
 from pipeline.evaluate.scheduler.by_name import plan_all
 from pipeline.evaluate.scheduler.suites import keep_suite
+from pipeline.evaluate.suite import EvaluateRecipe
 from pipeline.records.score import list_results
 from tests.support.evaluations import RUN, make_workspace, put_suite, suite_recipe
+from tests.support.subjects import put_network, tiny
 
 
 @pytest.fixture
@@ -84,6 +91,52 @@ def test_what_stands_first_is_a_recipe_or_a_run() -> None:
     assert (asked.run, asked.suite, asked.read_recipe()) == ("tiny", "recipe", chain.evaluate)
 
 
+def test_weights_are_asked_for_like_a_run(store: Store, tmp_path: Path) -> None:
+    own = put_network(open_store(str(tmp_path / "theirs")), tiny())
+    path = str(tmp_path / "theirs" / own.weights_key)
+    suite = str(put_suite(tmp_path / "probes.yaml", 1))
+    before = [info.key for info in store.list()]
+    asked = of_weights(Given("", suite=suite), store, path, "", {})
+    name = f"imported-{own.weights_digest[:12]}"
+    shown = f"weights {own.weights_digest[:12]}"
+    assert (asked.run, asked.suite) == (name, "probes")
+    due = [f"knn on task of {shown}", f"fewshot on task of {shown} (2-shot)"]
+    assert what_is_due(store, asked)["due"] == due
+    assert names(change(store, asked, Changes(redo=("*",)), dry_run=True), "redo") == sorted(due)
+    assert [info.key for info in store.list()] == before, "so far nothing was stored"
+    missing = asked.with_options(None, None, None)
+    tree = {"tasks": {"t": {"train": "train", "test": "nowhere"}}, "suite": [{"evaluator": "knn", "tasks": ["t"]}]}
+    with pytest.raises(InputError, match="nowhere"):
+        take_weights(store, replace(missing, read_recipe=lambda: build(EvaluateRecipe, tree)))
+    assert [info.key for info in store.list()] == before, "nor of weights whose suite cannot be planned"
+    take_weights(store, asked)
+    assert what_is_due(store, of_run(Given(name, suite=suite), store))["due"] == due
+    with pytest.raises(InputError, match=f"no run 'typo' in .* - there are: {RUN}, {name}"):
+        of_run(Given("typo", suite=suite), store)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "what is to be evaluated? - name a run, a recipe, or --weights"),
+        (("--weights", "w", "--watch"), "--watch is for a run that goes on"),
+        (("first", "--weights", "w"), "'first' and --weights are two things to evaluate - leave one out"),
+        (("--weights", "w", "--name", "a/b"), "--name 'a/b' cannot be a name"),
+        (("--weights", "w", "--train", "train"), "a task needs both --train and --test"),
+        (("--weights", "w", "max_parallel=1"), "there are no weights at w"),
+        (("first", "--name", "x"), "--name is for --weights"),
+        (("first",), f"no run 'first' in {{uri}} - there are: {RUN}"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(store: Store, arguments: tuple[str, ...], said: str) -> None:
+    done = CliRunner().invoke(app, ["evaluate", *arguments, "-w", store.uri])
+    assert isinstance(done.exception, InputError)
+    assert done.exception.exit_code == 2
+    told = str(done.exception)
+    assert told.startswith(said.format(uri=store.uri)), told
+    assert "\n" not in told
+
+
 def names(found: dict[str, Any], what: str) -> list[str]:
     return sorted(found[what])
 
@@ -91,12 +144,12 @@ def names(found: dict[str, Any], what: str) -> list[str]:
 def test_a_dry_run_says_what_is_due_in_its_order(store: Store) -> None:
     before = list(store.list())
     recipe = suite_recipe(1, priority=("knn on *",))
-    found = what_is_due(store, RUN, recipe)
+    found = what_is_due(store, Asked(RUN, "s", lambda: recipe))
     assert found["due"] == [
         "knn on task of step 200",
         "knn on task of step 100",
-        "fewshot on task of step 200",
-        "fewshot on task of step 100",
+        "fewshot on task of step 200 (2-shot)",
+        "fewshot on task of step 100 (2-shot)",
     ]
     assert (found["planned"], found["done"], found["failed"]) == (4, [], [])
     assert list(store.list()) == before
@@ -105,12 +158,12 @@ def test_a_dry_run_says_what_is_due_in_its_order(store: Store) -> None:
 def test_redo_makes_what_matches_due_again_and_nothing_else(store: Store) -> None:
     perform_all(store)
     marks = Changes(redo=("knn on task of step 1*", "fewshot on task of step 200 seed 1"), reason="a bug")
-    matched = ["fewshot on task of step 200 seed 1", "knn on task of step 100"]
+    matched = ["fewshot on task of step 200 (2-shot) seed 1", "knn on task of step 100"]
     found = change(store, ASKED, marks, dry_run=True)
     assert (names(found, "redo"), len(list_results(store))) == (matched, 6)
     found = change(store, ASKED, marks, dry_run=False)
     assert (names(found, "redo"), len(list_results(store))) == (matched, 4)
-    assert names(what_is_due(store, RUN, suite_recipe(2)), "due") == matched
+    assert names(what_is_due(store, ASKED), "due") == matched
     perform_all(store, generation=1)
     assert len(list_results(store)) == 6
     with pytest.raises(InputError, match="no evaluation is called 'knm'"):
@@ -131,7 +184,7 @@ def test_retry_is_for_what_failed_for_good(store: Store) -> None:
         ledger.end(item.id, kind, "why", max_tries=3)
     found = change(store, ASKED, Changes(retry=True), dry_run=False)
     assert found["retry"] == [first.name]
-    due = what_is_due(store, RUN, suite_recipe(2))
+    due = what_is_due(store, ASKED)
     assert first.name in due["due"]
     assert due["waiting"] == [second.name]
 
@@ -141,14 +194,14 @@ def test_cancel_and_uncancel(store: Store) -> None:
     assert not Changes(cancel=("x",), retry=True).only_marks
     found = change(store, ASKED, Changes(cancel=("fewshot on *", "knn on * of step 100")), dry_run=False)
     assert len(found["cancelled"]) == 5
-    assert what_is_due(store, RUN, suite_recipe(2))["due"] == ["knn on task of step 200"]
+    assert what_is_due(store, ASKED)["due"] == ["knn on task of step 200"]
     with pytest.raises(InputError, match="'fewshot' is not cancelled - cancelled is: fewshot on \\*; knn on"):
         change(store, ASKED, Changes(uncancel=("fewshot",)), dry_run=False)
     found = change(store, ASKED, Changes(uncancel=("fewshot on *",)), dry_run=True)
     assert found["cancelled"] == ["knn on task of step 100"]
-    assert len(what_is_due(store, RUN, suite_recipe(2))["due"]) == 1, "it was a dry run"
+    assert len(what_is_due(store, ASKED)["due"]) == 1, "it was a dry run"
     change(store, ASKED, Changes(uncancel=("fewshot on *",)), dry_run=False)
-    assert len(what_is_due(store, RUN, suite_recipe(2))["due"]) == 5
+    assert len(what_is_due(store, ASKED)["due"]) == 5
 
 
 def test_status_tells_who_runs_what_failed_and_what_waits(store: Store) -> None:

@@ -8,10 +8,10 @@ import pytest
 
 from pipeline.base.errors import InputError, MismatchError
 from pipeline.base.store import Store, open_store
-from pipeline.pretrain.lineage import extend, extended
+from pipeline.pretrain.lineage import extend
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.pretrain.run import open_run
-from pipeline.records.run import CheckpointCard, RunCard, StoredFile, checkpoint_card_key, read_run_card
+from pipeline.records.run import CheckpointCard, RunCard, StoredFile, checkpoint_card_key, extended, read_run_card
 from tests.unit.pretrain.test_recipe import card, recipe
 
 
@@ -77,6 +77,7 @@ def test_a_run_that_is_there_is_no_fork(store: Store) -> None:
         "engine.precision=fp32",
         "objective={name: softmax, label_smoothing: 0.1}",
         "workers=4",
+        "optimizer.ema=0.9",
     ],
 )
 def test_what_a_fork_may_change(store: Store, override: str) -> None:
@@ -88,7 +89,6 @@ def test_what_a_fork_may_change(store: Store, override: str) -> None:
     [
         ("model.width=32", "model.width: 16 -> 32"),
         ("optimizer.name=sgd", 'optimizer.name: "adamw" -> "sgd"'),
-        ("optimizer.ema=0.9", "has a moving average: false -> true"),
         ("objective=sigmoid", 'objective.name: "softmax" -> "sigmoid"'),
         ("stream.batch_size=32", "stream.batch_size: 16 -> 32"),
         ("stream.window=11", "stream.window: 10 -> 11"),

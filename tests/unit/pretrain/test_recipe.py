@@ -212,6 +212,7 @@ FREE = [
     "keep_last=3",
     "keep_every=50",
     "max_failed_saves=5",
+    "save_patience_seconds=60",
     "checkpoint_blocks=true",
 ]
 FIXED = [
