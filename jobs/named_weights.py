@@ -1,4 +1,5 @@
-"""Weights by the names that people give them: ``RUN``, ``RUN@STEP``, ``RUN@last``, or how their digest begins."""
+"""Weights by the names that people give them: ``RUN``, ``RUN@STEP``, ``RUN@last``, the name of imported weights, or how
+their digest begins."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.base.errors import InputError
 from pipeline.base.store import Store
+from pipeline.records.imported import read_imported_card
 from pipeline.records.run import (
     list_checkpoint_cards,
     list_retired_cards,
@@ -37,8 +39,13 @@ def find_weights(workspace: Store, text: str, results: Iterable[EvaluationResult
     run, at, step = text.rpartition("@")
     if at:
         return _of_run(workspace, run, LAST if step == LAST else str(parse_reference(text)[1]))
-    if workspace.head(f"{run_prefix(text)}/run.json") is not None or not _DIGEST.fullmatch(text):
+    if workspace.head(f"{run_prefix(text)}/run.json") is not None:
         return _of_run(workspace, text, LAST)
+    card = read_imported_card(workspace, text)
+    if card is not None:
+        return NamedWeights(text, card.weights.sha256)
+    if not _DIGEST.fullmatch(text):
+        return _of_run(workspace, text, LAST)  # says that there is no such run
     digests = {result.key.weights_digest for result in results} - {PIXELS}
     found = sorted(digest for digest in digests if digest.startswith(text))
     if len(found) == 1:

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from jobs.only import Only
 from pipeline.base.errors import InputError, StoreAccessError
 from pipeline.base.store import Store
-from pipeline.records.run import CheckpointCard, list_checkpoint_cards, list_retired_cards, read_run_card
+from pipeline.records.imported import ImportedCard, list_imported_cards
+from pipeline.records.run import CheckpointCard, list_checkpoint_cards, list_retired_cards, list_runs, read_run_card
 from pipeline.records.score import PIXELS, EvaluationResult, Score, list_results
 from pipeline.report.scores import Joined, join_results, score_rows, scores_table
 from pipeline.report.tables import Cell, Row, TaskTable, task_tables
@@ -48,10 +49,16 @@ def find_scores(workspace: Store, wanted: Wanted) -> list[Scores]:
     Raises InputError for a run that there is not, and when nothing is left, naming what there is.
     """
     results = list_results(workspace)
-    cards = {run: _cards(workspace, run) for run in wanted.runs or _run_names(workspace)}
+    imported = {card.name: card for card in list_imported_cards(workspace)}
+    runs = list_runs(workspace)
+    chosen = wanted.runs or runs
+    cards = {run: _cards(workspace, run) for run in chosen if run in runs or run not in imported}
     found = [(run, join_results(cards[run], results)) for run in cards]
+    found += [
+        (name, _of_imported(card, results)) for name, card in imported.items() if name in wanted.runs or not wanted.runs
+    ]
     if not wanted.runs:
-        found += _of_no_run(results, cards.values())
+        found += _of_no_name(results, cards.values(), imported.values())
     scores = [_scores(name, joined, wanted) for name, joined in found]
     left = [one for one in scores if one.rows]
     if not left:
@@ -59,24 +66,23 @@ def find_scores(workspace: Store, wanted: Wanted) -> list[Scores]:
     return left
 
 
-def _run_names(workspace: Store) -> list[str]:
-    parts = (info.key.split("/") for info in workspace.list("runs/"))
-    return sorted(part[1] for part in parts if len(part) == 3 and part[2] == "run.json")
-
-
 def _cards(workspace: Store, run: str) -> list[CheckpointCard]:
     read_run_card(workspace, run)
     return [*list_checkpoint_cards(workspace, run), *list_retired_cards(workspace, run)]
 
 
-def _of_no_run(
-    results: list[EvaluationResult], cards: Iterable[list[CheckpointCard]]
+def _of_imported(card: ImportedCard, results: Iterable[EvaluationResult]) -> tuple[Joined, ...]:
+    return tuple(Joined(result, None, None) for result in results if result.key.weights_digest == card.weights.sha256)
+
+
+def _of_no_name(
+    results: Iterable[EvaluationResult], cards: Iterable[list[CheckpointCard]], imported: Iterable[ImportedCard]
 ) -> list[tuple[str, tuple[Joined, ...]]]:
-    """Results of imported weights, by their digest."""
-    known = {card.weights.sha256 for run in cards for card in run} | {PIXELS}
+    """Results of weights whose run is gone, by their digest."""
+    known = {card.weights.sha256 for run in cards for card in run} | {card.weights.sha256 for card in imported}
     alone: dict[str, list[Joined]] = {}
     for result in results:
-        if result.key.weights_digest not in known:
+        if result.key.weights_digest not in known | {PIXELS}:
             alone.setdefault(result.key.weights_digest, []).append(Joined(result, None, None))
     return [(f"weights {digest[:12]}", tuple(joined)) for digest, joined in sorted(alone.items())]
 

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate.metrics import of_label_scores
+from pipeline.records.imported import ImportedCard, imported_card_key, imported_file
 from pipeline.records.score import PIXELS, Metric, Score
 from tests.support.judged import outcomes_of, pattern, put_judged, put_run, weights_of
 from tests.unit.jobs.conftest import Command
@@ -114,6 +115,18 @@ def test_scores_of_removed_steps_and_of_imported_weights_are_there(command: Comm
     line(out, "third", "step 100", "11.0 %")
     line(out, "weights abababababab", "imported", "12.0 %")
     assert "abab" not in command("scores", "third", "-w", "ws")[1]
+
+
+def test_imported_weights_are_told_by_their_name(command: Command, store: Store) -> None:
+    digest = "ab" * 32
+    card = ImportedCard(name="vit-b16", source="file:///b16", weights=imported_file(digest, 7), transform={"size": 8})
+    store.put(imported_card_key("vit-b16"), card.to_json())
+    put_judged(store, digest, "linear", [True] * 12 + [False] * 88, settings={"l2": [0.1, 1.0]})
+    for arguments in ((), ("vit-b16",)):
+        line(command("scores", *arguments, "-w", "ws")[1], "vit-b16", "imported", "12.0 %")
+    assert "vit-b16" not in command("scores", "first", "-w", "ws")[1]
+    found = json.loads(command("scores", "--compare", "first@100", "vit-b16", "-w", "ws", "--json")[1])
+    assert found["b"] == {"name": "vit-b16", "digest": digest}
 
 
 @pytest.mark.parametrize(
