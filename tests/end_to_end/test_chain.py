@@ -44,7 +44,9 @@ def test_every_checkpoint_has_every_probe_and_both_baselines(calm: Calm) -> None
 
 def test_scores_table_is_the_summary(calm: Calm) -> None:
     rows = pq.read_table(calm.out / "scores.parquet").to_pylist()
-    assert sorted(row["value"] for row in rows) == sorted(score["value"] for score in calm.summary["scores"])
+    told = [*calm.summary["scores"], *calm.summary["no_results"]["scores"]]
+    assert sorted(row["value"] for row in rows) == sorted(score["value"] for score in told)
+    assert not any(score["metric"].startswith("oracle_") for score in calm.summary["scores"])
 
 
 def test_stock_readers_read_the_shards(calm: Calm) -> None:

@@ -157,7 +157,7 @@ def test_a_bucket_that_is_away_and_comes_back(proxy: FaultyProxy, s3_workspace: 
 def test_a_slow_bucket_makes_training_wait_only_for_the_next_save(
     proxy: FaultyProxy, s3_workspace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(writer_module, "_QUIET_SECONDS", 0.01)
     settings = {s3_workspace.split("/")[2]: BucketSettings(endpoint=proxy.endpoint)}
     store = open_store(s3_workspace, settings)
     state, writer = State(), alone_writer(new_saving(store))
