@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+_CUT_DEVIATION = 0.87962566103423978  # of a standard normal that is cut at two deviations (flax, jax.nn.initializers)
+
 
 def patchify(images_BCHW: Tensor, patch_size: int) -> Tensor:
     """(B, C, H, W) -> (B, N, C*P*P): patches row by row, each flattened as channel, row, column."""
@@ -34,6 +36,12 @@ class PatchEmbedding(nn.Module):
         """The projection as pictures: (D, P, P, C)."""
         p = self.patch_size
         return self.projection.weight.detach().reshape(-1, self.channels, p, p).permute(0, 2, 3, 1)
+
+
+def lecun_normal_(kernel: Tensor, generator: torch.Generator) -> None:
+    """Draw *kernel* (fan out, fan in): variance 1 / fan in, cut at two deviations (flax's default, lecun_normal)."""
+    deviation = kernel.shape[1] ** -0.5 / _CUT_DEVIATION
+    nn.init.trunc_normal_(kernel, std=deviation, a=-2 * deviation, b=2 * deviation, generator=generator)
 
 
 def sincos_2d(grid: int, width: int, temperature: float = 10_000.0) -> Tensor:

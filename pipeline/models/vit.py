@@ -1,6 +1,7 @@
 """The Vision Transformer (ViT section 3.1): pre-norm blocks over patch tokens; features by pooling, logits by the head.
 
-Initialisation follows vision_transformer models_vit.py: Xavier-uniform kernels, MLP biases N(0, 1e-6), zero head.
+Initialisation follows vision_transformer models_vit.py: Xavier-uniform kernels of attention and MLP, MLP biases
+N(0, 1e-6), zero head; patch projection and pre-logits as flax draws them where nothing is said: LeCun normal.
 Shapes: B images, C = 3 channels, N tokens (the class token first, where there is one), D width, H heads, K classes.
 """
 
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.models.block import Block
 from pipeline.models.config import ViTConfig
-from pipeline.models.embedding import PatchEmbedding, sincos_2d
+from pipeline.models.embedding import PatchEmbedding, lecun_normal_, sincos_2d
 from pipeline.models.resample import resample_positions
 
 
@@ -56,14 +57,14 @@ class ViT(nn.Module):
         """Draw every weight anew from *seed*; the same weights on every platform and rank."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            nn.init.xavier_uniform_(self.patches.projection.weight, generator=generator)
+            lecun_normal_(self.patches.projection.weight, generator)
             self.patches.projection.bias.zero_()
             if isinstance(self.positions, nn.Parameter):
                 self.positions.normal_(0, self.config.position_std, generator=generator)
             for block in self._blocks:
                 block.initialise(generator)
             if self.pre_logits is not None:
-                nn.init.xavier_uniform_(self.pre_logits.weight, generator=generator)
+                lecun_normal_(self.pre_logits.weight, generator)
                 self.pre_logits.bias.zero_()
             if self.head is not None:
                 self.head.weight.zero_()

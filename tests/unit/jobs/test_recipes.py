@@ -99,6 +99,7 @@ def test_augreg_and_plain_say_what_big_vision_says(size: str) -> None:
     assert (drawn.layers, augreg.stream.mixup) == (layers, mixup)
     assert not layers or drawn.magnitude == magnitude
     assert (augreg.objective.name, augreg.model.head_bias, augreg.model.pool) == ("sigmoid", -10.0, "gap")
+    assert augreg.model.position_std == pytest.approx(augreg.model.width**-0.5, rel=2e-3)  # big_vision models/vit.py
     assert augreg.stream.batch_size == 4096
     _, plain = _of(f"plain_{size}_i1k")
     drawn = plain.stream.augment.randaugment

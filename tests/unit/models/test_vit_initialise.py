@@ -31,10 +31,19 @@ def assert_xavier_uniform(kernel: Tensor) -> None:
     assert abs(float(kernel.mean())) < 4 * bound / math.sqrt(3 * kernel.numel())
 
 
-def test_dense_kernels_are_xavier_uniform(model: ViT) -> None:
-    assert_xavier_uniform(model.patches.projection.weight)
+def test_patch_projection_and_pre_logits_are_lecun_normal(model: ViT) -> None:
     assert model.pre_logits is not None
-    assert_xavier_uniform(model.pre_logits.weight)
+    for kernel in (model.patches.projection.weight.detach(), model.pre_logits.weight.detach()):
+        deviation = 1 / math.sqrt(kernel.shape[1])
+        assert float(kernel.std()) == pytest.approx(deviation, rel=0.03)
+        assert abs(float(kernel.mean())) < 4 * deviation / math.sqrt(kernel.numel())
+        cut = 2 * deviation / 0.8796  # of a normal cut at two deviations, 0.8796 of the deviation is left
+        assert 0.97 * cut < float(kernel.abs().max()) <= cut
+        inside = float((kernel.abs() < cut / 2).float().mean())
+        assert inside == pytest.approx(0.6827 / 0.9545, abs=0.02)
+
+
+def test_dense_kernels_are_xavier_uniform(model: ViT) -> None:
     for block in model.blocks:
         for kernel in (block.mlp.up.weight, block.mlp.down.weight, block.attention.out.weight):
             assert_xavier_uniform(kernel)
