@@ -1,7 +1,7 @@
 """Rows of one schema that may be more than memory holds: read again and again in bounded chunks, sorted on disk.
 
     writer = RowsWriter(schema)             rows = writer.close()            for table in rows.chunks(): ...
-    spool = Spool(schema, num_buckets)      for table in spool.in_order(): ...
+    spool = Spool(schema, num_expected, tie)        for table in spool.in_order(): ...
 
 Both keep their files in a temporary folder of this machine that goes when the last object that needs it goes.
 """
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 CHUNK_ROWS = 16_384
 _ROWS_OF_A_BUCKET = 60_000
-_MAX_BUCKETS = 16_384
+_MOST_ROWS_AT_ONCE = 4 * _ROWS_OF_A_BUCKET
+_MAX_BUCKETS = 128  # of one file each, with 128 rows of a chunk: cheap to spread, and 2 levels hold 10^9 rows
+_KEY_BITS = 64
 _BUFFERED_BYTES = 16_000_000
 
 
@@ -70,64 +72,87 @@ class RowsWriter:
 
 
 class Spool:
-    """Sorts rows by a 64-bit key, one bucket of them in memory at a time. The keys should be spread like hashes."""
+    """Sorts rows by a 64-bit key, one bucket of them in memory at a time. The keys should be spread like hashes.
+
+    A bucket is one file, to which every flush appends. One that turns out too large is spread over buckets of its own
+    by the next bits of the keys, so that neither files nor memory grow with the rows: 10^9 of them are moved twice.
+    """
 
     def __init__(self, schema: pa.Schema, num_expected: int, tie: str) -> None:
         """*num_expected* rows, about; rows of equal keys are ordered by the column *tie*."""
-        self._schema = schema.append(pa.field(_KEY, pa.uint64()))
-        self._tie, self._folder = tie, _Folder()
         buckets = min(_MAX_BUCKETS, 1 + num_expected // _ROWS_OF_A_BUCKET)
-        self._shift = np.uint64(64 - max(0, buckets - 1).bit_length())
-        self._num_buckets = 1 << max(0, buckets - 1).bit_length()
-        self._buffered: dict[int, list[pa.Table]] = {}
-        self._buffered_bytes = 0
-        self._parts: dict[int, int] = {}
+        self._tie = tie
+        self._buckets = _Buckets(schema.append(pa.field(_KEY, pa.uint64())), max(0, buckets - 1).bit_length(), 0)
 
     def add(self, table: pa.Table, keys: NDArray[np.uint64]) -> None:
         """Put the rows of *table* at their *keys*."""
-        if not table.num_rows:
-            return
-        keyed = table.append_column(self._schema.field(_KEY), pa.array(keys))
-        if self._num_buckets == 1:
-            self._keep(0, keyed)
-            return
-        buckets = keys >> self._shift
+        if table.num_rows:
+            self._buckets.add(table.append_column(self._buckets.schema.field(_KEY), pa.array(keys)))
+
+    def in_order(self) -> Iterator[pa.Table]:
+        """All rows by ascending key, a bucket at a time, without the key. Rows of equal keys are in one table."""
+        yield from self._sorted(self._buckets)
+
+    def _sorted(self, buckets: _Buckets) -> Iterator[pa.Table]:
+        for number, num_rows in buckets.sizes():
+            if num_rows > _MOST_ROWS_AT_ONCE and buckets.bits_used < _KEY_BITS:
+                yield from self._sorted(buckets.spread(number))
+            else:
+                bucket = pa.concat_tables(buckets.read(number)).sort_by([(_KEY, "ascending"), (self._tie, "ascending")])
+                yield bucket.drop_columns([_KEY])
+
+
+class _Buckets:
+    """Rows with their keys, in 2**num_bits files by the bits of the key that follow its first *bits_before*."""
+
+    def __init__(self, schema: pa.Schema, num_bits: int, bits_before: int) -> None:
+        self.schema, self.bits_used = schema, bits_before + num_bits
+        self._folder = _Folder()
+        self._shift, self._mask = np.uint64((_KEY_BITS - self.bits_used) % _KEY_BITS), np.uint64((1 << num_bits) - 1)
+        self._buffered: dict[int, list[pa.Table]] = {}
+        self._buffered_bytes = 0
+        self._num_rows: dict[int, int] = {}
+
+    def add(self, keyed: pa.Table) -> None:
+        """Put each row of *keyed* into its bucket."""
+        buckets = (keyed[_KEY].to_numpy() >> self._shift) & self._mask
         order = np.argsort(buckets, kind="stable")
         keyed = keyed.take(pa.array(order))
         numbers, starts = np.unique(buckets[order], return_index=True)
         for number, start, stop in zip(numbers, starts, [*starts[1:], len(order)], strict=True):
-            self._keep(int(number), keyed.slice(start, stop - start))
-
-    def in_order(self) -> Iterator[pa.Table]:
-        """All rows by ascending key, a bucket at a time, without the key."""
-        self._flush()
-        for number in range(self._num_buckets):
-            tables = [self._read(number, part) for part in range(self._parts.get(number, 0))]
-            if tables:
-                bucket = pa.concat_tables(tables).sort_by([(_KEY, "ascending"), (self._tie, "ascending")])
-                yield bucket.drop_columns([_KEY])
-
-    def _keep(self, number: int, table: pa.Table) -> None:
-        self._buffered.setdefault(number, []).append(table)
-        self._buffered_bytes += table.nbytes
+            self._buffered.setdefault(int(number), []).append(keyed.slice(start, stop - start))
+        self._buffered_bytes += keyed.nbytes
         if self._buffered_bytes > _BUFFERED_BYTES:
             self._flush()
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """(number, rows) of each bucket that has rows, by ascending keys. Nothing is added after this."""
+        self._flush()
+        return sorted(self._num_rows.items())
+
+    def read(self, number: int) -> Iterator[pa.Table]:
+        """The rows of a bucket, a flush at a time."""
+        with pa.OSFile(str(self._path(number))) as file:  # not mapped: mapped pages would count as resident
+            while file.tell() < file.size():
+                yield pa.ipc.open_stream(file).read_all()
+
+    def spread(self, number: int) -> _Buckets:
+        """The rows of a bucket in buckets of their own."""
+        finer = _Buckets(self.schema, min(_MAX_BUCKETS.bit_length() - 1, _KEY_BITS - self.bits_used), self.bits_used)
+        for table in self.read(number):
+            finer.add(table)
+        return finer
+
     def _flush(self) -> None:
         for number, tables in self._buffered.items():
-            part = self._parts.get(number, 0)
-            with pa.ipc.new_file(str(self._part(number, part)), self._schema) as writer:
-                for table in tables:
-                    writer.write_table(table.cast(self._schema))
-            self._parts[number] = part + 1
+            table = pa.concat_tables(tables).cast(self.schema)
+            with self._path(number).open("ab") as file, pa.ipc.new_stream(file, self.schema) as writer:
+                writer.write_table(table.combine_chunks())
+            self._num_rows[number] = self._num_rows.get(number, 0) + table.num_rows
         self._buffered, self._buffered_bytes = {}, 0
 
-    def _read(self, number: int, part: int) -> pa.Table:
-        with pa.OSFile(str(self._part(number, part))) as file:  # not mapped: mapped pages would count as resident
-            return pa.ipc.open_file(file).read_all()
-
-    def _part(self, number: int, part: int) -> Path:
-        return self._folder.path / f"bucket-{number:05d}-{part:05d}.arrow"
+    def _path(self, number: int) -> Path:
+        return self._folder.path / f"bucket-{number:05d}.arrows"
 
 
 _KEY = "spool.key"

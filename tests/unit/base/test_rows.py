@@ -76,6 +76,28 @@ def test_a_spool_writes_to_disk_what_it_may_not_hold(monkeypatch: pytest.MonkeyP
     assert found == [name for _, name in sorted(wanted)]
 
 
+def test_far_more_rows_than_expected_are_sorted_in_few_files_and_small_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(rows_module, "_BUFFERED_BYTES", 20_000)
+    monkeypatch.setattr(rows_module, "_MOST_ROWS_AT_ONCE", 50)
+    monkeypatch.setattr(rows_module, "_MAX_BUCKETS", 8)
+    spool = Spool(SCHEMA, 1, tie="name")
+    generator = np.random.default_rng(0)
+    keys = np.concatenate([generator.integers(0, 2**64, 6_000, dtype=np.uint64), np.full(100, 7, np.uint64)])
+    names = [f"{at:05d}" for at in generator.permutation(len(keys))]
+    for start in range(0, len(keys), 1_000):
+        spool.add(table_of(names[start : start + 1_000]), keys[start : start + 1_000])
+    tables, most_files = [], 0
+    for table in spool.in_order():
+        tables.append(table["name"].to_pylist())
+        most_files = max(most_files, sum(path.is_file() for path in tmp_path.rglob("*")))
+    assert [name for table in tables for name in table] == [name for _, name in sorted(zip(keys, names, strict=True))]
+    assert max(map(len, tables)) < 50 + 100, "equal keys stay together, the others do not"
+    assert most_files <= 1 + 22 * 8, "a file for each bucket of the levels that are open"
+
+
 def test_the_files_go_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     writer = RowsWriter(SCHEMA)
