@@ -84,13 +84,16 @@ def estimate(
     return estimate_stage(_open(source, source_stores, recipe), recipe, progress, bytes_per_second)
 
 
-def target_uri(workspace: str | None, name: str | None, to: str | None) -> str:
-    """Where a corpus goes: *name* in *workspace*, or the folder *to* itself. Raises InputError unless it is one."""
+def target_uri(source: str, workspace: str | None, name: str | None, to: str | None) -> str:
+    """Where a corpus goes: *name* in *workspace*, or the folder *to* itself. Raises InputError unless it is one.
+
+    Without *name* it is called as the last part of *source*.
+    """
     if to and not workspace and not name:
         return normalise_uri(to)
-    if workspace and name and not to:
-        return f"{normalise_uri(workspace)}/{corpus_prefix(name)}"
-    raise InputError("where to?", "give --workspace and --name, or --to URI alone")
+    if workspace and not to:
+        return f"{normalise_uri(workspace)}/{corpus_prefix(name or normalise_uri(source).rpartition('/')[2])}"
+    raise InputError("where to?", "give a workspace, and --name if you like, or --to URI alone")
 
 
 def describe(estimated: Estimate) -> list[tuple[str, str]]:

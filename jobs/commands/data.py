@@ -30,10 +30,14 @@ from pipeline.base.store import open_store
 def stage(
     source: Annotated[str, typer.Argument(help="what to copy: an s3:// prefix or object, or a folder")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="changes, like part_bytes=64MB or stores.BUCKET.requester_pays=true")
+        list[str] | None,
+        typer.Argument(
+            help="the workspace, unless --workspace or --to says where to; then changes, like part_bytes=64MB or"
+            " stores.BUCKET.requester_pays=true"
+        ),
     ] = None,
     workspace: Workspace = None,
-    name: Annotated[str | None, typer.Option(help="name of the corpus in the workspace")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the corpus in the workspace; default: the source's")] = None,
     to: Annotated[str | None, typer.Option(help="folder or s3:// prefix to copy to, instead of a workspace")] = None,
     include: Annotated[list[str] | None, typer.Option(help="patterns to take, like '*.jpg' or 'train/**'")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="patterns to leave out; they win")] = None,
@@ -49,14 +53,16 @@ def stage(
 ) -> None:
     """Copy a corpus into the workspace: verified, resumable, with a manifest. Given again, it mends what is damaged.
 
-    `vitpipe stage s3://bucket/images --workspace ws --name photos --exclude '*.txt'`
+    `vitpipe stage s3://bucket/photos ws --exclude '*.txt'`
     """
     from jobs import stage as job
     from pipeline.corpus.stage import StageRecipe
 
     if check not in ("sizes", "digests"):
         raise InputError(f"--check {check}: there are sizes and digests")
-    target = job.target_uri(workspace, name, to)
+    if overrides and "=" not in overrides[0] and not workspace and not to:
+        workspace, *overrides = overrides
+    target = job.target_uri(source, workspace, name, to)
     options = {"include": include or [], "exclude": exclude or [], "parallel": parallel}
     tree = apply_overrides(options, overrides or [])
     named = build(ChainRecipe, {"workspace": target, "stores": tree.pop("stores", {})}, "stage").stores

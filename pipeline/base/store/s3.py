@@ -76,7 +76,7 @@ class S3Store:
                 found = [
                     ObjectInfo(item["Key"][len(lead) :], item["Size"], item["ETag"], item["LastModified"].timestamp())
                     for item in page.get("Contents", [])
-                    if not item["Key"].endswith("/")  # a "folder" that some tools create
+                    if item["Size"] or not item["Key"].endswith("/")  # a "folder" that some tools create
                 ]
                 if unordered or page["ResponseMetadata"]["HTTPHeaders"].get("server", "").startswith("SeaweedFS"):
                     held += found

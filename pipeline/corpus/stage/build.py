@@ -10,9 +10,10 @@ from pipeline.base.digests import differing_fields
 from pipeline.base.errors import ConflictError, DamageError, InputError, MismatchError, TooManyRejectsError
 from pipeline.base.failpoints import reach
 from pipeline.base.progress import Progress
-from pipeline.base.quantities import format_bytes
+from pipeline.base.quantities import format_bytes, format_seconds
 from pipeline.base.rows import Rows
 from pipeline.base.store import Store
+from pipeline.corpus.stage.estimate import estimate_listing
 from pipeline.corpus.stage.journal import still_to_copy
 from pipeline.corpus.stage.listing import Listing, Source, list_source
 from pipeline.corpus.stage.manifest import (
@@ -34,6 +35,7 @@ from pipeline.records.corpus import Reject, rejects_table
 from pipeline.records.record import read_record
 
 Outcome = Literal["copied", "present", "repaired"]
+_LONG_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,18 @@ def stage_corpus(
         listing = list_source(source, recipe, progress)
         if not target.put_if_absent(REQUEST, request.to_json()):
             _check_place(target, request)
-        progress.say(f"stage {source.uri}: {listing.rows.num_rows} objects, {format_bytes(listing.num_bytes)}")
+        progress.say(f"stage {source.uri}: {_expected(source, listing, recipe)}")
         manifest, outcome = _publish(target, recipe, *_copy(source, target, recipe, listing, progress)), "copied"
     _tidy(target, time.monotonic() - started)
     return Stage(manifest, outcome)
+
+
+def _expected(source: Source, listing: Listing, recipe: StageRecipe) -> str:
+    """What a copy will take. The time is measured for a long one only: that takes seconds itself."""
+    found = estimate_listing(source, listing, recipe, 0.0 if listing.num_bytes >= _LONG_BYTES else None)
+    requests = found.list_requests + found.get_requests + found.put_requests
+    told = f"{found.num_objects} objects, {format_bytes(found.num_bytes)}, about {requests} requests"
+    return f"{told}, about {format_seconds(found.seconds)}" if found.seconds else told
 
 
 def _check_place(target: Store, request: Request) -> None:

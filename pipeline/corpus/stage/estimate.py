@@ -42,13 +42,19 @@ def estimate_stage(source: Source, recipe: StageRecipe, progress: Progress, byte
 
     Raises InputError when nothing is there to copy.
     """
-    listing = list_source(source, recipe, progress)
+    return estimate_listing(source, list_source(source, recipe, progress), recipe, bytes_per_second)
+
+
+def estimate_listing(
+    source: Source, listing: Listing, recipe: StageRecipe, bytes_per_second: float | None = 0.0
+) -> Estimate:
+    """The same of a *listing* of *source*. None *bytes_per_second*: the rate is not asked for, and stays 0."""
     gets = puts = 0
     for entry in listing.entries():
         parts = max(1, -(-entry.num_bytes // recipe.part_bytes))
         gets += parts + (parts > 1)  # one more for what the store says of the content
         puts += parts + 2 * (parts > 1)  # begin and complete
-    rate = bytes_per_second or _measured(source.store, listing, recipe)
+    rate = 0.0 if bytes_per_second is None else bytes_per_second or _measured(source.store, listing, recipe)
     listed = listing.rows.num_rows + listing.num_left_out
     return Estimate(
         num_objects=listing.rows.num_rows,

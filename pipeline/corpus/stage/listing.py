@@ -11,6 +11,7 @@ from pipeline.base.errors import InputError
 from pipeline.base.progress import Progress
 from pipeline.base.rows import CHUNK_ROWS, Rows, RowsWriter
 from pipeline.base.store import ObjectInfo, Store, Stores, normalise_uri, open_store, split_uri
+from pipeline.corpus.sources.walk import walk
 from pipeline.corpus.stage.manifest import Entry
 from pipeline.corpus.stage.recipe import StageRecipe
 from pipeline.records.corpus import Reject
@@ -27,19 +28,21 @@ class Source:
     uri: str
     only: str = ""
 
-    def objects(self) -> Iterator[ObjectInfo]:
-        """Every object, in the order of their keys."""
-        if not self.only:
+    def objects(self) -> Iterator[ObjectInfo | Reject]:
+        """Every object, in the order of their keys. Of a folder also hidden files, links followed as sharding does."""
+        if self.only:
+            info = self.store.head(self.only)
+            if info is not None:
+                yield info
+        elif (place := self.store.local_path("x")) is not None:
+            yield from walk(place.parent, lambda name: not name.startswith(_TEMPORARY), hidden=True)
+        else:
             yield from self.store.list()
-            return
-        info = self.store.head(self.only)
-        if info is not None:
-            yield info
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What is to be copied. *rejects* are objects whose names cannot stand in every store."""
+    """What is to be copied. *rejects*: names that cannot stand in every store, broken links, what is no file."""
 
     rows: Rows
     num_bytes: int
@@ -77,8 +80,10 @@ def list_source(source: Source, recipe: StageRecipe, progress: Progress) -> List
     num_bytes = left_out = 0
     progress.start(f"list {source.uri}")
     for info in source.objects():
-        if not takes(info.key):
+        if not takes(info.origin if isinstance(info, Reject) else info.key):
             left_out += 1
+        elif isinstance(info, Reject):
+            rejects.append(Reject(_shown(info.origin), info.reason, info.detail))
         elif reason := _unfit(info.key):
             rejects.append(Reject(_shown(info.key), reason))
         else:

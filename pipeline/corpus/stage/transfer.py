@@ -78,6 +78,8 @@ class Transfer:
                 self._progress.advance(0, meter.note(copier.num_moved))
                 continue
             except VitpipeError:
+                if not self._stopped.is_set():
+                    raise  # of this thread: whoever asked us to end
                 raise self._failure or FailedError("the stage was stopped") from None
             self._progress.advance(1, meter.note(copier.num_moved))
             return outcome

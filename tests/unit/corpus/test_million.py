@@ -14,7 +14,7 @@ MAX_RESIDENT_BYTES = 500_000_000
 
 # Every tenth image is a copy of an earlier one; 100,000 evaluation images, of which the corpus has each.
 SCRIPT = """
-import hashlib, json, resource
+import hashlib, json, pathlib
 import pyarrow as pa
 from pipeline.base.progress import Silent
 from pipeline.base.rows import RowsWriter
@@ -69,7 +69,9 @@ for stratified in (False, True):
     recipe = SplitRecipe(parts={"train": 0.9, "validation": 0.1}, stratified=stratified)
     for name, part in split(done, recipe, Silent()).items():
         parts[f"{name} {stratified}"] = [part.entries.num_rows, part.num_input]
-print(json.dumps([reasons, parts, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+status = dict(line.split(":") for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+peak = int(status["VmHWM"].split()[0]) * 1024  # not ru_maxrss: that begins with what the process was forked from
+print(json.dumps([reasons, parts, peak]))
 """
 
 

@@ -101,6 +101,21 @@ def test_names_that_cannot_be_kept_are_rejected_by_name(tmp_path: Path) -> None:
     assert set(content_of(tmp_path / "copy")) == {"fine.jpg", "spaces and\nlines.jpg"}
 
 
+def test_a_folder_is_copied_whole_with_what_links_lead_to_and_what_cannot_be_is_named(tmp_path: Path) -> None:
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "source"
+    put_corpus(str(elsewhere), {"owl/1.jpg": b"owl", "single.jpg": b"single"})
+    put_corpus(str(folder), {".hidden/.a.jpg": b"a", "cat/1.jpg": b"cat", "cat.jpg": b"name", "zoo.jpg": b"last"})
+    (folder / "linked").symlink_to(elsewhere / "owl")
+    (folder / "linked.jpg").symlink_to(elsewhere / "single.jpg")
+    (folder / "loop").symlink_to(folder)
+    (folder / "broken.jpg").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(folder / "pipe.jpg")
+    stage_quietly(str(folder), tmp_path / "copy", recipe=QUICK.model_copy(update={"tolerated_rejects": 2}))
+    wanted = {".hidden/.a.jpg": b"a", "cat.jpg": b"name", "cat/1.jpg": b"cat", "linked.jpg": b"single"}
+    assert content_of(tmp_path / "copy") == digests_of(wanted | {"linked/1.jpg": b"owl", "zoo.jpg": b"last"})
+    assert rejects_of(tmp_path / "copy") == {"broken.jpg": "unreadable", "pipe.jpg": "unreadable"}
+
+
 def test_an_unreadable_file_is_rejected_by_name(tmp_path: Path) -> None:
     put_corpus(str(tmp_path / "source"), {"fine.jpg": b"x"})
     (tmp_path / "source" / "broken.jpg").symlink_to("/proc/self/mem")  # its first page gives EIO, to root as well
@@ -154,16 +169,16 @@ def test_only_what_stands_in_the_listed_state_is_passed_over(tmp_path: Path) -> 
 
 
 def test_where_to(tmp_path: Path) -> None:
-    assert target_uri("s3://bucket/ws", "birds", None) == "s3://bucket/ws/corpora/birds"
-    assert target_uri(None, None, "s3://bucket/place") == "s3://bucket/place"
+    assert target_uri("s3://public/b", "s3://bucket/ws", "birds", None) == "s3://bucket/ws/corpora/birds"
+    assert target_uri("s3://public/b/", "s3://bucket/ws", None, None) == "s3://bucket/ws/corpora/b"
+    assert target_uri("s3://public/b", None, None, "s3://bucket/place") == "s3://bucket/place"
     for workspace, name, to in (
         (None, None, None),
-        ("ws", None, None),
         ("ws", "birds", "s3://b/x"),
         (None, "birds", None),
     ):
         with pytest.raises(InputError, match="where to"):
-            target_uri(workspace, name, to)
+            target_uri("photos", workspace, name, to)
 
 
 def test_the_recipe_refuses_what_cannot_work() -> None:
