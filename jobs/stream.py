@@ -73,6 +73,7 @@ def bench(
             reader.close()
     stages.append(loaders[-1].hand_over)
     limit, told = bottleneck(stages, loaders[-1].workers, num_cores(), loaders[-1].rate)
+    stages.append(loaders[-1].wait)
     return {
         "workspace": workspace,
         "name": name,
@@ -110,11 +111,15 @@ def _stages(
 
 
 class Loaded(NamedTuple):
-    """What the loader did with some workers: samples per second, and handing over batches that stood ready."""
+    """What the loader did with some workers: samples per second, and handing over batches that stood ready.
+
+    ``wait``: how long somebody who does nothing with a batch waits for the next.
+    """
 
     workers: int
     rate: float
     hand_over: StageTime
+    wait: StageTime
 
 
 def _load(reader: DatasetReader, plan: StreamPlan, workers: int, seconds: float, progress: Progress) -> Loaded:
@@ -127,9 +132,9 @@ def _load(reader: DatasetReader, plan: StreamPlan, workers: int, seconds: float,
     try:
         for _ in range(max(1, workers)):  # until every process has begun
             next(loader)
-        started, taken, passed = time.perf_counter(), 0, 0.0
+        started, taken, passed, wait = time.perf_counter(), 0, 0.0, StageTime("wait")
         while passed < seconds:
-            next(loader)
+            wait.add(plan.num_samples, _seconds_of_next(loader))
             taken, passed = taken + plan.num_samples, time.perf_counter() - started
         hand_over = StageTime("hand-over", plan.num_samples, plan.num_samples)
         if workers:  # let some be built
@@ -137,7 +142,7 @@ def _load(reader: DatasetReader, plan: StreamPlan, workers: int, seconds: float,
             hand_over.seconds = min(_seconds_of_next(loader) for _ in range(_TAKEN))
     finally:
         loader.close()
-    return Loaded(workers, taken / passed, hand_over)
+    return Loaded(workers, taken / passed, hand_over, wait)
 
 
 def _seconds_of_next(loader: Any) -> float:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from pipeline.base.world import World
-from pipeline.images.decode import decode
+from pipeline.images.decode import ImageRejectedError, decode
+from pipeline.images.resize import Pixels
 from pipeline.images.transform import EvaluationTransform
-from pipeline.stream.dataset import DatasetReader, SampleDamagedError
+from pipeline.stream.dataset import DatasetReader, Sample, SampleDamagedError
 
 _ALONE = World()
 _MOST_THREADS = 8  # that decode for one network
@@ -137,9 +138,16 @@ def _batch(
     for at, sample in enumerate(reader.read_many(places)):
         if isinstance(sample, SampleDamagedError):
             raise sample
-        np.copyto(images[at], transform.apply(decode(sample.data)[0]).transpose(2, 0, 1))
+        np.copyto(images[at], transform.apply(_decoded(reader, places[at], sample)).transpose(2, 0, 1))
         keys[at], label_lists[at] = sample.key, sample.labels
         if sample.labels:
             labels[at] = sample.labels[0]
     valid = torch.arange(batch_size) < len(places)
     return EvaluationBatch(keys, torch.from_numpy(images), torch.from_numpy(labels), valid, label_lists)
+
+
+def _decoded(reader: DatasetReader, place: tuple[int, int], sample: Sample) -> Pixels:
+    try:
+        return decode(sample.data)[0]
+    except ImageRejectedError as error:  # of a dataset whose images were not all decoded when it was made
+        raise reader.damaged(*place, error.reason) from None

@@ -46,6 +46,12 @@ class StageTime:
     seconds: float = 0.0
     num_bytes: int = 0
 
+    def add(self, samples: float, seconds: float, num_bytes: int = 0) -> None:
+        """It took *seconds* more, for *samples* more."""
+        self.samples += samples
+        self.seconds += seconds
+        self.num_bytes += num_bytes
+
     @property
     def rate(self) -> float:
         """Samples per second; 0 when nothing was measured."""
@@ -67,10 +73,7 @@ class Stopwatch:
 
     def add(self, stage: str, samples: float, seconds: float, num_bytes: int = 0) -> None:
         """*stage* took *seconds* for *samples*."""
-        taken = self.times.setdefault(stage, StageTime(stage))
-        taken.samples += samples
-        taken.seconds += seconds
-        taken.num_bytes += num_bytes
+        self.times.setdefault(stage, StageTime(stage)).add(samples, seconds, num_bytes)
 
 
 def time_fetching(reader: DatasetReader, plan: StreamPlan, seconds: float) -> tuple[StageTime, frozenset[int]]:

@@ -75,7 +75,7 @@ def test_bench_measures_every_stage_and_the_loader(vitpipe: Vitpipe, workspace: 
     before = sorted(info.key for info in workspace.list(""))
     found = benched(vitpipe("bench", "tiny", *SETTINGS, "-w", "ws", *QUICK, "--json"))
     stages = {stage["stage"]: stage for stage in found["stages"]}
-    assert list(stages) == ["order", "read", "decode", "augment", "collate", "hand-over"]
+    assert list(stages) == ["order", "read", "decode", "augment", "collate", "hand-over", "wait"]
     assert all(stage["samples_per_second"] > 0 for stage in stages.values())
     assert stages["read"]["bytes_per_second"] > 0
     assert [one["workers"] for one in found["loader"]] == [0, 2]

@@ -185,6 +185,15 @@ def test_an_evaluation_does_not_pass_over_damage(workspace: Store) -> None:
         list(each_once(DatasetReader(workspace, "tiny"), EvaluationTransform(size=16, resize=16), 8))
 
 
+def test_an_evaluation_names_a_sample_that_cannot_be_decoded(workspace: Store) -> None:
+    """Its bytes are those that were written, of an image that nobody had decoded: no digest tells."""
+    facts = row_of(workspace, 2, 4)
+    flip(workspace, "datasets/tiny/shard-000002.tar", facts["image_offset"] + 1)  # of the PNG's signature
+    reader = DatasetReader(workspace, "tiny", check="header")
+    with pytest.raises(DamageError, match=rf"shard-000002\.tar: sample {facts['key']} at byte .*not-an-image"):
+        list(each_once(reader, EvaluationTransform(size=16, resize=16), 8))
+
+
 def test_a_reader_that_was_used_can_be_sent_to_another_process(workspace: Store) -> None:
     reader = DatasetReader(workspace, "tiny")
     wanted = reader.read(2, 3)
