@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
+from infra.store.local_s3 import LocalS3
 from tests.support.cluster import raylets
 from tests.support.faults import SLOW, Sharding, content, make_photographs
+from tests.support.s3 import isolate_from_aws
 from tests.support.scheduling import Calm, calm_runs
 
 
@@ -60,3 +62,13 @@ def _calm(sharding: Sharding, workspace: Path) -> dict[str, str]:
     ended = sharding.run(workspace)
     assert ended.code == 0, ended.told
     return content(workspace)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalS3]:
+    """An S3 server of its own, to be stopped."""
+    isolate_from_aws(monkeypatch, tmp_path)
+    with LocalS3(tmp_path / "s3") as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        yield server

@@ -33,7 +33,6 @@ from pipeline.stream.waiting import Patience
 from tests.support.datasets import make_dataset
 from tests.support.far import cached_shards
 from tests.support.proxy import Asked, FaultyProxy
-from tests.support.s3 import isolate_from_aws
 
 SEED = 4177
 SHARDS, ROWS = 8, 12
@@ -237,16 +236,6 @@ def test_two_runs_share_a_cache_and_their_datasets_have_equal_shard_names(
     found = together([(uri, tmp_path / "cache") for uri in uris * 2], s3_server.environment())
     assert found == wanted * 2
     assert len(cached_shards(tmp_path / "cache")) == 2 * SHARDS
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalS3]:
-    """A server of its own, to be stopped."""
-    isolate_from_aws(monkeypatch, tmp_path)
-    with LocalS3(tmp_path / "s3") as server:
-        for name, value in server.environment().items():
-            monkeypatch.setenv(name, value)
-        yield server
 
 
 class Reading:
