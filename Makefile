@@ -38,6 +38,7 @@ lint: .venv/made
 	$(BIN)/mypy
 
 bench: .venv/made
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m tests.bench
 
 bench-accuracy: .venv/made

@@ -1,7 +1,7 @@
 """Libraries that decode, resize and encode ImageNet-like JPEGs, one thread each; and what the sandbox costs.
 
-``python -m tests.bench.decoding`` prints both tables. opencv-python-headless and imagecodecs are measured where they
-are installed; they are no dependencies.
+``python -m tests.bench.decoding`` prints both tables. opencv and imagecodecs are measured where they are
+installed, as `make bench` does; the product does without them.
 """
 
 from __future__ import annotations

@@ -48,6 +48,7 @@ _NAME, _BUCKET = "bench", "bench-bucket"
 _IMAGES, _OF_A_SHARD = 2_000, 250
 _BATCHES, _WARM = 20, 4  # of a round, and before it
 _ROUNDS = 5
+_FIRST_SECONDS = 2.0
 _RAW, _RAW_OF_A_SHARD = 8_000, 1_000
 _CONNECTIONS = 8
 _PIECE_BYTES = 8 << 20
@@ -67,6 +68,7 @@ def crops(folder: Path) -> list[Row]:
     _shard(store, {f"{number}.jpg": data for number, data in enumerate(files)}, _OF_A_SHARD)
     shards = sorted((folder / "datasets" / _NAME).glob("*.tar"))
     digest, header, peer, bare = [], [], [], []
+    starts, resumes = [], []
     with bare_loops(files) as images_per_second:
         for _ in range(_ROUNDS):
             digest.append(_ours(store, "digest"))
@@ -75,13 +77,32 @@ def crops(folder: Path) -> list[Row]:
             del batches  # ends its processes
             bare.append(images_per_second(_BATCHES * BATCH / digest[-1]))
             header.append(_ours(store, "header"))
+            starts.append(_first_batch(store, 0))
+            resumes.append(_first_batch(store, 123_456 * BATCH))
     what = f"batches of {BATCH} random crops of {SIZE} px, {WORKERS} workers"
     plain, told = f"bare loops in {WORKERS} processes", f"webdataset {webdataset.__version__}, Pillow and DataLoader"
     return [
         _row(f"{what}, against {told}", digest, peer, 1.3),
         _row(f"{what}, against {plain}", digest, bare, 0.9),
         _row(f"{what}, check=header, against {plain}", header, bare, None),
+        _seconds_row(f"first of those {what}: from nothing to its tensors", starts),
+        _seconds_row("the same, resumed at step 123,456", resumes),
     ]
+
+
+def _first_batch(store: Store, position: int) -> float:
+    """Seconds from opening the dataset to the first batch, the loader processes' start included."""
+    recipe = StreamRecipe(batch_size=BATCH, workers=WORKERS, augment=AugmentRecipe(size=SIZE))
+    started = time.perf_counter()
+    reader = DatasetReader(store, _NAME)
+    with closing(StreamLoader(reader, recipe, seed=0, world=World(), position=position)) as loader:
+        next(loader)
+        return time.perf_counter() - started
+
+
+def _seconds_row(what: str, seconds: Sequence[float]) -> Row:
+    slowest = max(seconds)
+    return Row(what, f"{slowest:.2f} s", f"{_FIRST_SECONDS:g} s allowed", _FIRST_SECONDS / slowest, 1.0)
 
 
 def _ours(store: Store, check: Literal["digest", "header"]) -> float:
