@@ -1,7 +1,8 @@
 """Resident memory of sharding at its peak, as the kernel has counted it, against what is allowed.
 
-A task is a Ray worker that reads and writes, and its sandboxed decoder; a worker's pages that it shares with Ray's
-object store are counted too. The driver is a process of its own that plans a listing of made-up entries.
+A task is a Ray worker that reads and writes, and its sandboxed decoder. Of each the largest resident set is told, and
+of both together the proportional set seen twice a second, in which a page that several processes share (libraries,
+Ray's object store) counts in parts. The driver is a process of its own that plans a listing of made-up entries.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _ALLOWED_TASK, _ALLOWED_DRIVER, _ALLOWED_SECONDS = 300_000_000, 500_000_000, 15.
 _IMAGES = 14_000  # of about 77 kB: one shard of 1 GB
 _SIZES = {"100 MB": 100_000_000, "1 GB": 1_100_000_000}
 _TICK_SECONDS = 0.5
+_BOTH = "worker and decoder together, shared pages in parts"
 
 
 def measure() -> list[Row]:
@@ -55,7 +57,7 @@ def _row(what: str, num_bytes: int, allowed: int) -> Row:
 
 @contextmanager
 def _watching() -> Iterator[dict[str, int]]:
-    """The largest of all workers and of all decoders: RSS at its peak, and its largest private part seen."""
+    """The largest of all workers, of all decoders (RSS at its peak) and of all pairs of them (PSS, as seen)."""
     peaks: dict[str, int] = {}
     ended = threading.Event()
 
@@ -78,10 +80,11 @@ def _look(peaks: dict[str, int]) -> None:
         try:
             if "pipeline.images.sandbox_child" not in decoder.cmdline():
                 continue
-            for part, process in (("decoder", decoder), ("worker", decoder.parent())):
-                if process is not None:
-                    seen = {part: peak_bytes(process.pid), f"{part}, private pages": process.memory_full_info().uss}
-                    peaks.update({name: max(peaks.get(name, 0), value) for name, value in seen.items()})
+            worker = decoder.parent()
+            if worker is not None:
+                both = worker.memory_full_info().pss + decoder.memory_full_info().pss
+                seen = {"worker": peak_bytes(worker.pid), "decoder": peak_bytes(decoder.pid), _BOTH: both}
+                peaks.update({name: max(peaks.get(name, 0), value) for name, value in seen.items()})
         except (psutil.Error, OSError):
             continue
 
