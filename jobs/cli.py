@@ -10,7 +10,19 @@ import sys
 
 import typer
 
-from jobs.commands import cluster, data, dataset, evaluation, planning, results, stream, training, upkeep, weights
+from jobs.commands import (
+    cluster,
+    data,
+    dataset,
+    evaluation,
+    one_task,
+    planning,
+    results,
+    stream,
+    training,
+    upkeep,
+    weights,
+)
 from pipeline.base.errors import FailedError, InterruptedRunError, VitpipeError
 
 app = typer.Typer(
@@ -40,6 +52,8 @@ for command in (
     planning.plan,
     training.pretrain,
     evaluation.evaluate,
+    one_task.probe,
+    one_task.transfer,
     results.scores,
     results.gate,
     training.report,
