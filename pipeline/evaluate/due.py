@@ -11,19 +11,19 @@ from typing import Any
 
 from pipeline.base.errors import InputError
 from pipeline.evaluate.ledger_view import Entry, LedgerView, State
-from pipeline.evaluate.subject import Subject
+from pipeline.evaluate.subject import Subject, pixels_like
 from pipeline.evaluate.suite import EvaluateRecipe, FewshotSettings, SuiteEntry, Task
 from pipeline.images.transform import EvaluationTransform
-from pipeline.records.score import PIXELS, EvaluationKey
+from pipeline.records.score import EvaluationKey
 
 # Raised when an evaluator computes or records something else, so that it is done again instead of taken for the same.
 PROTOCOL_VERSIONS = {
-    "linear": 3,
+    "linear": 4,
     "sgd": 2,
     "knn": 2,
     "ridge": 2,
-    "fewshot": 2,
-    "finetune": 3,
+    "fewshot": 3,
+    "finetune": 4,
     "classify": 2,
     "inspect": 1,
 }
@@ -63,13 +63,19 @@ def _details(settings: dict[str, Any]) -> str:
 
 
 def seen_by(entry: SuiteEntry, subject: Subject) -> Subject:
-    """*subject* with the input that the entry's protocol asks for: few-shot has its own (big_vision,
-    configs/common_fewshot.py: both sides to 256, the central 224; at other sizes in proportion; bilinear)."""
-    if entry.evaluator != "fewshot" or entry.resolved()["transform"] == "model":
+    """*subject* with the input that the entry's protocol asks for, at the network's size.
+
+    Few-shot (big_vision, configs/common_fewshot.py): both sides to 256, the central 224, bilinear; at other sizes in
+    proportion. The linear probe (SimCLR App. B): the short side to 224, the central 224, bicubic. No other has one.
+    """
+    if entry.resolved().get("transform", "model") == "model":
         return subject
     size = subject.evaluation_transform.size
-    resize = round(size * FEWSHOT_RESIZE / FEWSHOT_CROP)
-    transform = EvaluationTransform(size=size, resize=resize, mode="square", filter="bilinear")
+    if entry.evaluator == "fewshot":
+        resize = round(size * FEWSHOT_RESIZE / FEWSHOT_CROP)
+        transform = EvaluationTransform(size=size, resize=resize, mode="square", filter="bilinear")
+    else:
+        transform = EvaluationTransform(size=size, resize=size, mode="short", filter="bicubic")
     return replace(subject, transform=transform.model_dump(mode="json"))
 
 
@@ -92,7 +98,7 @@ def subjects_of(
         return chosen or untrained
     pixels = []
     if checkpoints and entry.evaluator not in _NEEDS_NETWORK:
-        pixels = [Subject(PIXELS, "", checkpoints[-1].transform, None)]
+        pixels = [pixels_like(checkpoints[-1])]
     return pixels + untrained + chosen
 
 

@@ -23,8 +23,8 @@ from pipeline.evaluate.due import Planned
 from pipeline.evaluate.finding import Finding
 from pipeline.evaluate.inspect.pictures import patch_filters, position_similarity
 from pipeline.evaluate.metrics import confusion
-from pipeline.evaluate.networks import PixelNetwork, warm_network
-from pipeline.evaluate.probing import fewshot, knn, linear, wanted_specs
+from pipeline.evaluate.networks import PixelNetwork, warm_class_names, warm_network
+from pipeline.evaluate.probing import fewshot, knn, linear, settings_of, wanted_specs
 from pipeline.evaluate.ridge_probe import ridge
 from pipeline.evaluate.sgd_probe import sgd
 from pipeline.evaluate.task_data import TaskData, open_task
@@ -62,16 +62,28 @@ def inspect(workspace: Store, planned: Planned) -> Finding:
 
 
 def _classified(model: ViT, data: TaskData, planned: Planned) -> Finding:
-    if model.config.num_classes != data.num_classes:
-        raise InputError(
-            f"classify on {planned.key.task}: the network has {model.config.num_classes} classes, "
-            f"not {data.num_classes}"
-        )
+    _require_same_classes(model, data, planned)
     transform = planned.subject.evaluation_transform
     with closing(DatasetReader(data.workspace, data.task.test)) as reader:
         found = predict(model, reader, transform, data.num_classes, is_many=data.is_many)
     outcomes = data.outcomes(found.keys, found.labels, found.probabilities, calibrated=True)
     return Finding(outcomes, data.num_classes)
+
+
+def _require_same_classes(model: ViT, data: TaskData, planned: Planned) -> None:
+    """Raise InputError where the head's classes are not the dataset's: another number, or other names."""
+    what, count = f"{planned.key.evaluator} on {planned.key.task}", model.config.num_classes
+    if count != data.num_classes:
+        raise InputError(f"{what}: the network has {count} classes, not {data.num_classes}")
+    names = warm_class_names(data.workspace, planned.subject)
+    if settings_of(planned).classes == "order" or not names:
+        return
+    for number, (own, other) in enumerate(zip(names, data.class_names, strict=True)):
+        if own != other:
+            raise InputError(
+                f"{what}: class {number} of the network is {own!r}, of {data.task.test} {other!r}",
+                "judge it on its own classes; where only the names differ, with the setting classes: order",
+            )
 
 
 def _first_images(workspace: Store, planned: Planned) -> NDArray[np.uint8]:

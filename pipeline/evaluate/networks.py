@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -37,33 +38,55 @@ class PixelNetwork(nn.Module):
         return self.head(features) if self.head is not None else features
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A network, and the names of its classes: none where its weights do not tell them."""
+
+    network: ViT | PixelNetwork
+    class_names: tuple[str, ...] = ()
+
+
 def load_network(workspace: Store, subject: Subject) -> ViT | PixelNetwork:
     """The subject's network, in evaluation mode. Raises DamageError when the weights are not those of the digest."""
+    return _loaded(workspace, subject).network
+
+
+def _loaded(workspace: Store, subject: Subject) -> Loaded:
     if subject.is_pixels:
-        return PixelNetwork()
+        return Loaded(PixelNetwork())
     try:
         data = workspace.read(subject.weights_key)
     except FileNotFoundError:
         raise DamageError(f"{subject.weights_key} vanished") from None
     if sha256_hex(data) != subject.weights_digest:
         raise DamageError(f"{subject.weights_key}: its bytes are not those that the checkpoint's card names")
-    model, _ = unpack_model(data, subject.weights_key)
-    return model
+    model, description = unpack_model(data, subject.weights_key)
+    return Loaded(model, description.class_names)
 
 
 def warm_network(workspace: Store, subject: Subject) -> ViT | PixelNetwork:
     """The same, to be read only: the last ones stay in this process. On the GPU where there is one."""
+    return _kept_warm(workspace, subject).network
+
+
+def warm_class_names(workspace: Store, subject: Subject) -> tuple[str, ...]:
+    """The names of its classes, of the same network; none where its weights do not tell them."""
+    return _kept_warm(workspace, subject).class_names
+
+
+def _kept_warm(workspace: Store, subject: Subject) -> Loaded:
     name = (workspace.uri, subject.weights_key, subject.weights_digest)
-    network = _warm.pop(name, None)
-    if network is None:
-        network = load_network(workspace, subject).requires_grad_(False).to(compute_device())
-    _warm[name] = network
+    loaded = _warm.pop(name, None)
+    if loaded is None:
+        loaded = _loaded(workspace, subject)
+        loaded.network.requires_grad_(False).to(compute_device())
+    _warm[name] = loaded
     while len(_warm) > _WARM:
         _warm.popitem(last=False)
-    return network
+    return loaded
 
 
-_warm: OrderedDict[tuple[str, str, str], ViT | PixelNetwork] = OrderedDict()
+_warm: OrderedDict[tuple[str, str, str], Loaded] = OrderedDict()
 
 
 def compute_device() -> torch.device:

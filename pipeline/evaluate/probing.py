@@ -16,6 +16,7 @@ from pipeline.evaluate.due import Planned
 from pipeline.evaluate.features import FeatureSpec, specs_for
 from pipeline.evaluate.finding import Finding
 from pipeline.evaluate.metrics import headline
+from pipeline.evaluate.metrics.oracle import PREFIX
 from pipeline.evaluate.probe.fewshot import FewshotSystem, choose_shots
 from pipeline.evaluate.probe.knn import knn_probabilities
 from pipeline.evaluate.probe.linear import (
@@ -73,7 +74,8 @@ def linear(workspace: Store, planned: Planned) -> Finding:
     """Logistic regression; l2 chosen on validation, refitted on all training samples.
 
     The oracle chooses among every l2 as fitted on the fit part, of the layer that was chosen, and the recorded result:
-    the path of the choice is used again, and no l2 is fitted a second time.
+    the path of the choice is used again, and no l2 is fitted a second time. Beside what was chosen stands whether the
+    refit ``converged``, and which l2 of the path did not, if any.
     """
     data = open_task(workspace, planned)
     return _probe(data, wanted_specs(planned), _Linear(data, settings_of(planned)))
@@ -111,12 +113,14 @@ class _Linear:
         )
         best = fits[int(np.argmax(path_shares(fits, scale(held.features), held.labels)))]  # of equals the strongest
         share = self._data.share(held.labels, self._probabilities(best.weights, scale(held.features)))
-        return Candidate(spec, share, {"l2": best.l2}, (best, fits, scale))
+        unfinished = [fit.l2 for fit in fits if not fit.converged]
+        chosen = {"l2": best.l2} | ({"unconverged_l2": unfinished} if unfinished else {})
+        return Candidate(spec, share, chosen, (best, fits, scale))
 
     def judge(self, best: Candidate, train: TrainPart, test: TestPart) -> tuple[Array, Metric]:
         start, fits, first_scale = best.kept
         scale = Standardiser(train.features)
-        weights = fit_logistic(
+        refit = fit_logistic(
             scale(train.features),
             train.labels,
             self._data.num_classes,
@@ -124,7 +128,8 @@ class _Linear:
             max_iterations=self._settings.max_iterations,
             start=start.weights,
         )
-        found = self._probabilities(weights, scale(test.features))
+        best.chosen["converged"] = refit.converged
+        found = self._probabilities(refit.weights, scale(test.features))
         tried = first_scale(test.features)
         shares = [self._data.share(test.labels, found), *path_shares(fits, tried, test.labels)]
 
@@ -159,7 +164,8 @@ class _Knn:
 def fewshot(workspace: Store, planned: Planned) -> Finding:
     """Ridge regression on a few samples per class, drawn by the seed. Chooses nothing.
 
-    What another l2 would have given stands beside it as ``top1_l2_<l2>``.
+    What another l2 would have given on the test samples stands beside it as ``oracle_top1_l2_<l2>``: taking one for
+    it would be choosing there.
     """
     settings: FewshotSettings = settings_of(planned)
     data = open_task(workspace, planned)
@@ -172,7 +178,8 @@ def fewshot(workspace: Store, planned: Planned) -> Finding:
     scores = system.scores_of_all(test.features, [settings.l2, *settings.other_l2])
     outcomes = {l2: data.outcomes(test.keys, test.labels, found, calibrated=False) for l2, found in scores.items()}
     others = tuple(
-        headline(outcomes[l2]).model_copy(update={"name": f"top1_l2_{l2:g}"}) for l2 in dict.fromkeys(settings.other_l2)
+        headline(outcomes[l2]).model_copy(update={"name": f"{PREFIX}top1_l2_{l2:g}"})
+        for l2 in dict.fromkeys(settings.other_l2)
     )
     return Finding(outcomes[settings.l2], data.num_classes, metrics=others)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,9 @@ from pipeline.base.store import Store
 from pipeline.evaluate.due import Planned
 from pipeline.evaluate.features import FeatureSpec
 from pipeline.evaluate.finding import Finding
-from pipeline.evaluate.probe.ridge import Moments, Ridge, fit_ridge
+from pipeline.evaluate.probe.ridge import Moments, Part, Ridge, choose_ridge, fit_ridge, ridge_shares
 from pipeline.evaluate.probing import Candidate, best_of, settings_of, wanted_specs
-from pipeline.evaluate.split import TestPart
+from pipeline.evaluate.split import TestPart, check_held_out
 from pipeline.evaluate.suite import RidgeSettings
 from pipeline.evaluate.task_data import TaskData, open_task
 
@@ -35,37 +35,28 @@ def ridge(workspace: Store, planned: Planned) -> Finding:
     fit.merge(held)
     l2s = sorted(set(settings.l2), reverse=True)
     solutions = fit_ridge(fit, [l2 * growth for l2 in l2s])
-    chosen = l2s.index(best.chosen["l2"])
-    test, scores, shares = _ridge_tested(data, best.spec, solutions, chosen)
-    outcomes = data.outcomes(test.keys, test.labels, scores[chosen], calibrated=False)
-    tried = data.oracle(test, shares, scores.__getitem__)
+    test, scores = _tested(data, best.spec, solutions[l2s.index(best.chosen["l2"])])
+    outcomes = data.outcomes(test.keys, test.labels, scores, calibrated=False)
+    shares = ridge_shares(solutions, _parts(data.test_stream(best.spec)))
+    tried = data.oracle(test, shares, lambda place: _tested(data, best.spec, solutions[place])[1])
     return Finding(outcomes, data.num_classes, best.chosen, metrics=(tried,))
 
 
-def _ridge_tested(
-    data: TaskData, spec: FeatureSpec, solutions: list[Ridge], chosen: int
-) -> tuple[TestPart, dict[int, Array], list[float]]:
-    """The test samples without their features; scores (N, K) of the *chosen* solution, and of all where samples have
-    several labels; and the share of each solution."""
-    kept = range(len(solutions)) if data.is_many else [chosen]
+def _tested(data: TaskData, spec: FeatureSpec, solution: Ridge) -> tuple[TestPart, Array]:
+    """The test samples without their features, and their scores (N, K)."""
     keys: list[str] = []
     labels: list[Array] = []
-    right = np.zeros(len(solutions))
-    scores: dict[int, list[Array]] = {place: [] for place in kept}
+    scores: list[Array] = []
     for part in data.test_stream(spec):
         keys += part.keys
         labels.append(part.labels)
-        for place, solution in enumerate(solutions):
-            found = solution.scores(part.features)
-            if place in scores:
-                scores[place].append(found)
-            if not data.is_many:
-                right[place] += (found.argmax(axis=1) == part.labels).sum()
+        scores.append(solution.scores(part.features))
     test = TestPart(tuple(keys), np.concatenate(labels), np.empty((len(keys), 0), np.float32))
-    joined = {place: np.concatenate(found) for place, found in scores.items()}
-    if data.is_many:
-        return test, joined, [data.share(test.labels, joined[place]) for place in kept]
-    return test, joined, (right / len(keys)).tolist()
+    return test, np.concatenate(scores)
+
+
+def _parts(stream: Iterator[TestPart]) -> Iterator[Part]:
+    return ((part.features, part.labels) for part in stream)
 
 
 def _ridge_candidate(data: TaskData, spec: FeatureSpec, l2s: Sequence[float]) -> Candidate:
@@ -78,13 +69,7 @@ def _ridge_candidate(data: TaskData, spec: FeatureSpec, l2s: Sequence[float]) ->
         held.add(part.features[is_held], part.labels[is_held])
     if fit is None or held is None:
         raise AssertionError("a dataset has a sample")
-    solutions: list[Ridge] = fit_ridge(fit, sorted(set(l2s), reverse=True))
-    scores: list[list[Array]] = [[] for _ in solutions]
-    truth = []
-    for part, is_held in data.train_stream(spec):
-        truth.append(part.labels[is_held])
-        for found, solution in zip(scores, solutions, strict=True):
-            found.append(solution.scores(part.features[is_held]))
-    shares = [data.share(np.concatenate(truth), np.concatenate(found)) for found in scores]
-    place = int(np.argmax(shares))  # the first of equals, so the strongest
-    return Candidate(spec, shares[place], {"l2": solutions[place].l2}, (fit, held))
+    check_held_out(fit.num_samples, held.num_samples, data.task.validation)
+    validation = ((part.features[is_held], part.labels[is_held]) for part, is_held in data.train_stream(spec))
+    best, share = choose_ridge(fit, validation, l2s)
+    return Candidate(spec, share, {"l2": best.l2}, (fit, held))

@@ -11,7 +11,7 @@ A membership depends on a hash of the sample's key alone, so it does not move wh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import InputError
 
-C = TypeVar("C")
 VTAB_TRAIN, VTAB_VALIDATION = 800, 200  # VTAB-1k (arXiv 1910.04867, section 3.1)
 _SHOWN = 3  # samples named in an error
 
@@ -68,15 +67,6 @@ class Choice:
         _must_be(self.fit, FitPart)
         _must_be(self.validation, ValidationPart)
         check_disjoint(self.fit.keys, self.validation.keys, "fit", "validation")
-
-    def best(
-        self, candidates: Sequence[C], score: Callable[[C, FitPart, ValidationPart], float]
-    ) -> tuple[C, dict[C, float]]:
-        """The candidate with the largest score, and all scores. Give the one to prefer among equals first."""
-        if not candidates:
-            raise ValueError("nothing to choose from")
-        scores = {candidate: score(candidate, self.fit, self.validation) for candidate in candidates}
-        return max(scores, key=lambda candidate: scores[candidate]), scores
 
 
 def split(train: TrainPart, share: float) -> Choice:
@@ -131,9 +121,15 @@ def missing_classes(labels: NDArray[Any], num_classes: int) -> tuple[int, ...]:
 def validation_mask(keys: tuple[str, ...], share: float) -> NDArray[np.bool_]:
     """True for the samples held out: about *share* of them. Raises InputError when one side would be empty."""
     mask = held_out(keys, share)
-    if mask.all() or not mask.any():
-        raise InputError(f"{len(keys)} training samples are too few to hold out {share:.0%} of them")
+    num_held = int(mask.sum())
+    check_held_out(len(keys) - num_held, num_held, share)
     return mask
+
+
+def check_held_out(num_fit: int, num_held: int, share: float) -> None:
+    """Raise InputError when holding out *share* of the training samples left one side empty."""
+    if not num_fit or not num_held:
+        raise InputError(f"{num_fit + num_held} training samples are too few to hold out {share:.0%} of them")
 
 
 def held_out(keys: tuple[str, ...], share: float) -> NDArray[np.bool_]:

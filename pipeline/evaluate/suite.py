@@ -14,6 +14,8 @@ EvaluatorName = Literal["linear", "sgd", "knn", "ridge", "fewshot", "finetune", 
 Layer = int | Literal["head-input", "last"]
 Pooling = Literal["model", "cls", "gap", "cls+gap"]
 FeatureDtype = Literal["float32", "bfloat16"]
+SeenBy = Literal["protocol", "model"]  # whose way of making the network's input
+SIMCLR_L2 = tuple(10.0 ** (-6 + 11 * step / 44) for step in range(45))  # SimCLR App. B.8: 45 values from 1e-6 to 1e5
 
 
 class Task(Config):
@@ -62,12 +64,13 @@ class ProbeSettings(Config):
 class LinearSettings(ProbeSettings):
     """Logistic regression by L-BFGS on standardised features (SimCLR App. B)."""
 
-    l2: tuple[NonNegativeFloat, ...] = Field(
-        tuple(10.0 ** (-6 + 11 * step / 44) for step in range(45)),  # SimCLR App. B.8
-        min_length=1,
-        description="chosen from on the validation part",
+    l2: tuple[NonNegativeFloat, ...] = Field(SIMCLR_L2, min_length=1, description="chosen from on the validation part")
+    max_iterations: int = Field(200, gt=0, description="of each fit; what did not converge in them is recorded")
+    transform: SeenBy = Field(
+        "protocol",
+        description="protocol: the short side resized to the crop's, 224 for 224, bicubic; "
+        "model: its own, so that features are shared with the other probes",
     )
-    max_iterations: int = Field(200, gt=0)
 
 
 class SgdSettings(Config):
@@ -110,9 +113,9 @@ class FewshotSettings(ProbeSettings):
     shots: int = Field(10, gt=0, description="per class; big_vision: 1, 5, 10 and 25, the headline 10; ViT's tables: 5")
     l2: float = Field(2.0**10, gt=0, description="configs/common_fewshot.py: 2^10")
     other_l2: tuple[PositiveFloat, ...] = Field(
-        (), description="what these would have given is recorded beside it, from the same decomposition; none is chosen"
+        (), description="what these would have given is recorded as oracle_top1_l2_*, from the same decomposition"
     )
-    transform: Literal["protocol", "model"] = Field(
+    transform: SeenBy = Field(
         "protocol",
         description="protocol: both sides resized to 256 for a crop of 224, or in proportion; "
         "model: its own, so that features are shared with the other probes",
@@ -153,8 +156,14 @@ class FinetuneSettings(Config):
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of the forward pass; weights are float32")
 
 
-class NoSettings(Config):
-    """This evaluator has none."""
+class HeadSettings(Config):
+    """The network's own head, for which the dataset has to have its classes."""
+
+    classes: Literal["names", "order"] = Field(
+        "names",
+        description="names: refused where network and dataset name them otherwise; order: a class is its number, "
+        "whatever it is called on either side",
+    )
 
 
 SETTINGS: dict[str, type[Config]] = {
@@ -164,8 +173,8 @@ SETTINGS: dict[str, type[Config]] = {
     "ridge": RidgeSettings,
     "fewshot": FewshotSettings,
     "finetune": FinetuneSettings,
-    "classify": NoSettings,
-    "inspect": NoSettings,
+    "classify": HeadSettings,
+    "inspect": HeadSettings,
 }
 
 
@@ -197,7 +206,7 @@ class EvaluateRecipe(Config):
 
     tasks: dict[str, Task] = Field(min_length=1)
     suite: tuple[SuiteEntry, ...] = Field(min_length=1)
-    baselines: bool = Field(True, description="the same for raw pixels and for the untrained network")
+    baselines: bool = Field(True, description="the same for raw pixels (at most 32 x 32) and for the untrained network")
     max_parallel: int = Field(2, gt=0, description="Ray actors")
     cpus: float = Field(1, gt=0, description="that each actor reserves")
     gpus: float = Field(0, ge=0)

@@ -60,8 +60,13 @@ class TaskData:
     workspace: Store
     subject: Subject
     task: Task
-    num_classes: int
+    class_names: tuple[str, ...]
     is_many: bool
+
+    @property
+    def num_classes(self) -> int:
+        """Of both datasets."""
+        return len(self.class_names)
 
     def prepare(self, specs: Sequence[FeatureSpec]) -> None:
         """Have *specs* of both datasets computed, each in one forward pass."""
@@ -187,7 +192,7 @@ def open_task(workspace: Store, planned: Planned) -> TaskData:
         raise InputError(f"task {planned.key.task}: {task.train} and {task.test} have other classes")
     refuse_leak(workspace, planned.key.task, task)
     is_many = _has_several(train) or _has_several(test)
-    return TaskData(workspace, planned.subject, task, len(train.class_names), is_many)
+    return TaskData(workspace, planned.subject, task, train.class_names, is_many)
 
 
 def _keys(reader: DatasetReader) -> tuple[str, ...]:

@@ -58,7 +58,8 @@ class EvaluationKey(Record):
 
 
 class Metric(Record):
-    """One measured value with its 95 % interval over the test samples."""
+    """One measured value with its 95 % interval over the test samples; of ``_runs_mean`` and ``_runs_std`` over
+    trainings."""
 
     name: str
     value: float
@@ -67,7 +68,7 @@ class Metric(Record):
 
 
 class EvaluationResult(Record):
-    """What one evaluation found. ``chosen`` are hyper-parameters, chosen on the validation part."""
+    """What one evaluation found. ``chosen`` are hyper-parameters, chosen on the validation part, and how it went."""
 
     schema_version: Literal[1] = 1
     id: str
@@ -93,6 +94,9 @@ class Score(Record):
     num_samples: int
     seed: int
     settings: str  # JSON: what tells rows of one evaluator apart
+    protocol_version: int
+    train_digest: str  # of the datasets
+    test_digest: str
     baseline: Literal["pixels", "untrained"] | None
     evaluation_id: str
     weights_digest: str

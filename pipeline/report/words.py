@@ -24,6 +24,7 @@ HEADLINES = ("top1", "mAP")  # what an evaluation is judged by: of samples with 
 # The same as pipeline/evaluate/metrics/oracle.py, which stands too high to be imported here.
 ORACLE_PREFIX = "oracle_"
 ORACLE_WORDS = "chosen on the test data: a bound, not a result"
+OF_L2 = "_l2_"  # and a number: what another l2 than that of the protocol would have given (few-shot)
 RUNS_MEAN, RUNS_STD = "_runs_mean", "_runs_std"  # over several trainings of one evaluation (fine-tuning)
 _SHARES = {"top1", "top5", "mean_per_class", "mAP"}
 
@@ -35,7 +36,7 @@ def is_oracle(metric: str) -> bool:
 
 def is_share(metric: str) -> bool:
     """True for metrics that are shares of the test samples, or means of shares: they read as per cent."""
-    plain = metric.removeprefix(ORACLE_PREFIX).removesuffix(RUNS_MEAN).removesuffix(RUNS_STD)
+    plain = metric.removeprefix(ORACLE_PREFIX).partition(OF_L2)[0].removesuffix(RUNS_MEAN).removesuffix(RUNS_STD)
     return plain in _SHARES or plain.endswith("accuracy")
 
 
@@ -43,7 +44,8 @@ def metric_name(metric: str) -> str:
     """As people call it; an oracle's value with the words that say what it is."""
     if is_oracle(metric):
         return f"{metric_name(metric.removeprefix(ORACLE_PREFIX))}, {ORACLE_WORDS}"
-    return METRIC_NAMES.get(metric, metric)
+    plain, _, l2 = metric.partition(OF_L2)
+    return f"{METRIC_NAMES.get(plain, plain)}{f' with l2 {l2}' if l2 else ''}"
 
 
 def number(metric: str, value: float) -> str:

@@ -31,12 +31,16 @@ def tiny(num_classes: int = 4, **changes: object) -> ViTConfig:
     return ViTConfig.model_validate(shape | {"num_classes": num_classes} | changes)
 
 
-def put_network(workspace: Store, config: ViTConfig, seed: int = 0, step: int = 100) -> Subject:
-    """Store a network whose head is drawn too; the subject that names it."""
+def put_network(
+    workspace: Store, config: ViTConfig, seed: int = 0, step: int = 100, names: tuple[str, ...] | None = None
+) -> Subject:
+    """Store a network whose head is drawn too; the subject that names it. *names* of its classes; None: those that
+    :func:`put_pictures` gives."""
     model = ViT(config, seed=seed)
     if model.head is not None:
         torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(seed))
-    names = tuple(f"class-{label}" for label in range(config.num_classes))
+    if names is None:
+        names = tuple(f"class-{label}" for label in range(config.num_classes))
     data = pack_weights(model.state_dict(), ModelDescription(config, TRANSFORM, names))
     key = f"runs/r/checkpoints/step-{step:08d}/model-{seed}.safetensors"
     workspace.put(key, data)

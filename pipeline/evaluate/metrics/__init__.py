@@ -9,6 +9,7 @@
     multilabel.py  mAP
     intervals.py   Wilson, bootstrap
     measured.py    all of them that outcomes tell
+    runs.py        mean and deviation over several trainings
     oracle.py      what choosing on the test data would have shown, under a name that says so
 """
 

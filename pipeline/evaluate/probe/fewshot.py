@@ -17,8 +17,6 @@ from pipeline.base.seeds import generator
 Array = NDArray[np.float32]
 Matrix = NDArray[np.float64]
 BIAS = 100.0  # the constant column that stands for a bias, hardly penalised (fewshot_lsr.py: BIAS_CONSTANT)
-L2 = 2.0**10  # configs/common_fewshot.py
-SHOTS = (1, 5, 10, 25)  # configs/common_fewshot.py; 10 is the headline
 _EPSILON = 1e-5  # added to the standard deviation (fewshot_lsr.py)
 
 

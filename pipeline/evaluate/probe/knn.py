@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[np.float32]
-KS = (10, 20, 100, 200)  # DINOv2
-TEMPERATURE = 0.07  # DINOv2
 _CHUNK_BYTES = 128 * 2**20  # of similarities in memory at once; the work arrays take about as much again
 _MOST_QUERIES = 1024
 _VOTE_FLOATS = 2**24  # of several labels per neighbour

@@ -19,7 +19,6 @@ Array = NDArray[np.float32]
 Labels = NDArray[np.generic]
 Weights = NDArray[np.float64]
 
-SIMCLR_L2 = tuple(float(value) for value in np.logspace(-6, 5, 45))  # SimCLR App. B.8: 45 values from 1e-6 to 1e5
 _CHUNK = 8192  # samples whose scores under all penalties are in memory at once
 
 
@@ -46,7 +45,7 @@ def fit_logistic(
     max_iterations: int,
     tolerance: float = TOLERANCE,
     start: Weights | None = None,
-) -> Weights:
+) -> Fit:
     """Weights (K, D+1), the bias last: argmin of mean cross-entropy + l2/2 |W|^2; the bias is not penalised.
 
     See :mod:`~pipeline.evaluate.probe.logistic` for the convention, the method and the tolerance.
@@ -54,7 +53,7 @@ def fit_logistic(
     path = fit_path(
         features_ND, labels, num_classes, [l2], max_iterations=max_iterations, tolerance=tolerance, start=start
     )
-    return next(path).weights
+    return next(path)
 
 
 def probabilities(weights: Weights, features_ND: Array) -> Array:
@@ -72,23 +71,6 @@ def label_probabilities(weights: Weights, features_ND: Array) -> Array:
     return shares
 
 
-def choose_l2(
-    train: tuple[Array, Labels],
-    validation: tuple[Array, Labels],
-    num_classes: int,
-    candidates: Sequence[float],
-    max_iterations: int,
-    tolerance: float = TOLERANCE,
-) -> tuple[float, Weights]:
-    """The l2 with the best validation top-1 (mAP where samples have several labels), and its weights for the refit.
-
-    The path runs from strong to weak penalty, each fit starting at the one before. Ties go to the larger l2.
-    """
-    fits = fit_candidates(*train, num_classes, candidates, max_iterations, tolerance)
-    best = fits[int(np.argmax(path_shares(fits, *validation)))]  # the first of equals, so the strongest
-    return best.l2, best.weights
-
-
 def fit_candidates(
     features_ND: Array,
     labels: Labels,
@@ -97,7 +79,7 @@ def fit_candidates(
     max_iterations: int,
     tolerance: float = TOLERANCE,
 ) -> list[Fit]:
-    """One fit for each l2, from strong to weak penalty."""
+    """One fit for each l2, from strong to weak penalty, each starting at the one before."""
     if not candidates:
         raise ValueError("no l2 to choose from")
     ordered = sorted(set(candidates), reverse=True)

@@ -41,12 +41,13 @@ _TRIALS = 30
 @dataclass(frozen=True)
 class Fit:
     """weights (K, D+1) float64 with the bias last; how many steps they took; the largest entry of the gradient
-    there."""
+    there; and whether that is small enough, or the steps were used up before."""
 
     l2: float
     weights: Matrix
     iterations: int
     gradient: float
+    converged: bool
 
 
 def fit_path(
@@ -74,7 +75,8 @@ def fit_path(
             exact = problem.in_float64()
             reached, more = _minimise(exact, exact.at(point.theta), [], l2, tolerance, max_iterations)
             steps += more
-        yield Fit(l2, problem.outward(reached.theta), steps, problem.largest(problem.gradient(reached, l2)))
+        left = problem.largest(problem.gradient(reached, l2))
+        yield Fit(l2, problem.outward(reached.theta), steps, left, left <= tolerance)
 
 
 def mean_loss(weights: Matrix, features_ND: Array, labels: NDArray[np.generic], l2: float = 0.0) -> float:

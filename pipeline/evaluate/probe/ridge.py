@@ -21,9 +21,11 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.base.errors import InputError
+from pipeline.evaluate.metrics.multilabel import mean_average_precision
 
 Array = NDArray[np.float32]
 Matrix = NDArray[np.float64]
+Part = tuple[Array, NDArray[np.generic]]  # features (n, D); labels (n,) class numbers, or (n, K) of 0 and 1
 _BLOCK = 4096  # samples that are held in float64 at once
 _EPSILON = 1e-5  # added to the standard deviation, as the few-shot protocol does
 
@@ -115,19 +117,37 @@ def fit_ridge(moments: Moments, l2s: Sequence[float]) -> list[Ridge]:
     return found
 
 
-def choose_ridge(
-    moments: Moments, validation: Iterable[tuple[Array, NDArray[np.int64]]], l2s: Sequence[float]
-) -> tuple[Ridge, dict[float, float]]:
-    """The solution with the best validation top-1, and the top-1 of each l2. Ties go to the larger l2.
+def choose_ridge(moments: Moments, validation: Iterable[Part], l2s: Sequence[float]) -> tuple[Ridge, float]:
+    """The solution with the best share on *validation*, and that share. Ties go to the larger l2.
 
-    validation: parts of features (n, D) and class numbers (n,), held one at a time.
+    Raises InputError when there are no samples to choose on.
     """
     ridges = fit_ridge(moments, sorted(set(l2s), reverse=True))
-    right, trials = np.zeros(len(ridges)), 0
-    for features, labels in validation:
-        trials += len(labels)
-        right += [(ridge.scores(features).argmax(axis=1) == labels).sum() for ridge in ridges]
-    if not trials:
-        raise InputError("no validation samples to choose l2 on")
-    shares = {ridge.l2: float(count) / trials for ridge, count in zip(ridges, right, strict=True)}
-    return ridges[int(np.argmax(right))], shares
+    shares = ridge_shares(ridges, validation)
+    best = int(np.argmax(shares))  # the first of equals, so the strongest
+    return ridges[best], shares[best]
+
+
+def ridge_shares(ridges: Sequence[Ridge], parts: Iterable[Part]) -> list[float]:
+    """For each solution its top-1, or its mAP where labels are (n, K), over all samples of *parts*.
+
+    Of single labels only hits are counted, so that one part's scores under one solution are in memory at a time; an
+    order of samples, which mAP needs, takes all scores. Raises InputError when there are no samples.
+    """
+    hits, count = np.zeros(len(ridges)), 0
+    truth: list[NDArray[np.generic]] = []
+    scores: list[list[Matrix]] = [[] for _ in ridges]
+    for features, labels in parts:
+        count += len(labels)
+        for place, ridge in enumerate(ridges):
+            found = ridge.scores(features)
+            if labels.ndim == 1:
+                hits[place] += (found.argmax(axis=1) == labels).sum()
+            else:
+                scores[place].append(found)
+        truth += [labels] if labels.ndim > 1 else []
+    if not count:
+        raise InputError("ridge regression judged on no samples")
+    if not truth:
+        return [float(one) / count for one in hits]
+    return [mean_average_precision(np.concatenate(found), np.concatenate(truth)) for found in scores]

@@ -23,21 +23,6 @@ from numpy.typing import NDArray
 from pipeline.base.seeds import generator
 
 Array = NDArray[np.float32]
-LEARNING_RATES = (
-    1e-5,
-    2e-5,
-    5e-5,
-    1e-4,
-    2e-4,
-    5e-4,
-    1e-3,
-    2e-3,
-    5e-3,
-    1e-2,
-    2e-2,
-    5e-2,
-    0.1,
-)  # DINOv2: 13, per 256 samples
 _REFERENCE_BATCH = 256  # learning rates are given for this global batch and scaled in proportion
 _MOMENTUM = 0.9
 _INITIAL_STD = 0.01  # of the weights; biases start at zero
@@ -49,16 +34,6 @@ class Head:
 
     learning_rate: float
     blocks: tuple[str, ...]
-
-
-def dinov2_heads(last_blocks: Sequence[str], pooled: str) -> tuple[Head, ...]:
-    """The 52 heads of DINOv2: 13 learning rates x {1, 4} last blocks x {without, with} average pool.
-
-    last_blocks: names of the class-token features of the last four blocks, the last one last; pooled: of the average
-    pool.
-    """
-    inputs = [tuple(last_blocks[-count:]) + extra for count in (1, 4) for extra in ((), (pooled,))]
-    return tuple(Head(rate, blocks) for blocks in inputs for rate in LEARNING_RATES)
 
 
 def sgd_sweep(

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from pydantic import ValidationError
 from torch import nn
 
 from pipeline.base.errors import InputError
 from pipeline.base.store import Store
 from pipeline.evaluate.networks import PixelNetwork, compute_device, load_network
-from pipeline.evaluate.subject import Subject
+from pipeline.evaluate.subject import Subject, at_size
 
 
-def at_size(subject: Subject, image_size: int) -> Subject:
-    """*subject*, fed with images of *image_size* pixels (0: as it is), cut out of proportionally larger ones."""
-    transform = subject.evaluation_transform
-    if image_size in (0, transform.size):
-        return subject
-    resize = max(image_size, round(transform.resize * image_size / transform.size))
-    changed = transform.model_copy(update={"size": image_size, "resize": resize})
-    return replace(subject, transform=changed.model_dump(mode="json"))
+def at_tuning_size(subject: Subject, image_size: int) -> Subject:
+    """*subject* at the *image_size* of the settings; raw pixels stay as they are: more would be but larger ones."""
+    return subject if subject.is_pixels else at_size(subject, image_size)
 
 
 def network_to_tune(workspace: Store, subject: Subject, num_classes: int) -> nn.Module:

@@ -15,15 +15,15 @@ from pipeline.base.seeds import derive
 from pipeline.base.store import Store
 from pipeline.evaluate.due import Planned
 from pipeline.evaluate.finding import Finding
+from pipeline.evaluate.metrics.runs import over_runs
 from pipeline.evaluate.probing import settings_of
 from pipeline.evaluate.subject import Subject
 from pipeline.evaluate.suite import FinetuneSettings
 from pipeline.evaluate.task_data import TaskData, open_task
 from pipeline.evaluate.transfer.finetune import Predictions, finetune, predict
 from pipeline.evaluate.transfer.keep import Keep, remove_kept
-from pipeline.evaluate.transfer.network import at_size, network_to_tune
+from pipeline.evaluate.transfer.network import at_tuning_size, network_to_tune
 from pipeline.evaluate.transfer.samples import Mask, TuningSamples
-from pipeline.records.score import Metric
 from pipeline.stream.dataset import DatasetReader
 
 
@@ -31,7 +31,7 @@ def finetuned(workspace: Store, planned: Planned) -> Finding:
     """Outcomes are those of the first training; the metrics tell mean and deviation over all."""
     settings: FinetuneSettings = settings_of(planned)
     data = open_task(workspace, planned)
-    tuning = _Tuning(data, at_size(planned.subject, settings.image_size), settings, planned.id)
+    tuning = _Tuning(data, at_tuning_size(planned.subject, settings.image_size), settings, planned.id)
     rate, shares = tuning.choose(planned.key.seed)
     seeds = [planned.key.seed, *(derive(planned.key.seed, "run", run) for run in range(1, settings.runs))]
     runs = [tuning.test(rate, seed) for seed in seeds]
@@ -40,16 +40,7 @@ def finetuned(workspace: Store, planned: Planned) -> Finding:
     outcomes = data.outcomes(first.keys, first.labels, first.probabilities, calibrated=True)
     found = [data.share(run.labels, run.probabilities) for run in runs]
     chosen = {"learning_rate": rate, "validation_by_rate": {str(rate): share for rate, share in shares.items()}}
-    return Finding(outcomes, data.num_classes, chosen, metrics=_over_runs("mAP" if data.is_many else "top1", found))
-
-
-def _over_runs(name: str, values: list[float]) -> tuple[Metric, ...]:
-    """Mean, with the smallest and the largest as its bounds, and standard deviation of several trainings."""
-    if len(values) == 1:
-        return ()
-    deviation = float(np.std(values, ddof=1))
-    mean = Metric(name=f"{name}_runs_mean", value=float(np.mean(values)), low=min(values), high=max(values))
-    return mean, Metric(name=f"{name}_runs_std", value=deviation, low=deviation, high=deviation)
+    return Finding(outcomes, data.num_classes, chosen, metrics=over_runs("mAP" if data.is_many else "top1", found))
 
 
 class _Tuning:

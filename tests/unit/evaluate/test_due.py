@@ -65,6 +65,23 @@ def test_baselines_are_pixels_and_the_untrained_network() -> None:
     assert (pixels.key.weights_digest, pixels.key.transform) == (PIXELS, TRANSFORM)
 
 
+@pytest.mark.parametrize(("size", "seen"), [(224, (32, 37)), (28, (28, 32)), (32, (32, 37)), (33, (32, 37))])
+def test_raw_pixels_are_at_most_32_of_a_side(size: int, seen: tuple[int, int]) -> None:
+    transform = TRANSFORM | {"size": size, "resize": round(size * 256 / 224), "mode": "short"}
+    checkpoints = [Subject("w", "k", transform, 100)]
+    suite = [{"evaluator": name, "tasks": ["a"]} for name in ("knn", "linear", "fewshot")]
+    knn, linear, fewshot = (item for item in plan(suite, checkpoints) if item.subject.is_pixels)
+    for item in (knn, linear, fewshot):
+        assert item.key.transform == item.subject.transform
+    assert (knn.key.transform["size"], knn.key.transform["resize"]) == seen
+    assert knn.key.transform | {"size": size, "resize": transform["resize"]} == transform
+    assert (linear.key.transform["size"], linear.key.transform["resize"]) == (seen[0], seen[0])
+    assert (fewshot.key.transform["size"], fewshot.key.transform["mode"]) == (seen[0], "square")
+    assert [item.subject.transform["size"] for item in plan(suite, checkpoints) if not item.subject.is_pixels] == (
+        [size] * 3
+    )
+
+
 def test_last_means_the_newest_checkpoint_and_the_baselines() -> None:
     suite = [{"evaluator": "finetune", "tasks": ["a"], "checkpoints": "last"}]
     assert steps(plan(suite)) == ["pixels", 0, 200]

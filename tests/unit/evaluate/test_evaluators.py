@@ -112,6 +112,21 @@ def test_ridge_is_refitted_on_all_samples(noisy: Store) -> None:
     assert np.array_equal(found.outcomes.predictions, ridge.scores(test.features).argmax(axis=1))
 
 
+@pytest.mark.parametrize("evaluator", ["linear", "ridge"])
+@pytest.mark.parametrize("share", [1e-9, 1 - 1e-9])
+def test_nothing_is_chosen_without_samples_on_both_sides(noisy: Store, evaluator: str, share: float) -> None:
+    asked = replace(planned_of(evaluator), task=Task(train="train", test="test", validation=share))
+    with pytest.raises(InputError, match="160 training samples are too few to hold out"):
+        EVALUATORS[evaluator](noisy, asked)
+
+
+@pytest.mark.parametrize("steps", [1, 200])
+def test_whether_the_regression_converged_is_recorded(noisy: Store, steps: int) -> None:
+    found = EVALUATORS["linear"](noisy, planned_of("linear", l2=[1e-6, 0.1], max_iterations=steps)).chosen
+    assert found["converged"] is (steps == 200)
+    assert ("unconverged_l2" in found) is (steps == 1)
+
+
 def test_few_shot_is_drawn_by_the_seed(noisy: Store) -> None:
     first, again, other = (
         EVALUATORS["fewshot"](noisy, planned_of("fewshot", seed=seed, shots=5)) for seed in (0, 0, 1)
@@ -225,6 +240,18 @@ def test_what_does_not_fit_is_refused(store: Store) -> None:
     asked = replace(planned_of("knn"), task=Task(train="train", test="five"))
     with pytest.raises(InputError, match="task task: train and five have other classes"):
         EVALUATORS["knn"](store, asked)
+
+
+@pytest.mark.parametrize("evaluator", ["classify", "inspect"])
+def test_a_head_of_other_classes_is_refused(noisy: Store, evaluator: str) -> None:
+    """As many classes are not the same ones; weights that do not name theirs are taken at their number."""
+    network = tiny(CLASSES, pool="cls")
+    other = put_network(noisy, network, names=("class-0", "dress", "class-2"))
+    with pytest.raises(InputError, match=f"{evaluator} on task: class 1 of the network is 'dress', of test 'class-1'"):
+        EVALUATORS[evaluator](noisy, planned_of(evaluator, other))
+    nameless = put_network(noisy, network, names=())
+    for asked in (planned_of(evaluator, other, classes="order"), planned_of(evaluator, nameless)):
+        assert len(EVALUATORS[evaluator](noisy, asked).outcomes.keys) == 60
 
 
 def test_performing_records_what_belongs_together(store: Store) -> None:

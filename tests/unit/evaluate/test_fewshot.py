@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pipeline.base.errors import InputError
 from pipeline.evaluate.probe import fewshot
 from pipeline.evaluate.probe.fewshot import FewshotSystem, choose_shots
+from pipeline.evaluate.suite import FewshotSettings
 from tests.support.blobs import blobs
 
 
@@ -43,7 +44,8 @@ def test_every_l2_equals_a_direct_solve_from_one_decomposition(
 
 
 def test_the_numbers_of_the_protocol() -> None:
-    assert (fewshot.BIAS, fewshot.L2, fewshot.SHOTS) == (100.0, 1024.0, (1, 5, 10, 25))
+    settings = FewshotSettings()
+    assert (fewshot.BIAS, settings.l2, settings.shots) == (100.0, 1024.0, 10)
 
 
 def test_shots_are_per_class_and_nested_within_a_seed() -> None:

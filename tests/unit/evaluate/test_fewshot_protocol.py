@@ -1,4 +1,4 @@
-"""Few-shot sees images in its own way: its features and its id are others than those of the probes beside it."""
+"""Few-shot and the linear probe see images in their own ways: features and ids are others than those of k-NN."""
 
 from __future__ import annotations
 
@@ -58,6 +58,20 @@ def test_both_sides_are_resized_in_the_proportion_of_256_to_224(store: Store) ->
         assert own.id != item.id
 
 
+def test_the_linear_probe_sees_the_short_side_at_the_size_of_the_crop(store: Store) -> None:
+    for size in (224, 28):
+        subject = Subject("w", "k", {"size": size, "resize": 2 * size, "mode": "square", "filter": "bilinear"}, 100)
+        (item,) = plan(store, subject, {"evaluator": "linear"})
+        assert item.key.transform == {"size": size, "resize": size, "mode": "short", "filter": "bicubic"}
+        assert item.key.transform == item.subject.transform
+        (own,) = plan(store, subject, {"evaluator": "linear", "settings": {"transform": "model"}})
+        assert own.key.transform == subject.transform
+        assert own.id != item.id
+    for evaluator in ("knn", "ridge", "sgd", "finetune", "classify"):
+        (item,) = plan(store, subject, {"evaluator": evaluator})
+        assert item.subject == subject, "no protocol says how"
+
+
 def test_its_features_are_stored_apart(store: Store) -> None:
     subject = put_network(store, tiny(CLASSES))
     knn, few, own = plan(
@@ -89,7 +103,7 @@ def test_one_decomposition_serves_every_penalty_and_none_is_chosen(
     found = EVALUATORS["fewshot"](store, planned_of("fewshot", subject, shots=5, other_l2=[1.0, 1e6]))
     assert len(solved) == 1
     assert found.chosen == {}
-    assert [metric.name for metric in found.metrics] == ["top1_l2_1", "top1_l2_1e+06"]
+    assert [metric.name for metric in found.metrics] == ["oracle_top1_l2_1", "oracle_top1_l2_1e+06"]
     for metric, l2 in zip(found.metrics, (1.0, 1e6), strict=True):
         alone = EVALUATORS["fewshot"](store, planned_of("fewshot", subject, shots=5, l2=l2))
         assert metric.value == top1(alone.outcomes).value

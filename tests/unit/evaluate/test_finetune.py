@@ -13,13 +13,13 @@ from pipeline.base.errors import DivergedError, FailedError, InputError
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate.networks import load_network
 from pipeline.evaluate.split import validation_mask
-from pipeline.evaluate.subject import Subject
+from pipeline.evaluate.subject import Subject, at_size
 from pipeline.evaluate.suite import FinetuneSettings
 from pipeline.evaluate.task_data import open_task
 from pipeline.evaluate.transfer import keep, samples, sweep
 from pipeline.evaluate.transfer.finetune import Predictions, finetune, predict
 from pipeline.evaluate.transfer.keep import Keep
-from pipeline.evaluate.transfer.network import at_size, network_to_tune
+from pipeline.evaluate.transfer.network import at_tuning_size, network_to_tune
 from pipeline.evaluate.transfer.samples import TuningSamples, each_image, epochs
 from pipeline.evaluate.transfer.subset import SubsetReader
 from pipeline.evaluate.transfer.sweep import finetuned
@@ -53,7 +53,7 @@ def tuned(
 ) -> tuple[torch.nn.Module, Predictions]:
     """One training, and its predictions of the test pictures."""
     given = FinetuneSettings(**({"batch_size": 32} | settings))
-    sized = at_size(subject, given.image_size)
+    sized = at_tuning_size(subject, given.image_size)
     network = network_to_tune(store, sized, 3)
     data = TuningSamples(store, "train", sized, given, 3, is_many=False)
     finetune(network, data, np.ones(96, bool), given, rate, seed, keep)
@@ -113,6 +113,8 @@ def test_another_resolution_resamples_the_positions(store: Store) -> None:
     torch.testing.assert_close(network.positions, load_network(store, subject).at_resolution(16).positions)
     assert at_size(subject, 16).evaluation_transform.model_dump()["size"] == 16
     assert at_size(subject, 0) is subject
+    assert at_tuning_size(subject, 16) == at_size(subject, 16)
+    assert at_tuning_size(RAW, 384) is RAW, "as wide as 442,368 features"
     with pytest.raises(InputError, match="image_size 10 is no multiple"):
         network_to_tune(store, at_size(subject, 10), 3)
 

@@ -9,16 +9,17 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
+from pipeline.evaluate.metrics.multilabel import mean_average_precision
 from pipeline.evaluate.probe.linear import (
-    SIMCLR_L2,
     Standardiser,
-    choose_l2,
+    fit_candidates,
     fit_logistic,
     label_probabilities,
     path_shares,
     probabilities,
 )
 from pipeline.evaluate.probe.logistic import TOLERANCE, fit_path, mean_loss
+from pipeline.evaluate.suite import SIMCLR_L2
 from tests.support.blobs import blobs, label_sets
 
 PATH = [10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-5]
@@ -58,7 +59,7 @@ def test_every_fit_of_a_path_ends_where_the_gradient_is_small(
 @pytest.mark.parametrize("l2", [1.0, 1e-2, 1e-4])
 def test_weights_equal_scikit_learns(l2: float) -> None:
     features, labels = blobs(500, 10, 4, seed=1)
-    ours = fit_logistic(features, labels, 4, l2, max_iterations=1000, tolerance=1e-10)
+    ours = fit_logistic(features, labels, 4, l2, max_iterations=1000, tolerance=1e-10).weights
     reference = LogisticRegression(C=1 / (500 * l2), tol=1e-11, max_iter=10_000).fit(
         features.astype(np.float64), labels
     )
@@ -77,7 +78,7 @@ def test_the_objective_equals_scipys_minimum() -> None:
         return loss, gradient(weights, features, labels, 0.01).ravel()
 
     found = minimize(objective, np.zeros(27), jac=True, method="BFGS", options={"gtol": 1e-10})
-    ours = fit_logistic(features, labels, 3, 0.01, max_iterations=1000, tolerance=1e-9)
+    ours = fit_logistic(features, labels, 3, 0.01, max_iterations=1000, tolerance=1e-9).weights
     assert objective(ours.ravel())[0] == pytest.approx(found.fun, abs=1e-13)
     assert mean_loss(ours, features, labels, 0.01) == pytest.approx(found.fun, abs=1e-12)
 
@@ -89,7 +90,7 @@ def test_the_objective_equals_scipys_minimum() -> None:
 def test_probabilities_equal_scikit_learns(count: int, width: int, classes: int, l2: float) -> None:
     features, labels = blobs(count, width, classes, seed=1)
     queries, _ = blobs(80, width, classes, seed=2)
-    ours = probabilities(fit_logistic(features, labels, classes, l2, max_iterations=1000), queries)
+    ours = probabilities(fit_logistic(features, labels, classes, l2, max_iterations=1000).weights, queries)
     # For two classes scikit-learn has one weight vector, ours two of opposite sign: half the sum of squares.
     strength = (2 if classes == 2 else 1) / (count * l2)
     reference = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000)
@@ -101,7 +102,7 @@ def test_probabilities_equal_scikit_learns(count: int, width: int, classes: int,
 @pytest.mark.parametrize("l2", [1.0, 1e-2, 1e-4])
 def test_several_labels_are_a_regression_each(l2: float) -> None:
     features, labels = label_sets(400, 10, 5, seed=1)
-    weights = fit_logistic(features, labels, 5, l2, max_iterations=1000, tolerance=1e-9)
+    weights = fit_logistic(features, labels, 5, l2, max_iterations=1000, tolerance=1e-9).weights
     shares = label_probabilities(weights, features)
     for label in range(5):
         reference = LogisticRegression(C=1 / (400 * l2), tol=1e-11, max_iter=10_000)
@@ -114,28 +115,28 @@ def test_several_labels_are_a_regression_each(l2: float) -> None:
 def test_a_path_ends_where_single_fits_do() -> None:
     features, labels = blobs(400, 12, 4, seed=1)
     for fit in fit_path(features, labels, 4, PATH, max_iterations=1000, tolerance=1e-8):
-        alone = fit_logistic(features, labels, 4, fit.l2, max_iterations=1000, tolerance=1e-8)
+        alone = fit_logistic(features, labels, 4, fit.l2, max_iterations=1000, tolerance=1e-8).weights
         assert np.abs(probabilities(fit.weights, features) - probabilities(alone, features)).max() < 1e-4, fit.l2
 
 
 def test_the_start_does_not_change_where_it_ends() -> None:
     features, labels = blobs(120, 8, 3, seed=1)
-    cold = fit_logistic(features, labels, 3, 0.01, max_iterations=1000)
+    cold = fit_logistic(features, labels, 3, 0.01, max_iterations=1000).weights
     start = np.random.default_rng(0).normal(size=(3, 9))
-    far = fit_logistic(features, labels, 3, 0.01, max_iterations=1000, start=start)
+    far = fit_logistic(features, labels, 3, 0.01, max_iterations=1000, start=start).weights
     assert np.abs(probabilities(cold, features) - probabilities(far, features)).max() < 1e-3
 
 
 def test_features_far_from_zero_and_of_other_scales() -> None:
     features, labels = blobs(300, 8, 3, seed=1)
     moved = (features * np.logspace(-1, 1, 8) + 20).astype(np.float32)
-    weights = fit_logistic(moved, labels, 3, 0.01, max_iterations=1000, tolerance=1e-7)
+    weights = fit_logistic(moved, labels, 3, 0.01, max_iterations=1000, tolerance=1e-7).weights
     assert np.abs(gradient(weights, moved, labels, 0.01)).max() < 1e-6
 
 
 def test_a_class_without_samples_gets_no_probability() -> None:
     features, labels = blobs(200, 6, 3, seed=1)
-    weights = fit_logistic(features, labels, 4, 0.01, max_iterations=200)
+    weights = fit_logistic(features, labels, 4, 0.01, max_iterations=200).weights
     assert probabilities(weights, features)[:, 3].max() < 1e-3
 
 
@@ -144,12 +145,14 @@ def test_without_a_penalty_separable_classes_end_at_the_limit_of_steps() -> None
     (fit,) = fit_path(features, labels, 3, [0.0], max_iterations=30)
     assert np.isfinite(fit.weights).all()
     assert fit.iterations <= 30
+    (early,) = fit_path(features, labels, 3, [0.0], max_iterations=3)
+    assert (early.iterations, early.converged) == (3, False)
     assert (probabilities(fit.weights, features).argmax(1) == labels).all()
 
 
 def test_the_bias_is_not_penalised() -> None:
     labels = np.array([0] * 90 + [1] * 10)
-    weights = fit_logistic(np.zeros((100, 3), np.float32), labels, 2, 10.0, max_iterations=500)
+    weights = fit_logistic(np.zeros((100, 3), np.float32), labels, 2, 10.0, max_iterations=500).weights
     assert probabilities(weights, np.zeros((1, 3), np.float32))[0] == pytest.approx([0.9, 0.1], abs=1e-3)
 
 
@@ -159,30 +162,28 @@ def test_probabilities_do_not_overflow() -> None:
     assert label_probabilities(weights, np.array([[1.0]], np.float32)).tolist() == [[1.0, 0.0]]
 
 
-def test_l2_is_the_one_with_the_best_validation_share_and_ties_go_to_the_larger() -> None:
+def test_candidates_are_fitted_from_strong_to_weak_and_shared_as_each_alone() -> None:
     features, labels = blobs(60, 30, 3, seed=1, spread=3.0)
     checked = blobs(90, 30, 3, seed=2, spread=3.0)
-    candidates = [1e-5, 10.0, 0.1, 1e-3]
-    found, weights = choose_l2((features, labels), checked, 3, candidates, 500)
-    shares = {}
-    for l2 in candidates:
-        alone = fit_logistic(features, labels, 3, l2, max_iterations=1000)
-        shares[l2] = (probabilities(alone, checked[0]).argmax(1) == checked[1]).mean()
-    assert len(set(shares.values())) > 1
-    assert found == max(l2 for l2, share in shares.items() if share == max(shares.values()))
-    assert (probabilities(weights, checked[0]).argmax(1) == checked[1]).mean() == pytest.approx(shares[found])
-    easy = blobs(60, 5, 2, seed=1, spread=0.01)
-    assert choose_l2(easy, easy, 2, [1e-4, 1e-2, 1e-3], 200)[0] == 1e-2
+    candidates = [1e-5, 10.0, 0.1, 1e-3, 0.1]
+    fits = fit_candidates(features, labels, 3, candidates, 500)
+    assert [fit.l2 for fit in fits] == [10.0, 0.1, 1e-3, 1e-5]
+    assert all(fit.converged and fit.gradient <= TOLERANCE for fit in fits)
+    alone = [fit_logistic(features, labels, 3, fit.l2, max_iterations=1000).weights for fit in fits]
+    shares = [(probabilities(weights, checked[0]).argmax(1) == checked[1]).mean() for weights in alone]
+    assert len(set(shares)) > 1
+    assert path_shares(fits, *checked) == pytest.approx(np.array(shares), abs=0.012), "but for a sample"
     with pytest.raises(ValueError, match="no l2 to choose from"):
-        choose_l2(easy, easy, 2, [], 200)
+        fit_candidates(features, labels, 3, [], 200)
 
 
-def test_several_labels_are_chosen_by_their_mean_average_precision() -> None:
+def test_several_labels_are_shared_by_their_mean_average_precision() -> None:
     train, held = label_sets(80, 30, 4, seed=1), label_sets(300, 30, 4, seed=2)
     fits = list(fit_path(*train, 4, PATH, max_iterations=300))
     shares = path_shares(fits, *held)
     assert len(set(shares)) == len(PATH)
-    assert choose_l2(train, held, 4, PATH, 300)[0] == PATH[int(shares.argmax())]
+    scores = label_probabilities(fits[2].weights, held[0])
+    assert shares[2] == pytest.approx(mean_average_precision(scores, held[1]), abs=1e-3)
 
 
 def test_shares_of_a_path_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import chi2, t
 
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate.evaluators import EVALUATORS
 from pipeline.evaluate.metrics import Outcomes, of_probabilities, top1
 from pipeline.evaluate.metrics.intervals import bootstrap_mean, grouped_sums, percentiles, resampled
 from pipeline.evaluate.metrics.oracle import is_oracle
+from pipeline.evaluate.metrics.runs import over_runs
 from pipeline.evaluate.perform import perform
 from pipeline.records.score import EvaluationResult, list_results
 from tests.support.subjects import planned_of, put_network, put_pictures, tiny
@@ -32,7 +34,7 @@ RECORDED = {
     "knn": [*PROBABILITIES, "oracle_top1"],
     "sgd": [*PROBABILITIES, "oracle_top1"],
     "ridge": ["top1", "top5", "mean_per_class", "oracle_top1"],
-    "fewshot": ["top1", "top5", "mean_per_class", "top1_l2_1", "top1_l2_100000"],
+    "fewshot": ["top1", "top5", "mean_per_class", "oracle_top1_l2_1", "oracle_top1_l2_100000"],
     "finetune": [*PROBABILITIES, "top1_runs_mean", "top1_runs_std"],
     "classify": PROBABILITIES,
     "inspect": [],
@@ -132,6 +134,21 @@ def predicted(count: int) -> Outcomes:
     shares = draw.dirichlet(np.full(CLASSES, 0.3), count)
     labels = (np.sqrt(shares).cumsum(1) / np.sqrt(shares).sum(1, keepdims=True) > draw.random((count, 1))).argmax(1)
     return of_probabilities(tuple(map(str, range(count))), labels, shares)
+
+
+def test_intervals_over_trainings_are_those_of_scipy() -> None:
+    shares = [0.91, 0.93, 0.905]
+    mean, deviation = over_runs("top1", shares)
+    assert (mean.name, deviation.name) == ("top1_runs_mean", "top1_runs_std")
+    middle, spread = np.mean(shares), np.std(shares, ddof=1)
+    assert (mean.value, deviation.value) == pytest.approx((middle, spread))
+    assert (mean.low, mean.high) == pytest.approx(t.interval(0.95, 2, loc=middle, scale=spread / np.sqrt(3)))
+    assert (deviation.low, deviation.high) == pytest.approx(
+        (spread * np.sqrt(2 / chi2.ppf(0.975, 2)), spread * np.sqrt(2 / chi2.ppf(0.025, 2)))
+    )
+    assert over_runs("top1", [0.9]) == ()
+    assert over_runs("top1", [0.99, 1.0])[0].high == 1.0
+    assert [(one.low, one.high) for one in over_runs("mAP", [0.5, 0.5])] == [(0.5, 0.5), (0.0, 0.0)]
 
 
 def test_drawing_groups_gives_the_interval_of_drawing_samples() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge as SklearnRidge
 
 from pipeline.base.errors import InputError
-from pipeline.evaluate.probe.ridge import Moments, choose_ridge, fit_ridge
+from pipeline.evaluate.metrics.multilabel import mean_average_precision
+from pipeline.evaluate.probe.ridge import Moments, choose_ridge, fit_ridge, ridge_shares
 from tests.support.blobs import blobs, label_sets
 
 L2S = [1e-2, 1.0, 100.0, 1e4]
@@ -76,20 +79,44 @@ def test_l2_is_chosen_on_validation_and_ties_go_to_the_larger() -> None:
     held = blobs(200, 50, 3, seed=2, spread=3.0)
     moments = streamed(features, labels, 3, [])
     parts = [(held[0][:70], held[1][:70]), (held[0][70:], held[1][70:])]
-    chosen, shares = choose_ridge(moments, iter(parts), L2S)
-    for ridge in fit_ridge(moments, L2S):
-        assert shares[ridge.l2] == pytest.approx((ridge.scores(held[0]).argmax(1) == held[1]).mean())
+    chosen, share = choose_ridge(moments, iter(parts), L2S)
+    shares = {ridge.l2: (ridge.scores(held[0]).argmax(1) == held[1]).mean() for ridge in fit_ridge(moments, L2S)}
     assert len(set(shares.values())) > 1
+    assert share == pytest.approx(max(shares.values()))
     assert chosen.l2 == max(l2 for l2, share in shares.items() if share == max(shares.values()))
     easy = blobs(60, 5, 2, seed=1, spread=0.01)
     assert choose_ridge(streamed(*easy, 2, []), [easy], L2S)[0].l2 == 1e4
+
+
+def test_several_labels_are_compared_over_all_parts() -> None:
+    features, labels = label_sets(80, 30, 4, seed=1)
+    held, truth = label_sets(300, 30, 4, seed=2)
+    ridges = fit_ridge(streamed(features, labels, 4, []), L2S)
+    found = ridge_shares(ridges, [(held[:70], truth[:70]), (held[70:], truth[70:])])
+    assert found == pytest.approx([mean_average_precision(ridge.scores(held), truth) for ridge in ridges])
+    assert len(set(found)) == len(L2S)
+
+
+def test_a_choice_holds_the_scores_of_one_part_and_one_l2() -> None:
+    width, classes, part = 4, 400, 250
+    features, labels = blobs(2 * classes, width, classes, seed=1)
+    moments = streamed(features, labels, classes, [])
+    draw = np.random.default_rng(0)
+    parts = ((draw.normal(size=(part, width)).astype(np.float32), draw.integers(0, classes, part)) for _ in range(40))
+    tracemalloc.start()
+    try:
+        choose_ridge(moments, parts, L2S)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * part * classes * 8, "all of them are 160 such arrays"
 
 
 def test_nothing_to_solve_or_choose_on_is_refused() -> None:
     with pytest.raises(InputError, match="no samples"):
         fit_ridge(Moments(3, 2), [1.0])
     easy = blobs(60, 5, 2, seed=1)
-    with pytest.raises(InputError, match="no validation samples"):
+    with pytest.raises(InputError, match="judged on no samples"):
         choose_ridge(streamed(*easy, 2, []), [], L2S)
     with pytest.raises(ValueError, match="5 features, 4 labels"):
         Moments(5, 2).add(easy[0][:5], easy[1][:4])

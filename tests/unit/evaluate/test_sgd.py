@@ -9,16 +9,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.evaluate.probe.sgd import (
-    LEARNING_RATES,
-    Head,
-    choose_head,
-    dinov2_heads,
-    head_scores,
-    sgd_sweep,
-)
+from pipeline.evaluate.probe.sgd import Head, choose_head, head_scores, sgd_sweep
+from pipeline.evaluate.sgd_probe import heads_of
+from pipeline.evaluate.suite import SgdSettings
 from tests.support.blobs import blobs
 
+RATES = [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1]  # DINOv2
 NAMES = ["block9", "block10", "block11", "block12"]
 
 
@@ -35,7 +31,7 @@ def blocks(count: int, seed: int, width: int = 6) -> tuple[dict[str, NDArray], N
 
 
 def test_dinov2_sweeps_52_heads() -> None:
-    heads = dinov2_heads(NAMES, "pooled")
+    heads = heads_of(blocks(20, seed=1)[0], SgdSettings())
     assert len(heads) == len(set(heads)) == 52
     assert {head.blocks for head in heads} == {
         ("block12",),
@@ -43,13 +39,12 @@ def test_dinov2_sweeps_52_heads() -> None:
         tuple(NAMES),
         (*NAMES, "pooled"),
     }
-    assert {head.learning_rate for head in heads} == set(LEARNING_RATES)
-    assert len(LEARNING_RATES) == 13
+    assert sorted({head.learning_rate for head in heads}) == RATES
 
 
 def test_all_heads_at_once_equal_each_alone() -> None:
     features, labels = blocks(150, seed=1)
-    heads = dinov2_heads(NAMES, "pooled")
+    heads = heads_of(features, SgdSettings())
     together = sgd_sweep(features, labels, 3, heads, steps=40, batch_size=32, seed=5)
     assert list(together) == list(heads)
     for head in heads[::3]:
@@ -80,7 +75,7 @@ def test_a_head_is_plain_sgd() -> None:
 def test_the_sweep_learns_and_the_seed_decides_it() -> None:
     features, labels = blocks(300, seed=1)
     queries, truth = blocks(300, seed=2)
-    heads = dinov2_heads(NAMES, "pooled")
+    heads = heads_of(features, SgdSettings())
     found = sgd_sweep(features, labels, 3, heads, steps=200, batch_size=50, seed=5)
     shares = {head: (head_scores(found[head], queries, head).argmax(1) == truth).mean() for head in heads}
     assert shares[choose_head(shares)] > 0.8

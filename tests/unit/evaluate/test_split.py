@@ -98,24 +98,6 @@ def test_test_data_cannot_choose() -> None:
         vtab_split(part(TestPart, 2000), 5)
 
 
-def test_the_choice_sees_fit_and_validation_and_ties_go_to_the_first() -> None:
-    choice = Choice(part(FitPart, 50), part(ValidationPart, 20, "v"))
-    seen = []
-
-    def score(candidate: int, *parts: Labelled) -> float:
-        seen.append((candidate, *parts))
-        return {3: 0.5, 1: 0.9, 2: 0.9}[candidate]
-
-    assert choice.best([3, 2, 1], score) == (2, {3: 0.5, 2: 0.9, 1: 0.9})
-    assert seen == [
-        (3, choice.fit, choice.validation),
-        (2, choice.fit, choice.validation),
-        (1, choice.fit, choice.validation),
-    ]
-    with pytest.raises(ValueError, match="nothing to choose from"):
-        choice.best([], score)
-
-
 def test_vtab_takes_800_and_200_whatever_the_order() -> None:
     train = part(TrainPart, 3000)
     both, choice, missing = vtab_split(train, 5)

@@ -14,6 +14,7 @@ from pipeline.evaluate.due import Planned, plan_evaluations
 from pipeline.evaluate.prepare import preparations
 from pipeline.evaluate.subject import Subject
 from pipeline.evaluate.suite import EvaluateRecipe
+from pipeline.report.paper import published_for
 
 FOLDER = Path(jobs.__file__).parent / "recipes" / "suites"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -122,7 +123,7 @@ def test_few_shot_is_that_of_big_vision(name: str, shots: list[int]) -> None:
     assert [(one["shots"], one["seed"]) for one in found] == [(number, seed) for number in shots for seed in range(3)]
     assert {one["l2"] for one in found} == {1024.0}
     for item in planned(name):
-        if item.key.evaluator == "fewshot":
+        if item.key.evaluator == "fewshot" and not item.subject.is_pixels:
             assert item.key.transform == {"size": 224, "resize": 256, "mode": "square", "filter": "bilinear"}
 
 
@@ -132,10 +133,38 @@ def test_probes_sweep_the_penalties_of_simclr() -> None:
     assert [one["k"] for one in asked("probes", "knn")] == [[10, 20, 100, 200]]
 
 
+def test_probes_see_images_as_simclr_does() -> None:
+    seen = {item.key.evaluator: item.key.transform for item in planned("probes") if item.subject.step == 200}
+    assert seen["linear"] == {"size": 224, "resize": 224, "mode": "short", "filter": "bicubic"}
+    assert seen["knn"] == TRANSFORM
+
+
+def test_probes_of_the_demo_share_their_features() -> None:
+    recipe = load_suite(FOLDER.parent / "tiny.yaml", [])
+    own = {"size": 28, "resize": 28, "mode": "square", "filter": "bicubic"}
+    digests = {name: name for task in recipe.tasks.values() for name in (task.train, task.test)}
+    items = plan_evaluations([Subject("w", "k", own, 100)], recipe, digests)
+    assert {item.key.evaluator for item in items} >= {"linear", "knn", "fewshot"}
+    assert all(item.key.transform == own for item in items)
+
+
+def test_the_baseline_of_raw_pixels_is_one_that_fits() -> None:
+    for name in ("probes", "fewshot", "dinov2"):
+        pixels = [item.subject.transform["size"] for item in planned(name) if item.subject.is_pixels]
+        assert pixels
+        assert set(pixels) == {32}
+
+
+def test_dinov2_is_on_the_task_that_published_values_stand_beside() -> None:
+    (task,) = suite("dinov2").tasks
+    assert published_for(task, [50_000])
+
+
 def test_layers_are_the_last_twelve_each_alone() -> None:
     for evaluator in ("linear", "knn"):
         assert [one["layers"] for one in asked("layers", evaluator)] == [[layer] for layer in range(-12, 0)]
     assert "linear on target of step 200 (layer -12)" in {item.name for item in planned("layers")}
+    assert all(item.key.transform == TRANSFORM for item in planned("layers")), "one forward pass for all"
 
 
 def test_dinov2_has_52_heads_and_its_k() -> None:

@@ -56,7 +56,9 @@ def test_units() -> None:
     assert [number(name, 0.0341) for name in ("nll", "ece")] == ["0.0341"] * 2
     assert is_share("oracle_mAP")
     assert is_share("top1_runs_std")
+    assert is_share("oracle_top1_l2_1e+06")
     assert not is_share("oracle_nll")
+    assert metric_name("oracle_top1_l2_100") == "top-1 with l2 100, chosen on the test data: a bound, not a result"
     assert metric_name("oracle_top1") == "top-1, chosen on the test data: a bound, not a result"
 
 

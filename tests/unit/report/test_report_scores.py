@@ -109,6 +109,15 @@ def test_parquet_holds_every_field_of_every_score(built) -> None:
     assert frame.step.isna().sum() == (frame.baseline == "pixels").sum() > 0
 
 
+def test_rows_tell_the_protocol_and_the_datasets(built) -> None:
+    results = {result.id: result.key for result in list_results(built.store)}
+    rows = _scores(built.store)
+    assert rows
+    for row in rows:
+        key = results[row.evaluation_id]
+        assert (row.protocol_version, row.train_digest, row.test_digest) == (key.protocol_version, *key.dataset_digests)
+
+
 def test_parquet_of_no_scores_can_be_read() -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.read_parquet(io.BytesIO(scores_parquet([])))
