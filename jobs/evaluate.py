@@ -11,6 +11,7 @@ from pipeline.base.errors import RefusedError
 from pipeline.base.progress import Progress
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate.scheduler.by_name import plan_all
+from pipeline.evaluate.scheduler.planning import refuse_empty
 from pipeline.evaluate.suite import EvaluateRecipe
 
 if TYPE_CHECKING:
@@ -19,11 +20,21 @@ if TYPE_CHECKING:
 
 def evaluate(chain: ChainRecipe, asked: Asked, progress: Progress, address: str | None, debug: bool) -> Outcome:
     """Check, connect, evaluate."""
-    asked.planner(open_store(chain.workspace, chain.stores))
-    asked.read_recipe()
+    _check_planned(open_store(chain.workspace, chain.stores), asked)
     import_torch_first()
     with connected(address, debug):
         return evaluate_asked(chain, asked, progress)
+
+
+def _check_planned(workspace: Store, asked: Asked) -> None:
+    """Refuse before anything starts what the scheduler would: datasets that are missing or leak, nothing to judge.
+
+    What it learns of leaks is remembered, so that the scheduler need not read the indexes again.
+    """
+    planner = asked.planner(workspace)
+    plan_all(workspace, asked.run, [asked.read_recipe()], planner=planner)
+    if asked.every_seconds is None:
+        refuse_empty(planner)
 
 
 def take_weights(workspace: Store, asked: Asked) -> None:

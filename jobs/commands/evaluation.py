@@ -11,7 +11,7 @@ import typer
 from jobs.console import make_progress, print_text
 from jobs.options import Address, Debug, Endpoint, Json, Workspace, changes, finish, needed, stores_of
 from jobs.recipe import ChainRecipe
-from pipeline.base.errors import InputError
+from pipeline.base.errors import InputError, RecipeError
 from pipeline.base.quantities import parse_seconds
 from pipeline.base.store import open_store
 from pipeline.pretrain.recipe import NAME_PATTERN
@@ -24,7 +24,7 @@ _SHOWN = 40  # names of a kind, on a terminal; --json has them all
 
 def evaluate(
     run_or_recipe: Annotated[
-        str | None, typer.Argument(metavar="RUN|RECIPE", help="a run, or a recipe with its suite")
+        str | None, typer.Argument(metavar="RUN|RECIPE", help="a run, or a recipe with its suite; a run in -w wins")
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -121,17 +121,41 @@ def evaluate(
 
 
 def _of_run(given: Given, name: str | None, workspace: str | None, endpoint: str | None) -> tuple[ChainRecipe, Asked]:
-    """A run, or weights that were imported before, or a recipe that names run and suite."""
+    """A run, or weights that were imported before, or a recipe that names run and suite.
+
+    With ``-w``, as in ``report``, a run of that name wins over a recipe that ships with vitpipe.
+    """
     from jobs import asking
 
     if not given.run_or_recipe:
         raise InputError("what is to be evaluated?", "name a run, a recipe, or --weights")
     if name:
         raise InputError("--name is for --weights; a run has its own", "leave it out")
-    if given.is_recipe(workspace):
+    is_recipe = given.is_recipe(workspace)
+    if is_recipe and not (workspace and _is_there(given.run_or_recipe, workspace, endpoint)):
         return asking.from_recipe(given, changes(workspace, endpoint))
     chain = ChainRecipe(workspace=needed(workspace), stores=stores_of(workspace, endpoint))
-    return chain, asking.of_run(given, open_store(chain.workspace, chain.stores))
+    try:
+        return chain, asking.of_run(given, open_store(chain.workspace, chain.stores))
+    except (InputError, RecipeError) as error:
+        if not is_recipe:
+            raise
+        other = f"{given.run_or_recipe} is a run there; the recipe is meant with workspace={workspace} instead of -w"
+        raise InputError(error.what, f"{error.way_out}; {other}" if error.way_out else other) from None
+
+
+def _is_there(name: str, workspace: str, endpoint: str | None) -> bool:
+    """True when *workspace* has a run, or imported weights, of that name: they win over a recipe of the same."""
+    from pipeline.base.progress import Silent
+    from pipeline.evaluate.scheduler.planning import planner_of
+
+    if not re.fullmatch(NAME_PATTERN, name):
+        return False
+    try:
+        planner_of(open_store(workspace, stores_of(workspace, endpoint)), name, Silent())
+    except InputError:
+        return False
+    return True
 
 
 def _of_weights(

@@ -122,6 +122,14 @@ class Ledger:
         self.view[evaluation_id] = replace(entry, claims=number, claim=mine, expires=mine.expires + CLOCK_SECONDS)
         return number
 
+    def holds(self, evaluation_id: str, claim: int, generation: int) -> bool:
+        """True while our claim of that number stands: nobody has claimed since, recorded, or made its generation void.
+
+        One that has expired stands until another follows it.
+        """
+        entry = self.view.get(evaluation_id, Entry())
+        return not entry.is_recorded and (entry.claims, entry.generation) == (claim, generation)
+
     def renew(self, evaluation_id: str) -> None:
         """Let our claim count from now on."""
         entry, expires = self.view[evaluation_id], time.time() + CLAIM_SECONDS

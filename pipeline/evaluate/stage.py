@@ -27,15 +27,10 @@ def evaluate(
     dataset is missing.
     """
 
-    def read_and_keep() -> EvaluateRecipe:
-        recipe = read_recipe()
-        if seen != [recipe]:
-            keep_suite(workspace, run, suite, recipe)
-            seen[:] = [recipe]
-        return recipe
+    def keep(recipe: EvaluateRecipe) -> None:
+        keep_suite(workspace, run, suite, recipe)
 
-    seen: list[EvaluateRecipe] = []
-    return Scheduler(workspace, run, read_and_keep, progress, every_seconds).run()
+    return Scheduler(workspace, run, read_recipe, progress, every_seconds, keep).run()
 
 
 def check_evaluated(outcome: Outcome) -> None:

@@ -15,7 +15,6 @@ from ray.cluster_utils import Cluster
 
 from jobs.cluster import connected
 from jobs.status_evaluations import describe_evaluations, evaluations
-from pipeline.base.progress import Silent
 from pipeline.base.store import Store, open_store
 from pipeline.checkpoints.pins import pinned_steps
 from pipeline.evaluate.ledger import Ledger
@@ -38,27 +37,11 @@ from tests.support.evaluations import (
     suite_recipe,
     suite_tree,
 )
+from tests.support.scheduling import Told
 from tests.support.subjects import put_network, tiny
 
 _SECONDS = 120  # guards against hanging
 pytestmark = pytest.mark.timeout(300)
-
-
-class Told(Silent):
-    """Remembers what was said, and calls *each* with the name of what was done."""
-
-    def __init__(self, each: Callable[[str], None] = lambda name: None) -> None:
-        self.lines: list[str] = []
-        self._each = each
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-    def advance(self, count: int = 1, note: str = "") -> None:
-        self._each(note)
-
-    def about(self, words: str) -> list[str]:
-        return [line for line in self.lines if words in line]
 
 
 @pytest.fixture
@@ -105,7 +88,9 @@ def test_what_appears_is_evaluated_what_is_damaged_is_named_and_what_is_added_is
     store: Store, cluster: Cluster
 ) -> None:
     make_workspace(store, [100], last=400)
-    seeds, told, pinned = [1], Told(), []
+    seeds: list[int] = [1]
+    pinned: list[set[int]] = []
+    told = Told(lambda name: pinned.append(pinned_steps(store, RUN)))
 
     def train() -> None:
         wait_for(store, 2)
@@ -115,7 +100,6 @@ def test_what_appears_is_evaluated_what_is_damaged_is_named_and_what_is_added_is
         seeds[0] = 2  # one more evaluation of each checkpoint
         wait_for(store, 6)
         before.update(findings(store))
-        pinned.append(pinned_steps(store, RUN))
         put_checkpoint(store, 400)  # the last one: then the scheduler ends by itself
 
     before: dict[str, object] = {}
@@ -130,6 +114,7 @@ def test_what_appears_is_evaluated_what_is_damaged_is_named_and_what_is_added_is
     assert list(outcome.skipped) == [300]
     assert len(told.about("checkpoint of step 300 is skipped: 0001/model.safetensors has")) == 1, told.lines
     assert before.items() <= findings(store).items(), "what was recorded before stays"
+    assert set().union(*pinned) == {100, 200, 400}, "each while it was evaluated"
     assert pinned_steps(store, RUN) == set()
 
 

@@ -89,10 +89,28 @@ def assert_each_once(store: Store, expected: dict[str, object]) -> None:
     assert findings(store) == expected
 
 
-def schedule(store: Store, size: Size, address: str, **changes: object) -> Outcome:
+class Told(Silent):
+    """Remembers what was said, and calls *each* with the name of what was done."""
+
+    def __init__(self, each: Callable[[str], None] = lambda name: None) -> None:
+        self.lines: list[str] = []
+        self._each = each
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self._each(note)
+
+    def about(self, words: str) -> list[str]:
+        """The lines that hold *words*."""
+        return [line for line in self.lines if words in line]
+
+
+def schedule(store: Store, size: Size, address: str, told: Told | None = None, **changes: object) -> Outcome:
     """A scheduler in this process."""
     with connected(address):
-        return Scheduler(store, RUN, lambda: suite_recipe(size.num_seeds, **changes), Silent()).run()
+        return Scheduler(store, RUN, lambda: suite_recipe(size.num_seeds, **changes), told or Told()).run()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from pipeline.base.errors import DamageError, InputError, RefusedError, StoreAccessError, VitpipeError
+from pipeline.base.errors import DamageError, InputError, RecipeError, RefusedError, StoreAccessError, VitpipeError
 from pipeline.base.progress import Progress
 from pipeline.base.store import Store
 from pipeline.evaluate.due import Patterns, Planned, due, standing
@@ -20,7 +20,7 @@ from pipeline.evaluate.ledger import CLAIM_SECONDS, Ending, Ledger, patiently
 from pipeline.evaluate.perform import perform
 from pipeline.evaluate.prepare import Preparation, is_prepared, parts_of, prepare
 from pipeline.evaluate.scheduler.pinning import Pinning
-from pipeline.evaluate.scheduler.planning import planner_of
+from pipeline.evaluate.scheduler.planning import planner_of, refuse_empty
 from pipeline.evaluate.scheduler.queue import Queue
 from pipeline.evaluate.spread import Ended, Lost, Pool, Share
 from pipeline.evaluate.suite import EvaluateRecipe
@@ -37,7 +37,11 @@ _NO_ROOM_SECONDS = 30.0  # without any worker, before that is said
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a scheduler has done: what the suite asks for, what is recorded of it, and by this process; what is not."""
+    """What a scheduler has done: what the suite asks for, what is recorded of it, and by this process; what is not.
+
+    ``num_done`` leaves out what was recorded already when its worker came to it: by another scheduler, or by a worker
+    of this one that died before it could tell.
+    """
 
     num_planned: int
     num_recorded: int
@@ -45,6 +49,15 @@ class Outcome:
     failures: tuple[str, ...]
     cancelled: tuple[str, ...]
     skipped: dict[int, str]
+
+
+@dataclass(frozen=True)
+class _Running:
+    """An evaluation that a worker is at, and our claim it was started with."""
+
+    item: Planned
+    claim: int
+    generation: int
 
 
 class Every:
@@ -69,7 +82,8 @@ class Every:
 class Scheduler:
     """Does what is due for a run. With *every_seconds*, looks again so often, until the run is complete.
 
-    *read_recipe* is asked at every look, so that an evaluator that is added to the suite is backfilled.
+    *read_recipe* is asked at every look, so that an evaluator that is added to the suite is backfilled; *keep* is given
+    each other suite once it could be planned.
     """
 
     def __init__(
@@ -79,9 +93,12 @@ class Scheduler:
         read_recipe: Callable[[], EvaluateRecipe],
         progress: Progress,
         every_seconds: float | None = None,
+        keep: Callable[[EvaluateRecipe], None] = lambda recipe: None,
     ) -> None:
         self._workspace, self._progress, self._read_recipe = workspace, progress, read_recipe
         self._recipe = recipe = read_recipe()
+        self._keep_suite = keep
+        self._kept: EvaluateRecipe | None = None  # what was planned by last
         self._is_watching = every_seconds is not None
         self._patience = Patience(recipe.patience_seconds, progress.say)
         self._ledger = Ledger(workspace, run, self._patience)
@@ -90,7 +107,7 @@ class Scheduler:
         self._queue = Queue(self._is_prepared, self._parts_of, recipe.max_tries)
         self._pool = Pool(Share(recipe.max_parallel, recipe.cpus, recipe.gpus, recipe.resources))
         self._planned: dict[str, Planned] = {}
-        self._running: dict[str, Planned] = {}
+        self._running: dict[str, _Running] = {}
         self._others: dict[str, Planned] = {}  # others work on them
         self._num_done = self._num_open = 0
         self._look_due = Every(every_seconds or 0.0)
@@ -104,8 +121,8 @@ class Scheduler:
         """Until nothing is left. Raises InputError when there is no checkpoint, or a dataset is missing."""
         try:
             self._look()
-            if self._planner.is_empty and not self._is_watching:
-                raise InputError("there is no whole checkpoint yet", "pretrain the run first")
+            if not self._is_watching:
+                refuse_empty(self._planner)
             while not self._is_over():
                 self._start()
                 for ended in self._pool.wait(_TICK_SECONDS):
@@ -125,36 +142,48 @@ class Scheduler:
 
     def _look(self) -> None:
         """At the recipe, the checkpoints and the ledger."""
-        self._reread_recipe()
-        plan = lambda: self._planner.plan(self._recipe, is_watching=self._is_watching)  # noqa: E731 - asked again
-        planned = patiently(self._workspace, self._patience, "runs", plan)
-        self._planned = {item.id: item for item in planned}
+        self._planned = {item.id: item for item in self._plan()}
         self._ledger.refresh()
         self._refill()
         if self._pin():
-            self._planned = {key: item for key, item in self._planned.items() if item.subject.step not in self._gone}
+            self._planned = {item.id: item for item in self._plan()}  # without what is gone, which is told
             self._refill()
         self._look_due.reset()
         self._tell()
 
-    def _reread_recipe(self) -> None:
+    def _plan(self) -> list[Planned]:
+        """What the suite asks for now; where it cannot be read or planned, as while it is edited, the one before."""
         try:
-            self._recipe = self._read_recipe()
-        except VitpipeError as error:  # it is being edited
-            self._progress.say(f"the suite cannot be read now, the one before stays: {error}")
+            recipe = self._read_recipe()
+            planned = self._plan_by(recipe)
+        except (RecipeError, InputError, DamageError) as error:
+            if self._kept is None:
+                raise
+            self._progress.say(f"the suite cannot be used now, the one before stays: {error}")
+            return self._plan_by(self._recipe)
+        if recipe != self._kept:
+            patiently(self._workspace, self._patience, LEDGER, lambda: self._keep_suite(recipe))
+        self._recipe = self._kept = recipe
+        return planned
+
+    def _plan_by(self, recipe: EvaluateRecipe) -> list[Planned]:
+        request = lambda: self._planner.plan(recipe, is_watching=self._is_watching)  # noqa: E731 - asked again
+        return patiently(self._workspace, self._patience, "runs", request)
 
     def _refill(self) -> None:
-        """Sort what is planned into what is due, what waits, and what others work on."""
+        """Sort what is planned and not running here into what is due, what waits, and what others work on."""
         now, view, cancelled = time.time(), self._ledger.view, self._ledger.cancelled
         unwanted, later, self._others = Patterns(cancelled), [], {}
-        for item in self._planned.values():
+        # What runs here may look due: made void elsewhere, or its claim expired while the store was away.
+        idle = [item for item in self._planned.values() if item.id not in self._running]
+        for item in idle:
             state = standing(item, view, unwanted, now)
             if state == "waiting":
                 failure = view[item.id].failure
                 later.append((failure.retry_after or now if failure else now, item))
-            elif state == "running" and item.id not in self._running:
+            elif state == "running":
                 self._others[item.id] = item
-        self._queue.fill(due(self._planned.values(), view, now, cancelled, self._recipe.priority), later)
+        self._queue.fill(due(idle, view, now, cancelled, self._recipe.priority), later)
 
     def _pin(self) -> bool:
         """Pin what is still needed; True when some of it was gone by then."""
@@ -165,10 +194,7 @@ class Scheduler:
             for item in self._planned.values()
             if item.subject.step is not None and standing(item, self._ledger.view, unwanted, now) in open_states
         }
-        self._gone = self._pinning.hold(needed)
-        for step in self._gone:
-            self._planner.forget(step)
-        return bool(self._gone)
+        return bool(self._pinning.hold(needed))
 
     def _tell(self) -> None:
         num_open = len(self._queue) + len(self._others) + len(self._running)
@@ -185,11 +211,11 @@ class Scheduler:
         while self._pool.num_idle and (task := self._queue.next()) is not None:
             if isinstance(task, Preparation):
                 self._pool.start(task, task.subject.weights_digest, _prepare, self._workspace, task)
-            elif self._ledger.claim(task.id, task.name) is None:
+            elif (claim := self._ledger.claim(task.id, task.name)) is None:
                 self._others[task.id] = task
             else:
-                self._running[task.id] = task
                 generation = self._ledger.view[task.id].generation
+                self._running[task.id] = _Running(task, claim, generation)
                 arguments = (self._workspace, task, generation, self._patience)
                 self._pool.start(task.id, task.subject.weights_digest, _perform, *arguments)
         if self._pool.num_idle or self._pool.num_running or not self._pool.is_starting:
@@ -202,14 +228,20 @@ class Scheduler:
         if isinstance(ended.task, Preparation):
             (self._queue.not_made if failed else self._queue.made)(ended.task)
             return
-        item = self._running.pop(str(ended.task))
-        if failed:
-            self._failed(item, ended.outcome)
-        else:
+        running = self._running.pop(str(ended.task))
+        item = running.item
+        if not failed and running.generation == self._ledger.view[item.id].generation:
             self._ledger.recorded(item.id)
-            self._num_done += 1
+            self._num_done += ended.outcome is True
             self._num_open -= 1
             self._progress.advance(note=item.name)
+        elif failed and self._holds(running):
+            self._failed(item, ended.outcome)
+        else:
+            self._refill()  # it was made void, or is somebody else's by now: that it may be due again, the ledger tells
+
+    def _holds(self, running: _Running) -> bool:
+        return self._ledger.holds(running.item.id, running.claim, running.generation)
 
     def _failed(self, item: Planned, outcome: Lost | VitpipeError) -> None:
         reason = outcome.reason if isinstance(outcome, Lost) else str(outcome).splitlines()[0]
@@ -231,8 +263,8 @@ class Scheduler:
         if self._head_due.is_over() and (news := self._pool.check_head()):
             self._progress.say(news)
         if self._claims_due.is_over():
-            for evaluation_id in self._running:
-                self._ledger.renew(evaluation_id)
+            for running in filter(self._holds, self._running.values()):
+                self._ledger.renew(running.item.id)
         self._pinning.keep()
         if self._cancelled_due.is_over() and self._ledger.refresh_cancelled():
             self._cancel()
@@ -244,12 +276,16 @@ class Scheduler:
     def _cancel(self) -> None:
         """End what is not wanted any more, and take up what is wanted again."""
         unwanted = Patterns(self._ledger.cancelled)
-        for item in [item for item in self._running.values() if unwanted.match(item.name)]:
-            self._pool.stop(item.id)
-            del self._running[item.id]
-            self._ledger.end(item.id, "released", "cancelled", self._recipe.max_tries)
-            self._progress.say(f"{item.name} is cancelled")
+        for running in [one for one in self._running.values() if unwanted.match(one.item.name)]:
+            self._pool.stop(running.item.id)
+            del self._running[running.item.id]
+            self._release(running, "cancelled")
+            self._progress.say(f"{running.item.name} is cancelled")
         self._refill()
+
+    def _release(self, running: _Running, reason: str) -> None:
+        if self._holds(running):
+            self._ledger.end(running.item.id, "released", reason, self._recipe.max_tries)
 
     def _look_at_others(self) -> None:
         if len(self._others) > _FEW:
@@ -272,8 +308,8 @@ class Scheduler:
         self._patience.seconds = 0.0
         self._pool.close()
         with suppress(VitpipeError):
-            for item in self._running.values():
-                self._ledger.end(item.id, "released", "its scheduler was interrupted", self._recipe.max_tries)
+            for running in self._running.values():
+                self._release(running, "its scheduler was interrupted")
             self._pinning.release()
 
     def _outcome(self) -> Outcome:

@@ -62,6 +62,12 @@ def planner_of(workspace: Store, name: str, progress: Progress) -> Planner:
         return WeightsPlanner(workspace, card)
 
 
+def refuse_empty(planner: Planner) -> None:
+    """Raise InputError when there was nothing to judge, as of the last plan."""
+    if planner.is_empty:
+        raise InputError("there is no whole checkpoint yet", "pretrain the run first")
+
+
 class RunPlanner:
     """See Planner: the checkpoints of a run; what it has found whole it does not look at twice."""
 
@@ -72,6 +78,7 @@ class RunPlanner:
         self._workspace, self._run, self._progress = workspace, run, progress
         self._transform: dict[str, Any] = card.recipe["transform"]
         self._whole: dict[int, CheckpointCard] = {}
+        self._doubted: set[int] = set()  # found whole, and to be looked at once more
 
     def plan(self, recipe: EvaluateRecipe, *, is_watching: bool = False, with_retired: bool = False) -> list[Planned]:
         """See Planner."""
@@ -89,7 +96,7 @@ class RunPlanner:
     def forget(self, step: int | None) -> None:
         """See Planner."""
         if step is not None:
-            self._whole.pop(step, None)
+            self._doubted.add(step)
 
     def _look(self) -> None:
         steps = list_steps(self._workspace, self._run)
@@ -97,8 +104,9 @@ class RunPlanner:
             self._progress.say(f"checkpoint of step {step} is gone; what was not evaluated of it is left out")
             del self._whole[step]
         for step in steps:
-            if step not in self._whole:
+            if step not in self._whole or step in self._doubted:
                 self._look_at(step)
+        self._doubted.clear()
         self.is_complete = extended(self._workspace, self._card) in steps
 
     def _look_at(self, step: int) -> None:
@@ -112,7 +120,9 @@ class RunPlanner:
         if card is not None and not problem:
             self._whole[step] = card
             self.skipped.pop(step, None)
-        elif self.skipped.get(step) != problem:
+            return
+        self._whole.pop(step, None)
+        if self.skipped.get(step) != problem:
             self.skipped[step] = problem or ""
             self._progress.say(f"checkpoint of step {step} is skipped: {problem}")
 

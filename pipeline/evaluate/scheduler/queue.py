@@ -51,7 +51,8 @@ class Queue:
         now, then = list(due), list(later)
         self._preparations = preparations([*now, *(item for _, item in then)])
         self._ready = deque(now)
-        self._openings = deque(one for one in self._openings if one.part is not None)
+        # Besides parts, a whole whose parts have ended: it counts as being made, so that nobody opens it again.
+        self._openings = deque(one for one in self._openings if one.part is not None or one.id in self._making)
         self._parked.clear()
         self._waiting_for.clear()
         self._later = [(at, next(self._number), item) for at, item in then]

@@ -61,6 +61,23 @@ def test_checkpoints_that_appear_vanish_and_are_damaged(store: Store) -> None:
     assert told.lines[1:] == ["checkpoint of step 100 is gone; what was not evaluated of it is left out"]
 
 
+def test_one_that_is_to_be_looked_at_anew_is_told_as_gone_damaged_or_stays(store: Store) -> None:
+    told = Lines()
+    planner = RunPlanner(store, RUN, told)
+    for step in (100, 200):
+        planner.forget(step)
+    assert steps(planner) == {100, 200}
+    assert told.lines == []
+    for step in (100, 200):
+        planner.forget(step)
+    remove_checkpoint(store, 100)
+    put_checkpoint(store, 200, damaged=True)
+    assert steps(planner) == set()
+    assert told.lines[0] == "checkpoint of step 100 is gone; what was not evaluated of it is left out"
+    assert told.lines[1].startswith("checkpoint of step 200 is skipped: ")
+    assert (len(told.lines), list(planner.skipped), planner.is_empty) == (2, [200], True)
+
+
 def test_a_damaged_card_is_one_damaged_checkpoint(store: Store) -> None:
     store.put(checkpoint_card_key(RUN, 150), b"{")
     told = Lines()

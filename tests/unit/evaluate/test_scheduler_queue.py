@@ -13,6 +13,7 @@ from pipeline.evaluate.subject import Subject
 from pipeline.evaluate.suite import EvaluateRecipe
 
 TRANSFORM = {"size": 8, "resize": 8, "mode": "square"}
+SETTINGS = {"linear": {"transform": "model"}}  # so that it wants the features that k-NN wants
 DIGESTS = {"train": "1", "test": "2"}
 
 
@@ -20,7 +21,7 @@ def plan(steps: list[int], evaluators: tuple[str, ...] = ("knn", "linear", "fine
     """What is due of these steps, in its order."""
     tree = {
         "tasks": {"t": {"train": "train", "test": "test"}},
-        "suite": [{"evaluator": name, "tasks": ["t"]} for name in evaluators],
+        "suite": [{"evaluator": name, "tasks": ["t"], "settings": SETTINGS.get(name, {})} for name in evaluators],
         "baselines": False,
     }
     subjects = [Subject(f"w{step}", f"k{step}", TRANSFORM, step) for step in steps]
@@ -106,6 +107,23 @@ def test_parts_are_shared_out_and_the_whole_comes_after_the_last() -> None:
     assert names(drain(queue)) == ["knn on t of step 100"]
 
 
+def test_a_new_plan_keeps_the_whole_whose_parts_have_ended() -> None:
+    planned = plan([100], ("knn",))
+    queue = Queue(lambda one: one.dataset == "test", lambda _: [0, 1], max_tries=2)
+    queue.fill(planned, [])
+    parts = drain(queue)
+    queue.fill(planned, [])
+    for part in parts:
+        assert isinstance(part, Preparation)
+        queue.made(part)
+    queue.fill(planned, [])
+    (last,) = drain(queue)
+    assert isinstance(last, Preparation)
+    assert last.part is None
+    queue.made(last)
+    assert names(drain(queue)) == ["knn on t of step 100"]
+
+
 def test_evaluations_of_one_network_want_the_same_and_so_one_pass() -> None:
     wanted = preparations(plan([100, 200], ("knn", "linear", "finetune")))
     assert len(wanted) == 4, "fine-tuning wants no features"
@@ -144,7 +162,11 @@ def test_every_evaluation_is_handed_out_once_whatever_ends_when() -> None:
         queue.fill(planned, [])
         out: list[Preparation] = []
         done: list[str] = []
-        while len(queue) or out:
+        for _ in range(10_000):  # guards against what is parked for ever
+            if not len(queue) and not out:
+                break
+            if rng.random() < 0.05:  # a look, a cancellation, or news of others
+                queue.fill([item for item in planned if item.name not in done], [])
             task = queue.next() if rng.random() < 0.6 else None
             if isinstance(task, Preparation):
                 assert task not in out

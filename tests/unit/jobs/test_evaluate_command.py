@@ -10,20 +10,23 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import jobs.cluster
 from jobs.asking import Asked, Given, from_recipe, of_run, of_weights
 from jobs.cli import app
 from jobs.evaluate import take_weights
 from jobs.evaluation_names import Changes, change, what_is_due
 from jobs.status_evaluations import describe_evaluations, evaluations
 from pipeline.base.config import build
-from pipeline.base.errors import InputError, RecipeError
+from pipeline.base.errors import InputError, RecipeError, RefusedError
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate.ledger import Ledger
 from pipeline.evaluate.perform import perform
 from pipeline.evaluate.scheduler.by_name import plan_all
 from pipeline.evaluate.scheduler.suites import keep_suite
 from pipeline.evaluate.suite import EvaluateRecipe
+from pipeline.records.run import read_run_card
 from pipeline.records.score import list_results
+from tests.support.datasets import make_dataset
 from tests.support.evaluations import RUN, make_workspace, put_suite, suite_recipe
 from tests.support.subjects import put_network, tiny
 
@@ -135,6 +138,59 @@ def test_what_cannot_be_asked_is_one_line(store: Store, arguments: tuple[str, ..
     told = str(done.exception)
     assert told.startswith(said.format(uri=store.uri)), told
     assert "\n" not in told
+
+
+@pytest.fixture
+def empty_tiny(store: Store) -> Store:
+    """The same workspace with a run that is called as a recipe that ships with vitpipe, without a checkpoint."""
+    card = read_run_card(store, RUN).model_copy(update={"name": "tiny"})
+    store.put("runs/tiny/run.json", card.to_json())
+    return store
+
+
+def invoke(*arguments: str) -> tuple[str, str]:
+    """What the command told, and the error that it ended with."""
+    done = CliRunner().invoke(app, ["evaluate", *arguments])
+    assert done.exception is None or isinstance(done.exception, RefusedError), done.exception
+    return done.stdout, str(done.exception or "")
+
+
+def test_a_run_wins_over_a_recipe_of_the_same_name(empty_tiny: Store) -> None:
+    uri = empty_tiny.uri
+    _, refused = invoke("tiny", "-w", uri, "--dry-run")
+    assert refused == (
+        f"run 'tiny' in {uri} has not been evaluated yet - add --suite FILE, or --train and --test; "
+        f"tiny is a run there; the recipe is meant with workspace={uri} instead of -w"
+    )
+    _, refused = invoke("tiny", f"workspace={uri}", "--dry-run")
+    assert refused.startswith("no dataset 'digits-test' in "), "so it is the recipe"
+    keep_suite(empty_tiny, "tiny", "probes", suite_recipe(1))
+    told, refused = invoke("tiny", "-w", uri, "--dry-run", "--json")
+    assert (json.loads(told)["run"], refused) == ("tiny", "")
+    empty_tiny.delete("runs/tiny/run.json")
+    _, refused = invoke("tiny", "-w", uri, "--dry-run")
+    assert refused.startswith("no run 'tiny' in "), "it was asked for by the recipe"
+    assert "instead of -w" not in refused
+
+
+@pytest.mark.parametrize(
+    ("run", "test", "said"),
+    [
+        (RUN, "nowhere", "no dataset 'nowhere' in "),
+        (RUN, "leaking", "train and leaking share 30 images ("),
+        ("tiny", "test", "there is no whole checkpoint yet - pretrain the run first"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_before_ray_starts(
+    run: str, test: str, said: str, empty_tiny: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_debug: bool) -> None:
+        raise AssertionError("ray was started")
+
+    monkeypatch.setattr(jobs.cluster, "_prepare", refuse)
+    make_dataset(empty_tiny, "leaking", num_samples=30, size=8)
+    _, refused = invoke(run, "-w", empty_tiny.uri, "--train", "train", "--test", test)
+    assert said in refused
 
 
 def names(found: dict[str, Any], what: str) -> list[str]:
