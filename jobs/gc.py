@@ -17,8 +17,9 @@ from pipeline.base.progress import Progress
 from pipeline.base.quantities import format_bytes
 from pipeline.base.store import ObjectInfo, Store
 from pipeline.checkpoints.sweep import find_orphans
+from pipeline.corpus.stage.manifest import MANIFEST, REQUEST
 from pipeline.evaluate.leftovers import find_imported, find_tunings
-from pipeline.shard.stale import find_stale_claims
+from pipeline.shard.stale import find_stale
 
 OWN_PREFIXES = ("corpora/", "datasets/", "evaluations/", "features/", "imported/", "reports/", "runs/")
 
@@ -32,7 +33,8 @@ def gc(workspace: Store, older_than_seconds: float, dry_run: bool, progress: Pro
     problems: list[str] = []
     found = {
         "checkpoints": list(_checkpoints(workspace, problems)),
-        "claims": list(find_stale_claims(workspace, older_than_seconds)),
+        "corpora": list(_corpora(workspace, older_than_seconds)),
+        "datasets": list(find_stale(workspace, older_than_seconds)),
         "features": list(_features(workspace, older_than_seconds)),
         "imported": _unless_unknown("imported weights", lambda: find_imported(workspace, older_than_seconds), problems),
         "tunings": _unless_unknown("kept tunings", lambda: find_tunings(workspace, older_than_seconds), problems),
@@ -72,6 +74,24 @@ def _unless_unknown(what: str, find: Callable[[], Iterable[Leftover]], problems:
     except (DamageError, InputError) as error:
         problems.append(f"{what} are left alone: {error}")
         return []
+
+
+def _corpora(workspace: Store, older_than_seconds: float) -> Iterator[Leftover]:
+    """Copies that were begun, and whose manifest never came. What is listed is not held: corpora are large."""
+    newest: dict[str, float] = defaultdict(float)
+    begun, ended = set[str](), set[str]()
+    for info in workspace.list("corpora/"):
+        _, name, rest = f"{info.key}/".split("/", 2)
+        newest[name] = max(newest[name], info.modified)
+        if rest == f"{REQUEST}/":
+            begun.add(name)
+        elif rest == f"{MANIFEST}/":
+            ended.add(name)
+    oldest = time.time() - older_than_seconds
+    for name in sorted(begun - ended):
+        if newest[name] < oldest:
+            for info in workspace.list(f"corpora/{name}/"):
+                yield Leftover(info.key, info.num_bytes, f"its {MANIFEST} never came")
 
 
 def _features(workspace: Store, older_than_seconds: float) -> Iterator[Leftover]:

@@ -15,12 +15,11 @@ from pipeline.base.store import open_store
 from pipeline.base.world import allowed_world_sizes
 from pipeline.checkpoints.retention import Retention
 from pipeline.models.config import ViTConfig
-from pipeline.models.cost import activation_bytes_per_image, flops_per_image, training_flops_per_image
+from pipeline.models.cost import activation_bytes_per_image, flops_per_image
 from pipeline.models.vit import ViT
 from pipeline.pretrain.data import Mixed, TrainingData, read_training_data
+from pipeline.pretrain.objectives.cost import extra_flops_per_image, pretraining_flops_per_image, reads_all_tokens
 from pipeline.pretrain.objectives.make import make_objective
-from pipeline.pretrain.objectives.masked_patches import NUM_COLOURS
-from pipeline.pretrain.objectives.recipe import MaskedPatchesRecipe
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.pretrain.run import architecture, check_recipe, world_sizes
 from pipeline.train.engine_config import check_engine
@@ -133,15 +132,16 @@ def _worlds(recipe: PretrainRecipe) -> list[dict[str, Any]]:
 
 def _compute(recipe: PretrainRecipe, config: ViTConfig, ranks: int, assumed: Assumed) -> dict[str, Any]:
     """Model FLOPs: what is computed again, as with activation checkpointing, is not among them."""
-    extra = _objective_flops(recipe, config)
-    training = training_flops_per_image(config) + 3 * extra
+    extra = extra_flops_per_image(recipe.objective, config)
+    forward = flops_per_image(config, all_rows=reads_all_tokens(recipe.objective))
+    training = pretraining_flops_per_image(recipe.objective, config)
     step = training * recipe.stream.batch_size
     total = step * recipe.steps
     tflops = assumed.peak_tflops or recipe.resources.peak_flops / 1e12 or _DEFAULT_TFLOPS
     rate = ranks * tflops * 1e12 * assumed.mfu
     return {
-        "flops_per_image_forward": flops_per_image(config).total + extra,
-        "flops_by_part_forward": asdict(flops_per_image(config)) | ({"objective": extra} if extra else {}),
+        "flops_per_image_forward": forward.total + extra,
+        "flops_by_part_forward": asdict(forward) | ({"objective": extra} if extra else {}),
         "flops_per_image_training": training,
         "flops_per_step": step,
         "flops_total": total,
@@ -154,20 +154,16 @@ def _compute(recipe: PretrainRecipe, config: ViTConfig, ranks: int, assumed: Ass
     }
 
 
-def _objective_flops(recipe: PretrainRecipe, config: ViTConfig) -> int:
-    """Of an image, forward, beside the network: the decoder of masked patches."""
-    if not isinstance(recipe.objective, MaskedPatchesRecipe):
-        return 0
-    return 2 * round(recipe.objective.corrupted * config.grid**2) * config.width * NUM_COLOURS
-
-
 def _memory(recipe: PretrainRecipe, config: ViTConfig, num_parameters: int) -> list[dict[str, Any]]:
     """Of a rank while it updates, by world size (fewest and most of the recipe) and ZeRO stage."""
     rows = []
     element = _ELEMENT_BYTES[recipe.engine.precision]
     for ranks in sorted({world_sizes(recipe)[0], world_sizes(recipe)[-1]}):
         micro, steps = accumulation(recipe.stream.batch_size, ranks, recipe.engine.micro_batch_size)
-        kept, checkpointed = (micro * activation_bytes_per_image(config, element, again) for again in (False, True))
+        kept, checkpointed = (
+            micro * activation_bytes_per_image(config, element, again, all_rows=reads_all_tokens(recipe.objective))
+            for again in (False, True)
+        )
         for stage in _STAGES:
             engine = recipe.engine.model_copy(update={"zero_stage": stage})
             if not _possible(engine):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,12 +55,15 @@ def shard(recipe: ChainRecipe, progress: Progress, address: str | None, debug: b
         return shard_connected(recipe, listed, progress, check_existing=True)
 
 
-def list_sources(recipe: ChainRecipe) -> list[Listed]:
-    """Each stage of the recipe with its corpus. Raises InputError, and StoreAccessError for the workspace."""
+def list_sources(recipe: ChainRecipe, embedded: Store | None = None) -> list[Listed]:
+    """Each stage of the recipe with its corpus. Raises InputError, and StoreAccessError for the workspace.
+
+    An embedded corpus is copied to *embedded*, else into the workspace.
+    """
     workspace = open_store(recipe.workspace, recipe.stores)
     workspace.check_writable()
     _check_against(recipe, workspace)
-    return [_list(stage, recipe, workspace) for stage in recipe.shard]
+    return [_list(stage, recipe, embedded or workspace) for stage in recipe.shard]
 
 
 def _check_against(recipe: ChainRecipe, workspace: Store) -> None:
@@ -72,20 +76,22 @@ def _check_against(recipe: ChainRecipe, workspace: Store) -> None:
         made |= set(stage.dataset_names().values())
 
 
-def _list(stage: ShardStage, recipe: ChainRecipe, workspace: Store) -> Listed:
-    sources = [
-        source.model_copy(update={"source": resolve_source(source.source, workspace)}) for source in stage.sources()
-    ]
+def _list(stage: ShardStage, recipe: ChainRecipe, embedded: Store) -> Listed:
+    given = stage.sources()
+    sources = [source.model_copy(update={"source": resolve_source(source.source, embedded)}) for source in given]
     corpus = open_corpus(sources, recipe.stores, classes=stage.classes or None)
-    return Listed(stage, corpus, any(source.source.startswith("s3://") for source in sources))
+    # an embedded corpus is read from the workspace in the end
+    read = [one.source if one == found else recipe.workspace for one, found in zip(given, sources, strict=True)]
+    return Listed(stage, corpus, any(uri.startswith("s3://") for uri in read))
 
 
 def estimate_all(recipe: ChainRecipe) -> list[tuple[str, Estimate]]:
-    """What each stage of the recipe will cost on the CPUs of this machine. Writes nothing."""
-    return [
-        (listed.stage.name, _estimate(listed, recipe, os.cpu_count() or 1, probe=True))
-        for listed in list_sources(recipe)
-    ]
+    """What each stage of the recipe will cost on the CPUs of this machine. Nothing is written into the workspace."""
+    with tempfile.TemporaryDirectory(prefix="vitpipe-estimate-") as folder:
+        return [
+            (listed.stage.name, _estimate(listed, recipe, os.cpu_count() or 1, probe=True))
+            for listed in list_sources(recipe, embedded=open_store(folder))
+        ]
 
 
 def _estimate(listed: Listed, recipe: ChainRecipe, num_cpus: float, *, probe: bool) -> Estimate:

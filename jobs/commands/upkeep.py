@@ -25,9 +25,10 @@ def gc(
 ) -> None:
     """Remove what killed work left in a workspace; never what a card names or somebody may read.
 
-    That is: files of checkpoints that were never committed, claims of datasets that nobody makes any more, features
-    whose card never came, imported weights without a name or a result, what fine-tunings kept that nobody asks for any
-    more, unfinished writes. `vitpipe gc WORKSPACE --dry-run` tells it first.
+    That is: files of checkpoints that were never committed, claims of datasets that nobody makes any more, datasets
+    and corpora that were given up unfinished, features whose card never came, imported weights without a name or a
+    result, what fine-tunings kept that nobody asks for any more, unfinished writes. `vitpipe gc WORKSPACE --dry-run`
+    tells it first.
     """
     from jobs.gc import describe, summary
     from jobs.gc import gc as collect

@@ -22,7 +22,7 @@ from pipeline.shard.plan import PlannedShard, plan_shards, shard_number
 from pipeline.shard.recipe import ShardRecipe
 from pipeline.shard.spread import LaidShard, lay_plan, run_plan
 from pipeline.shard.statistics import ShardStatistics
-from pipeline.shard.write import WrittenShard
+from pipeline.shard.write import Expected, WrittenShard
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _write(work: Sharding, progress: Progress, existing: DatasetCard | None) -> 
     expected = _expected(work, existing)
     reach("shard.after-plan")
     progress.start(f"shard {work.name}", len(laid))
-    unknown = None if existing is None else ""
+    unknown = None if existing is None else Expected()
     laid = [replace(shard, expected=expected.get(shard.number, unknown)) for shard in laid]
     with closing(work.run(laid)) as shards:
         for shard in shards:
@@ -141,15 +141,15 @@ def _write(work: Sharding, progress: Progress, existing: DatasetCard | None) -> 
     return written
 
 
-def _expected(work: Sharding, existing: DatasetCard | None) -> dict[int, str]:
-    """Digest by number of the shards of *existing*, as far as its table can be read."""
+def _expected(work: Sharding, existing: DatasetCard | None) -> dict[int, Expected]:
+    """Digests by number of the shards of *existing*, as far as its table can be read."""
     if existing is None:
         return {}
     try:
         shards = read_shards(work.target, existing)
     except DamageError:
         return {}  # the dataset digest is compared in the end
-    return {shard_number(shard.name): shard.sha256 for shard in shards}
+    return {shard_number(shard.name): Expected(shard.sha256, shard.index_sha256) for shard in shards}
 
 
 def _card_of(work: Sharding, written: Written, existing: DatasetCard | None) -> DatasetCard:

@@ -15,7 +15,7 @@ from pipeline.shard.recipe import ShardRecipe
 from pipeline.shard.write import checked_entries
 
 _PROBED = 64  # images that are read and checked to learn how long one takes
-_SHARD_REQUESTS = 6  # plan, index and card looked for; tar and index put, and looked at
+_SHARD_REQUESTS = 8  # plan, note and card looked for, an old note removed; tar, index and note put; tar looked at
 _MULTIPART_BYTES, _PART_BYTES = 64 << 20, 16 << 20  # how the S3 store uploads (base/store/s3.py)
 
 

@@ -16,7 +16,7 @@ from pipeline.shard.plan import listing_digest
 from pipeline.shard.recipe import ShardRecipe
 
 CLAIM = f"{WORK}/claim.json"
-_FORMAT = 2  # raise it when equal input and recipe would give other bytes than before
+_FORMAT = 3  # raise it when equal input and recipe would give other bytes than before
 
 
 class Identity(Record):

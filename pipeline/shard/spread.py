@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ray.data
@@ -28,9 +28,10 @@ from pipeline.shard.plan import PlannedShard, table_bytes, table_from_bytes
 from pipeline.shard.recipe import ShardRecipe
 from pipeline.shard.statistics import ShardStatistics
 from pipeline.shard.verify import check_shard
-from pipeline.shard.write import WrittenShard, find_written, write_shard
+from pipeline.shard.write import Expected, WrittenShard, find_undamaged, find_written, write_shard
 
 _PART_BYTES = 32_000_000
+_NAME_DIGITS = 32  # hex digits of a part's digest in its name
 _LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")  # a line of a traceback that says what was raised
 
@@ -39,7 +40,7 @@ _EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")  # a line of a traceback t
 class LaidShard:
     """Where the entries of a shard stand: *num_bytes* of the part at *key*, from *offset*.
 
-    ``expected``: the digest that its tar must have, where a dataset is made again ("": not known); None for a new one.
+    ``expected``: the digests that it must have, where a dataset is made again; None for a new one.
     """
 
     number: int
@@ -47,27 +48,30 @@ class LaidShard:
     offset: int
     num_bytes: int
     sha256: str
-    expected: str | None = None
+    expected: Expected | None = None
 
 
 def lay_plan(shards: Iterable[PlannedShard], target: Store) -> list[LaidShard]:
     """Write the plan below ``work/``, in parts of many shards; what stays in memory is a line per shard."""
     laid: list[LaidShard] = []
-    part, number = bytearray(), 0
+    part, inside = bytearray(), list[LaidShard]()
     for shard in shards:
         data = table_bytes(shard.entries)
-        laid.append(LaidShard(shard.number, _part_name(number), len(part), len(data), sha256_hex(data)))
+        inside.append(LaidShard(shard.number, "", len(part), len(data), sha256_hex(data)))
         part += data
         if len(part) >= _PART_BYTES:
-            target.put(_part_name(number), bytes(part))
-            part, number = bytearray(), number + 1
-    if part:
-        target.put(_part_name(number), bytes(part))
+            laid += _put_part(bytes(part), inside, target)
+            part, inside = bytearray(), []
+    if inside:
+        laid += _put_part(bytes(part), inside, target)
     return laid
 
 
-def _part_name(number: int) -> str:
-    return f"{WORK}/plan-{number:05d}.bin"
+def _put_part(part: bytes, inside: list[LaidShard], target: Store) -> list[LaidShard]:
+    """Named by its content: another writer of the dataset, whose copy of the source has other etags, has its own."""
+    key = f"{WORK}/plan-{sha256_hex(part)[:_NAME_DIGITS]}.bin"
+    target.put(key, part)
+    return [replace(shard, key=key) for shard in inside]
 
 
 class _Task:
@@ -78,10 +82,14 @@ class _Task:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         number, plan = int(row["number"]), fingerprint([self._format, row["sha256"]])
-        written = find_written(number, self._target, plan)
+        expected = Expected(**row["expected"]) if row["expected"] else None
+        if expected is None:
+            written = find_written(number, self._target, plan)
+        else:
+            written = find_undamaged(number, self._target, expected)
         if written is None:
             shard = PlannedShard(number, self._entries(row))
-            written = write_shard(shard, self._reader, self._target, plan, self._recipe, row["expected"])
+            written = write_shard(shard, self._reader, self._target, plan, self._recipe, expected)
         return {
             "number": written.number,
             "entry": written.entry.model_dump_json() if written.entry else "",

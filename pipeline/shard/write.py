@@ -1,8 +1,9 @@
 """Write one shard: read each entry, check it by decoding it, append it to the tar, and index it.
 
 Tar and index are streamed to files, so memory does not grow with the shard. The index file carries the shard's entry,
-its rejects, its statistics and the digest of its plan. It is put after the tar, so a shard whose index is there and
-names the same plan is done, and a rerun skips it.
+its rejects and its statistics, and is put after the tar. Then comes a note below ``work/`` that names the plan and the
+index: a shard with that note is done, and a rerun skips it. The plan tells the state (etag) of what was read, so it
+stands in no file that stays: equal images give equal bytes, wherever they were and whenever they were copied there.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from pipeline.images.check import Checked, CheckOptions
 from pipeline.images.decode import ImageRejectedError, read_header
 from pipeline.images.sandbox import shared_sandbox
 from pipeline.records.corpus import CorpusReader, Reject, key_of
-from pipeline.records.dataset import CARD, INDEX_SCHEMA, ShardEntry
+from pipeline.records.dataset import CARD, INDEX_SCHEMA, WORK, ShardEntry
 from pipeline.shard.plan import PlannedShard, shard_name, table_bytes
 from pipeline.shard.recipe import ShardRecipe
 from pipeline.shard.statistics import ShardStatistics
 from pipeline.shard.tar import ShardTar
 
-_PLAN, _ENTRY, _REJECTS, _STATISTICS = b"vitpipe.plan", b"vitpipe.entry", b"vitpipe.rejects", b"vitpipe.statistics"
+_ENTRY, _REJECTS, _STATISTICS = b"vitpipe.entry", b"vitpipe.rejects", b"vitpipe.statistics"
 _INDEX_ROWS = 8_192  # of a row group of the index
 _SETTLE_BYTES = 8 << 20
 _READ_ROWS = 1_024  # entries that are looked at as Python objects at a time
@@ -50,12 +51,20 @@ class WrittenShard:
     statistics: ShardStatistics
 
 
+@dataclass(frozen=True)
+class Expected:
+    """The digests that a card's table names for a shard that is made again; "" where the table is lost."""
+
+    tar: str = ""
+    index: str = ""
+
+
 class _NothingWrittenError(Exception):
     """Every image was rejected: there is no tar to keep."""
 
 
 def plan_digest(shard: PlannedShard, format_fingerprint: str) -> str:
-    """What the shard's bytes depend on, apart from the images themselves."""
+    """What the shard's bytes depend on, and the state in which the images were listed."""
     return fingerprint([format_fingerprint, sha256_hex(table_bytes(shard.entries))])
 
 
@@ -65,12 +74,12 @@ def write_shard(
     target: Store,
     plan: str,
     recipe: ShardRecipe,
-    expected: str | None = None,
+    expected: Expected | None = None,
 ) -> WrittenShard:
-    """Write *shard* and its index into *target*. *plan* is its plan digest.
+    """Write *shard* and its index into *target*, and the note that it is done. *plan* is its plan digest.
 
-    With *expected*, the digest of a tar that a card names ("" where that is lost), another one is not put, but a
-    DamageError. Without it, nothing is put where a card stands: that is SupersededError.
+    With *expected*, a tar or index with another digest is not put, but a DamageError; and there is no note, as a card
+    stands. Without it, nothing is put where a card stands: that is SupersededError.
     """
     rejects: dict[int, Reject] = {}  # by place in the plan: the sandbox works ahead of what it gives back
     statistics = ShardStatistics()
@@ -82,28 +91,61 @@ def write_shard(
             facts = {"name": shard.name, "num_bytes": 0, "sha256": "", "num_samples": 0}
         reach("shard.after-tar")
         found = tuple(rejects[place] for place in sorted(rejects))
-        index.close(plan, facts, found, statistics)
+        index.close(facts, found, statistics)
         index_sha256 = _file_sha256(index_path)
+        if expected is not None and index_sha256 != (expected.index or index_sha256):
+            raise _source_changed(target, index_name(shard.name))
     reach("shard.after-index")
+    if expected is None:
+        target.put(_note_name(shard.number), _note(plan, index_sha256))
     return _written(shard.number, facts, found, statistics, index_sha256)
 
 
 def find_written(number: int, target: Store, plan: str) -> WrittenShard | None:
-    """The shard as an earlier attempt left it, or None when it has to be written."""
-    name = shard_name(number)
+    """The shard as an earlier attempt left it that had the same plan, or None when it has to be written."""
     try:
-        index = target.read(index_name(name))
-        found = pq.ParquetFile(pa.BufferReader(index)).metadata.metadata or {}
-    except (FileNotFoundError, pa.ArrowException, OSError):
+        note = target.read(_note_name(number))
+        index = target.read(index_name(shard_name(number)))
+    except OSError:
         return None
-    if found.get(_PLAN) != plan.encode():
+    return _standing(number, target, index) if note == _note(plan, sha256_hex(index)) else None
+
+
+def find_undamaged(number: int, target: Store, expected: Expected) -> WrittenShard | None:
+    """The shard of a dataset with a card, of whatever plan; None when its tar or its index has to be made again.
+
+    Its tar was digested before: here its size is looked at, and that the index is the one of that tar.
+    """
+    try:
+        index = target.read(index_name(shard_name(number)))
+    except OSError:
         return None
-    facts = json.loads(found[_ENTRY])
-    info = target.head(name)
+    index_sha256 = sha256_hex(index)
+    if index_sha256 != (expected.index or index_sha256):
+        return None
+    return _standing(number, target, index)
+
+
+def _standing(number: int, target: Store, index: bytes) -> WrittenShard | None:
+    """What *index* tells of the shard, if a tar of that size is there."""
+    try:
+        found = pq.ParquetFile(pa.BufferReader(index)).metadata.metadata
+        facts, rejects = json.loads(found[_ENTRY]), tuple(Reject(**item) for item in json.loads(found[_REJECTS]))
+        statistics = ShardStatistics.from_json(found[_STATISTICS].decode())
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError):
+        return None  # a file of others
+    info = target.head(shard_name(number))
     if facts["num_samples"] and (info is None or info.num_bytes != facts["num_bytes"]):
         return None
-    rejects = tuple(Reject(**item) for item in json.loads(found[_REJECTS]))
-    return _written(number, facts, rejects, ShardStatistics.from_json(found[_STATISTICS].decode()), sha256_hex(index))
+    return _written(number, facts, rejects, statistics, sha256_hex(index))
+
+
+def _note_name(number: int) -> str:
+    return f"{WORK}/made-{number:06d}"
+
+
+def _note(plan: str, index_sha256: str) -> bytes:
+    return f"{plan} {index_sha256}\n".encode()
 
 
 def read_entry(target: Store, shard: str) -> ShardEntry | None:
@@ -141,7 +183,7 @@ class _Sinks:
     index: _Index
     rejects: dict[int, Reject]
     statistics: ShardStatistics
-    expected: str | None
+    expected: Expected | None
 
 
 def _write_tar(
@@ -162,6 +204,7 @@ def _write_tar(
         if not sinks.statistics.num_samples:
             raise _NothingWrittenError
         _check_place(target, shard.name, digest, sinks.expected)
+        target.delete(_note_name(shard.number))  # of an earlier plan, for another tar of perhaps the same size
         reach("shard.before-tar")
     num_samples = sinks.statistics.num_samples
     return {"name": shard.name, "num_bytes": tar.num_bytes, "sha256": digest, "num_samples": num_samples}
@@ -176,13 +219,17 @@ def _settle(file: BinaryIO, settled: int, num_bytes: int) -> int:
     return num_bytes
 
 
-def _check_place(target: Store, name: str, digest: str, expected: str | None) -> None:
-    if expected and digest != expected:
-        raise DamageError(
-            f"{target.uri}/{name} cannot be made again: the source has changed", "shard the corpus under another name"
-        )
+def _check_place(target: Store, name: str, digest: str, expected: Expected | None) -> None:
+    if expected is not None and digest != (expected.tar or digest):
+        raise _source_changed(target, name)
     if expected is None and target.head(CARD) is not None:
         raise SupersededError(f"{target.uri}: another writer has published this dataset meanwhile")
+
+
+def _source_changed(target: Store, name: str) -> DamageError:
+    return DamageError(
+        f"{target.uri}/{name} cannot be made again: the source has changed", "shard the corpus under another name"
+    )
 
 
 _Item = tuple[int, dict[str, Any]]  # an entry's place in the plan, and the entry
@@ -268,11 +315,10 @@ class _Index:
         if len(self._rows) == _INDEX_ROWS:
             self._flush()
 
-    def close(self, plan: str, facts: dict[str, Any], rejects: tuple[Reject, ...], statistics: ShardStatistics) -> None:
+    def close(self, facts: dict[str, Any], rejects: tuple[Reject, ...], statistics: ShardStatistics) -> None:
         self._flush()
         self._writer.add_key_value_metadata(
             {
-                _PLAN.decode(): plan,
                 _ENTRY.decode(): json.dumps(facts),
                 _REJECTS.decode(): json.dumps([asdict(reject) for reject in rejects]),
                 _STATISTICS.decode(): statistics.to_json(),

@@ -99,6 +99,16 @@ def test_damage_is_named_and_made_again(case: str, sharding: Sharding, made: Pat
     check_repair(sharding, made, tmp_path / "workspace", CASES[case])
 
 
+def test_a_source_that_was_copied_anew_repairs(
+    sharding: Sharding, made: Path, photographs: Path, tmp_path: Path
+) -> None:
+    """The same bytes with other inodes and times: nothing but the damage is made again, to the same bytes."""
+    copy = tmp_path / "copy"
+    shutil.copytree(photographs, copy, copy_function=shutil.copyfile)
+    damages = {"rejects.parquet": flip, "shard-000002.tar": cut, "shard-000006.parquet": drop}
+    check_repair(replace(sharding, corpus=copy), made, tmp_path / "workspace", damages)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("case", ALONE)
 def test_each_damage_alone(case: str, sharding: Sharding, made: Path, tmp_path: Path) -> None:

@@ -219,6 +219,24 @@ def test_a_journal_is_not_believed_when_the_object_is_gone(source: str, tmp_path
     assert content_of(target) == digests_of(CORPUS)
 
 
+def test_a_journal_is_not_believed_when_the_source_is_again_what_it_was(
+    source: str, calm: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Noted as A; killed between the put of B, of the same size, and its note; then the source is A again."""
+    target, key = tmp_path / "copy", "class 1/é+013.jpg"
+    assert start_stager(source, str(target), fail_at=POINTS[2]).wait(WAIT_SECONDS) == -signal.SIGKILL
+    original, kept = Path(source) / key, tmp_path / "kept"
+    original.rename(kept)
+    put_corpus(source, {key: bytes(reversed(CORPUS[key]))})
+    assert start_stager(source, str(target), fail_at=POINTS[0]).wait(WAIT_SECONDS) == -signal.SIGKILL
+    assert content_of(target)[key] != digests_of(CORPUS)[key]
+    kept.replace(original)
+    stage_quietly(source, target)
+    assert content_of(target) == digests_of(CORPUS)
+    assert manifest_bytes(target) == calm
+    assert_nothing_left(target)
+
+
 def test_every_object_is_in_the_journal_when_the_tables_are_written(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

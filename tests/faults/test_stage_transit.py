@@ -249,29 +249,51 @@ def test_a_stager_that_is_first_with_other_content_wins(
     assert verify_staged(open_store(str(tmp_path / "copy")), "digests", Silent()) == []
 
 
-def test_a_bit_flipped_at_rest_behind_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("server_sees_it", "reason"), [(False, "digest-mismatch"), (True, "unreadable")])
+def test_a_bit_flipped_at_rest_behind_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server_sees_it: bool, reason: str
+) -> None:
+    """The server keeps a sum of its own beside the bytes. Where that fits, it delivers them; else it has an error."""
     with LocalS3(tmp_path / "server") as server:
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
         source = put_corpus(f"{new_bucket('resting')}/a", CORPUS)
-        _flip_on_disk(tmp_path / "server" / "data", CORPUS[SMALL])
+        _flip_on_disk(tmp_path / "server" / "data", CORPUS[SMALL], mend_sum=not server_sees_it)
         impatient = QUICK.model_copy(update={"patience_seconds": 0.5, "tolerated_rejects": 1})
         done = stage_quietly(source, tmp_path / "copy", recipe=impatient)
     assert done.stage.manifest.num_rejected == 1
-    assert set(rejects_of(tmp_path / "copy")) == {SMALL}
+    assert rejects_of(tmp_path / "copy") == {SMALL: reason}
     assert content_of(tmp_path / "copy") == digests_of({key: CORPUS[key] for key in CORPUS if key != SMALL})
 
 
-def _flip_on_disk(folder: Path, content: bytes) -> None:
+def _flip_on_disk(folder: Path, content: bytes, *, mend_sum: bool) -> None:
+    """A bit of *content*; with *mend_sum* also the CRC-32C behind it, as if the bytes had come to the server so."""
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 4
+    changes = [(content, bytes(flipped))]
+    if mend_sum:
+        changes.append((_crc32c(content), _crc32c(bytes(flipped))))
     for path in folder.rglob("*.dat"):
-        data = bytearray(path.read_bytes())
-        place = data.find(content)
-        if place >= 0:
+        start = path.read_bytes().find(content)
+        if start < 0:
+            continue
+        for before, after in changes:
+            place = path.read_bytes().index(before, start)
             with path.open("r+b") as file:
-                file.seek(place + len(content) // 2)
-                file.write(bytes([data[place + len(content) // 2] ^ 4]))
-            return
+                file.seek(place)
+                file.write(after)
+        return
     raise AssertionError("the content is not on the disk")
+
+
+def _crc32c(data: bytes) -> bytes:
+    """CRC-32 with the polynomial of Castagnoli (RFC 3720, appendix B.4), bit by bit, big-endian."""
+    register = 0xFFFFFFFF
+    for byte in data:
+        register ^= byte
+        for _ in range(8):
+            register = register >> 1 ^ (0x82F63B78 if register & 1 else 0)
+    return (register ^ 0xFFFFFFFF).to_bytes(4, "big")
 
 
 def test_a_store_that_delivers_nothing_ends_the_stage(source: str, proxy: FaultyProxy, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pipeline.base.seeds import derive
 from pipeline.base.store import Store, open_store
 from pipeline.records.corpus import LISTING_SCHEMA, ClassEntry, Corpus, Reject, rejects_table
 from pipeline.records.dataset import DatasetCard, ShardEntry, dataset_prefix
-from pipeline.shard.commit import make_card, publish, put_tables
+from pipeline.shard.commit import make_card, publish, put_tables, sweep
 from pipeline.shard.identity import identity_of
 from pipeline.shard.plan import plan_shards
 from pipeline.shard.recipe import ShardRecipe
@@ -85,7 +85,7 @@ def random_corpus(num_samples: int, num_classes: int, size: int = 28, seed: int 
 
 
 def shard_corpus(workspace: Store, name: str, corpus: Corpus, recipe: ShardRecipe) -> DatasetCard:
-    """Shard *corpus* as dataset *name* of *workspace*: plan, write, tables, card; without Ray."""
+    """Shard *corpus* as dataset *name* of *workspace*: plan, write, tables, card, sweep; without Ray."""
     target = open_store(f"{workspace.uri}/{dataset_prefix(name)}")
     shards: list[ShardEntry] = []
     rejects = [Reject(**row) for row in corpus.rejects.table().to_pylist()]
@@ -98,7 +98,9 @@ def shard_corpus(workspace: Store, name: str, corpus: Corpus, recipe: ShardRecip
             shards.append(written.entry)
     tables = put_tables(target, shards, [rejects_table(rejects)], corpus.duplicates.chunks(), {})
     identity = identity_of(corpus, recipe, {})
-    return publish(target, make_card(name, corpus, identity, shards, statistics, len(rejects), tables))
+    card = publish(target, make_card(name, corpus, identity, shards, statistics, len(rejects), tables))
+    sweep(target, shards)
+    return card
 
 
 def make_dataset(

@@ -2,6 +2,9 @@
 
 Objects are begun in the order of their keys and end nearly in it: at most ``WINDOW`` are under way. So each series
 can be read as a sorted one with a heap of that size, whatever its length.
+
+An object that is noted and has to be copied again, as its source has changed, is first noted as void: should the stager
+be killed between its put and its note, and the source be what it was before, the old note would vouch for other bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Generic, TypeVar
 
 import pyarrow as pa
@@ -25,6 +28,8 @@ WINDOW = 2048
 ItemType = TypeVar("ItemType", Copied, ObjectInfo)
 _FLUSH_SECONDS = 2.0
 _FLUSH_ROWS = 20_000
+_VOID = "void"  # the proof of a row that takes back what any attempt noted of that object in that state
+_AHEAD = 1_000  # entries that are looked at together, so that what they make void is one part
 
 
 class StageJournal:
@@ -61,7 +66,7 @@ class StageJournal:
 
 
 def read_journal(target: Store) -> Iterator[Copied]:
-    """What all attempts noted, in the order of the keys; a key can come more than once."""
+    """What all attempts noted, in the order of the keys; a key can come more than once, and void rows among them."""
     keys = [info.key for info in target.list(JOURNAL)]
     attempts = [list(group) for _, group in itertools.groupby(keys, key=lambda key: key.rpartition("-")[0])]
     return heapq.merge(*(_sorted(_rows_of(target, parts)) for parts in attempts), key=_key)
@@ -70,14 +75,28 @@ def read_journal(target: Store) -> Iterator[Copied]:
 def still_to_copy(entries: Iterator[Entry], target: Store) -> Iterator[Entry | Copied]:
     """*entries*, and in their stead what stands in *target* in that very state.
 
-    That is: it is noted as copied in the listed state, and an object of its size is there.
+    That is: it is noted as copied in the listed state, which nobody has taken back, and an object of its size is there.
+    What is noted of an entry that is given to be copied is taken back before.
     """
-    done, present = _Cursor(read_journal(target)), _Cursor(_below_data(target))
-    for entry in entries:
-        state = (entry.num_bytes, entry.etag)
-        noted = [copied for copied in done.at(entry.key) if (copied.num_bytes, copied.etag) == state]
-        there = [info for info in present.at(entry.key) if info.num_bytes == entry.num_bytes]
-        yield noted[-1] if noted and there else entry
+    done, present, voids = _Cursor(read_journal(target)), _Cursor(_below_data(target)), StageJournal(target)
+    while ahead := list(itertools.islice(entries, _AHEAD)):
+        items: list[Entry | Copied] = []
+        for entry in ahead:
+            valid = _valid(done.at(entry.key))
+            copied = valid.get((entry.num_bytes, entry.etag))
+            is_there = any(info.num_bytes == entry.num_bytes for info in present.at(entry.key))
+            items.append(copied if copied and is_there else entry)
+            if items[-1] is entry:
+                for note in valid.values():
+                    voids.add(replace(note, sha256="", proof=_VOID))
+        voids.flush()
+        yield from items
+
+
+def _valid(noted: list[Copied]) -> dict[tuple[int, str], Copied]:
+    """By size and etag, the notes of one object that were not taken back; whichever came first."""
+    void = {(note.num_bytes, note.etag) for note in noted if note.proof == _VOID}
+    return {state: note for note in noted if (state := (note.num_bytes, note.etag)) not in void}
 
 
 def _below_data(target: Store) -> Iterator[ObjectInfo]:

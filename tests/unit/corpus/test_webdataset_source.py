@@ -182,7 +182,7 @@ def test_members_that_are_no_files(tmp_path: Path, kind: bytes) -> None:
             member.linkname = "/etc/passwd"
             archive.addfile(member)
     corpus = open_tar(tmp_path, sink.getvalue())
-    assert origins_of(corpus) == ["a.tar/2.jpg", "a.tar/3.jpg"] or rejects_of(corpus)[1:] == []
+    assert origins_of(corpus) == ["a.tar/2.jpg", "a.tar/3.jpg"]  # another field of 2 is refused, not its image
     assert rejects_of(corpus) == [("a.tar/1", "member-refused")]
 
 

@@ -55,24 +55,22 @@ def test_an_eps_never_reaches_ghostscript(monkeypatch: pytest.MonkeyPatch) -> No
     assert reason_of(image) == "not-an-image"
 
 
-@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP", "BMP"])
+@pytest.mark.parametrize(
+    ("format_name", "reason"),
+    # libwebp takes the file whole, and does not say that it is too short
+    [("JPEG", "truncated"), ("PNG", "truncated"), ("WEBP", "undecodable"), ("BMP", "truncated")],
+)
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.75, 0.9, 0.99])
-def test_a_cut_file_is_rejected(format_name: str, share: float) -> None:
+def test_a_cut_file_is_rejected(format_name: str, reason: str, share: float) -> None:
     data = encoded(Image.fromarray(noise(40, 40)), format_name)
-    assert reason_of(data[: int(share * len(data))]) in {"truncated", "undecodable"}
+    assert reason_of(data[: int(share * len(data))]) == reason
 
 
-@pytest.mark.parametrize("share", [0.5, 0.75, 0.9])
-@pytest.mark.parametrize("format_name", ["JPEG", "PNG"])
-def test_cut_jpeg_and_png_are_called_truncated(format_name: str, share: float) -> None:
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_a_header_alone_is_rejected(format_name: str) -> None:
+    """Twelve bytes of it: only of a JPEG are they enough to know what it was."""
     data = encoded(Image.fromarray(noise(40, 40)), format_name)
-    assert reason_of(data[: int(share * len(data))]) == "truncated"
-
-
-def test_a_header_alone_is_rejected() -> None:
-    for format_name in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"):
-        data = encoded(Image.fromarray(noise(40, 40)), format_name)
-        assert reason_of(data[:12]) in REASONS - {"empty", "too-large"}, format_name
+    assert reason_of(data[:12]) == ("truncated" if format_name == "JPEG" else "not-an-image")
 
 
 @pytest.mark.parametrize(
@@ -113,9 +111,9 @@ def test_the_longest_side_that_is_allowed() -> None:
     assert facts.width == MAX_SIDE
 
 
-def test_an_image_without_pixels() -> None:
-    assert reason_of(png_that_claims(0, 0)) in REASONS - {"empty"}
-    assert reason_of(png_that_claims(0, 5)) in REASONS - {"empty"}
+@pytest.mark.parametrize(("width", "height"), [(0, 0), (0, 5), (5, 0)])
+def test_an_image_without_pixels(width: int, height: int) -> None:
+    assert reason_of(png_that_claims(width, height)) == "not-an-image"
 
 
 def test_a_metadata_bomb_is_refused() -> None:

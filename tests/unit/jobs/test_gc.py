@@ -15,7 +15,7 @@ from jobs.gc import gc, summary
 from pipeline.base.place import here, is_gone
 from pipeline.base.store import Store, open_store
 from pipeline.base.store.local import LocalStore
-from pipeline.records.dataset import dataset_prefix
+from pipeline.records.dataset import WORK, dataset_prefix
 from pipeline.records.run import list_steps, step_prefix
 from pipeline.shard.identity import CLAIM, Claim, Identity, claim
 from tests.support.command import vitpipe
@@ -58,6 +58,9 @@ def fill(store: Store) -> dict[str, str]:
     store.put("features/a/features.json", b"{}")
     store.put("evaluations/e/claim-1.json", b"{}")
     store.put("elsewhere/part-00000.safetensors", b"not ours")
+    store.put("corpora/digits/train.parquet", b"embedded")
+    for name in ("request.json", "data/0.jpg", "manifest.json"):
+        store.put(f"corpora/staged/{name}", b"{}")
     return {info.key: store.read(info.key).hex() for info in store.list()}
 
 
@@ -68,7 +71,15 @@ def litter(store: Store) -> set[str]:
     new_saving(store)
     begun = f"{dataset_prefix('begun')}/{CLAIM}"
     store.put(begun, Claim(**MINE.model_dump(), place=here(), pid=dead_pid()).to_json())
+    given_up = {f"{dataset_prefix('old')}/{name}" for name in ("shard-000000.tar", "shard-000000.parquet")}
+    shared = f"{dataset_prefix('split')}/{WORK}/scan/000000.images"  # of a split whose parts nobody makes any more
+    swept = f"{dataset_prefix('whole')}/{WORK}/plan-0123.bin"
+    staged = {f"corpora/half/{name}" for name in ("request.json", "data/a/0.jpg", ".staging-0123-00000000.arrow")}
     plain = {
+        *given_up,
+        shared,
+        swept,
+        *staged,
         "features/b/part-00000.safetensors",
         f"imported/{'a' * 64}/model.safetensors",
         f"evaluations/{'b' * 64}/tuning-0123.safetensors",
@@ -108,7 +119,7 @@ def test_leftovers_are_told_and_then_removed(tmp_path: Path) -> None:
     assert {row["key"] for rows in told["found"].values() for row in rows} == left
     assert told["unfinished_writes"] == 1
     assert told["bytes"] == sum(row["num_bytes"] for rows in told["found"].values() for row in rows) > 8
-    assert summary(told).startswith("would remove 5 objects (")
+    assert summary(told).startswith(f"would remove {len(left)} objects (")
     done = gc(store, DAY, False, Silent())
     assert done["found"] == told["found"]
     gone = set(before) - set(content(tmp_path))
@@ -126,10 +137,30 @@ def test_what_is_young_may_be_somebodys(tmp_path: Path) -> None:
     store.put(f"{dataset_prefix('older')}/{CLAIM}", MINE.to_json())
     found = gc(store, DAY, True, Silent())["found"]
     assert not found["features"]
-    assert [row["key"] for row in found["claims"]] == [f"{dataset_prefix('begun')}/{CLAIM}"]
+    assert [row["key"] for row in found["datasets"]] == [f"{dataset_prefix('begun')}/{CLAIM}"]
+    assert not found["corpora"]
     age(store, 2 * DAY)
     found = gc(store, DAY, True, Silent())["found"]
-    assert [row["key"].split("/")[1] for row in found["claims"]] == ["begun", "elsewhere", "here", "older"]
+    names = {row["key"].split("/")[1] for row in found["datasets"]}
+    assert names == {"begun", "elsewhere", "older", "old", "split", "whole"}  # what is made here is alive
+    assert {row["key"] for row in found["datasets"] if "/whole/" in row["key"]} == {
+        f"{dataset_prefix('whole')}/{WORK}/plan-0123.bin"
+    }
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_what_the_parts_of_a_split_share_stays_while_one_is_made(tmp_path: Path, alive: bool) -> None:
+    """By a process that is known to live here, or by somebody elsewhere who wrote a moment ago."""
+    store = LocalStore(tmp_path)
+    for name in ("split", "split-train", "splitting"):
+        store.put(f"{dataset_prefix(name)}/{WORK}/old", b"123")
+    age(store, 2 * DAY)
+    place, pid = (here(), os.getpid()) if alive else ("another", 1)
+    store.put(f"{dataset_prefix('split-train')}/{CLAIM}", Claim(**MINE.model_dump(), place=place, pid=pid).to_json())
+    if alive:
+        age(store, 2 * DAY)
+    found = gc(store, DAY, True, Silent())["found"]["datasets"]
+    assert [row["key"] for row in found] == [f"{dataset_prefix('splitting')}/{WORK}/old"]
 
 
 def test_a_card_that_cannot_be_read_is_a_problem_and_its_run_stays(tmp_path: Path) -> None:
@@ -152,11 +183,17 @@ def test_the_command_tells_and_removes(tmp_path: Path) -> None:
     litter(store)
     ended = vitpipe("gc", "--workspace", tmp_path, "--dry-run", "--older-than", "0")
     assert ended.returncode == 0, ended.stderr
-    assert "would remove 5 objects" in ended.stdout
-    for why in ("their features.json never came", "no name and no result", "no suite asks for"):
+    assert "would remove 12 objects" in ended.stdout
+    for why in (
+        "their features.json never came",
+        "no name and no result",
+        "no suite asks for",
+        "its manifest.json never came",
+        "its dataset.json never came",
+    ):
         assert why in " ".join(ended.stdout.split())
     ended = vitpipe("gc", tmp_path, "--older-than", "0", "--json")
-    assert sorted(len(rows) for rows in json.loads(ended.stdout)["found"].values()) == [1] * 5
+    assert sorted(len(rows) for rows in json.loads(ended.stdout)["found"].values()) == [1, 1, 1, 1, 3, 5]
     assert "would" not in ended.stderr
     ended = vitpipe("gc", tmp_path, "--older-than", "0")
     assert "removed 0 objects (0 B) and 0 unfinished writes" in ended.stdout
@@ -182,9 +219,9 @@ def test_who_goes_on_takes_the_claim_over(tmp_path: Path) -> None:
     target = LocalStore(tmp_path / "datasets" / "d")
     target.put(CLAIM, Claim(**MINE.model_dump(), place=here(), pid=dead_pid()).to_json())
     workspace = LocalStore(tmp_path)
-    assert gc(workspace, DAY, True, Silent())["found"]["claims"]
+    assert gc(workspace, DAY, True, Silent())["found"]["datasets"]
     claim(target, MINE)
-    assert not gc(workspace, DAY, True, Silent())["found"]["claims"]
+    assert not gc(workspace, DAY, True, Silent())["found"]["datasets"]
 
 
 @pytest.mark.parametrize(("place", "gone"), [("", False), ("another host", False)])

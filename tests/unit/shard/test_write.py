@@ -19,9 +19,10 @@ from pipeline.images.check import Reencode
 from pipeline.images.decode import decode
 from pipeline.records.corpus import Reject, key_of
 from pipeline.records.dataset import CARD, INDEX_SCHEMA
+from pipeline.shard import write as write_module
 from pipeline.shard.plan import PlannedShard
 from pipeline.shard.recipe import ShardRecipe
-from pipeline.shard.write import WrittenShard, find_written, index_name, write_shard
+from pipeline.shard.write import Expected, WrittenShard, find_undamaged, find_written, index_name, write_shard
 from tests.support.datasets import MemoryReader, listing_of
 from tests.support.pictures import bmp, noise, png, png_that_claims
 
@@ -190,7 +191,32 @@ def test_the_index_is_put_after_the_tar(target: Store, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "replace", noted)
     write(target, PICTURES, LABELS)
-    assert put == ["shard-000003.tar", "shard-000003.parquet"]
+    assert put == ["shard-000003.tar", "shard-000003.parquet", "made-000003"]
+
+
+def test_a_tar_of_another_plan_is_not_taken_up(target: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source changes and changes back at equal sizes; between, a writer is killed before its index."""
+    write(target, PICTURES, LABELS)
+    others: dict[str, bytes | None] = {name: (data or b"")[:-1] + b"\x7f" for name, data in PICTURES.items()}
+
+    def killed(point: str) -> None:
+        if point == "shard.after-tar":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(write_module, "reach", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(shard_of(others, LABELS), MemoryReader(others), target, "other", ShardRecipe())
+    assert sha256_hex(target.read("shard-000003.tar")) != GOLDEN_SHA256
+    assert find_written(3, target, "plan") is None
+
+
+def test_a_note_is_of_one_index(target: Store) -> None:
+    note = "work/made-000003"
+    write(target, PICTURES, LABELS)
+    mine = target.read(note)
+    write_shard(shard_of(PICTURES), MemoryReader(PICTURES), target, "other labels", ShardRecipe())
+    target.put(note, mine)
+    assert find_written(3, target, "plan") is None
 
 
 def test_where_a_card_stands_nothing_is_put(target: Store) -> None:
@@ -207,11 +233,38 @@ def test_a_shard_that_is_made_again_must_have_the_digest_of_the_card(target: Sto
     target.put(CARD, b"{}")
     tar = target.read(entry.name)
     shard, reader = shard_of(PICTURES, LABELS), MemoryReader(PICTURES)
-    again = write_shard(shard, reader, target, "plan", ShardRecipe(), entry.sha256)
+    expected = Expected(entry.sha256, entry.index_sha256)
+    again = write_shard(shard, reader, target, "another plan", ShardRecipe(), expected)
     assert again.entry == entry
-    with pytest.raises(DamageError, match="the source has changed"):
-        write_shard(shard, reader, target, "plan", ShardRecipe(), "0" * 64)
+    assert find_undamaged(3, target, expected) == find_undamaged(3, target, Expected()) == again
+    with pytest.raises(DamageError, match=r"shard-000003\.tar cannot be made again: the source has changed"):
+        write_shard(shard, reader, target, "plan", ShardRecipe(), Expected("0" * 64))
     assert target.read(entry.name) == tar
+
+
+def test_an_index_that_comes_out_otherwise_is_not_put(target: Store) -> None:
+    """The tar is the same, as one that was rejected is now rejected for another reason."""
+    entry = write(target, {**PICTURES, "bad": b"junk"}).entry
+    assert entry is not None
+    target.put(CARD, b"{}")
+    before = {info.key: target.read(info.key) for info in target.list()}
+    changed = {**PICTURES, "bad": b""}
+    expected = Expected(entry.sha256, entry.index_sha256)
+    with pytest.raises(DamageError, match=r"shard-000003\.parquet cannot be made again: the source has changed"):
+        write_shard(shard_of(changed), MemoryReader(changed), target, "plan", ShardRecipe(), expected)
+    assert entry.sha256 == sha256_hex(target.read(entry.name))
+    del before["work/made-000003"]  # nothing tells that it is done: it has to be made again
+    assert {info.key: target.read(info.key) for info in target.list()} == before
+
+
+def test_what_stands_of_a_dataset_is_looked_at(target: Store) -> None:
+    entry = write(target, PICTURES, LABELS).entry
+    assert entry is not None
+    assert find_undamaged(3, target, Expected(entry.sha256, "0" * 64)) is None
+    target.put(entry.name, b"cut")
+    assert find_undamaged(3, target, Expected()) is None
+    target.delete(index_name(entry.name))
+    assert find_undamaged(3, target, Expected()) is None
 
 
 def test_the_header_check_reads_no_pixels(target: Store) -> None:
