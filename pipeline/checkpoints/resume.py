@@ -23,8 +23,13 @@ from pipeline.checkpoints.rankfile import RankHeader, piece_of
 from pipeline.checkpoints.save import Saving
 from pipeline.checkpoints.stored import StoredFragments, WithAverage, read_headers, shape_problems
 from pipeline.checkpoints.whole import check_whole
-from pipeline.records.record import parse_record
-from pipeline.records.run import CheckpointCard, checkpoint_card_key, list_steps, parse_reference
+from pipeline.records.run import (
+    CheckpointCard,
+    checkpoint_card_key,
+    list_steps,
+    parse_checkpoint_card,
+    parse_reference,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -113,7 +118,7 @@ def _refusal(card: CheckpointCard, fields: list[str]) -> str:
 
 
 def read_resumable(workspace: Store, run: str, step: int) -> CheckpointCard:
-    """The card. Raises DamageError for a broken one, MismatchError for one that another release wrote."""
+    """The card. Raises DamageError for a broken one or another step's, MismatchError for another release's."""
     key = checkpoint_card_key(run, step)
     data = workspace.read(key)
     current = CheckpointCard.model_fields["schema_version"].default
@@ -123,7 +128,7 @@ def read_resumable(workspace: Store, run: str, step: int) -> CheckpointCard:
             f"{workspace.uri}/{key} has schema_version {version}, this vitpipe resumes {current}",
             "go on with the release that wrote it, or start another run from its model.safetensors",
         )
-    return parse_record(CheckpointCard, data, f"{workspace.uri}/{key}")
+    return parse_checkpoint_card(data, run, step, f"{workspace.uri}/{key}")
 
 
 def _version_of(data: bytes, current: int) -> int:

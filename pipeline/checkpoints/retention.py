@@ -13,8 +13,14 @@ from pipeline.base.failpoints import reach
 from pipeline.base.store import Store
 from pipeline.checkpoints.pins import forked_steps, pinned_steps
 from pipeline.checkpoints.whole import check_whole
-from pipeline.records.record import parse_record, read_record
-from pipeline.records.run import RETIRED, CheckpointCard, checkpoint_card_key, list_steps, step_prefix
+from pipeline.records.run import (
+    RETIRED,
+    checkpoint_card_key,
+    list_steps,
+    parse_checkpoint_card,
+    read_checkpoint_card,
+    step_prefix,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ def _newest_whole(workspace: Store, run: str, steps: list[int]) -> int:
     """-1 when none is."""
     for step in reversed(steps):
         try:
-            card = read_record(CheckpointCard, workspace, checkpoint_card_key(run, step))
+            card = read_checkpoint_card(workspace, run, step)
         except DamageError:
             continue
         if check_whole(workspace, card) is None:
@@ -62,7 +68,7 @@ def _retire(workspace: Store, run: str, step: int) -> bool:
     key = checkpoint_card_key(run, step)
     data = workspace.read(key)
     try:
-        card = parse_record(CheckpointCard, data, key)
+        card = parse_checkpoint_card(data, run, step, key)
     except DamageError:
         return False  # nobody knows what belongs to it; the next resume sets it aside
     workspace.put(f"{step_prefix(run, step)}/{RETIRED}", data)

@@ -18,8 +18,7 @@ from pipeline.checkpoints.layout import Piece, cover_problem, expected_files, ra
 from pipeline.checkpoints.rankfile import RankState, pack_header, piece_of
 from pipeline.checkpoints.snapshot import Snapshot
 from pipeline.checkpoints.whole import check_whole
-from pipeline.records.record import read_record
-from pipeline.records.run import CheckpointCard, StoredFile, checkpoint_card_key, step_prefix
+from pipeline.records.run import CheckpointCard, StoredFile, checkpoint_card_key, read_checkpoint_card, step_prefix
 
 _CHUNK_BYTES = 4 << 20
 
@@ -149,7 +148,7 @@ def make_card(
 def commit(saving: Saving, card: CheckpointCard) -> CheckpointCard | None:
     """Write the card, last and create-only; None, or another attempt's card that stands there already.
 
-    Raises SupersededError when a newer attempt has begun.
+    Raises SupersededError when a newer attempt has begun, DamageError when what stands there is no card of the step.
     """
     reach("checkpoint.before-card")
     check_newest(saving.workspace, saving.run, saving.attempt)
@@ -159,7 +158,7 @@ def commit(saving: Saving, card: CheckpointCard) -> CheckpointCard | None:
     reach("checkpoint.after-card")
     if created:
         return None
-    theirs = read_record(CheckpointCard, saving.workspace, key)
+    theirs = read_checkpoint_card(saving.workspace, card.run, card.step)
     return None if theirs == card else theirs
 
 

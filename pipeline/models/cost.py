@@ -46,11 +46,13 @@ class Flops:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-def flops_per_image(config: ViTConfig) -> Flops:
-    """Of a forward pass of one image to its logits. With a class token the last block computes that token alone."""
+def flops_per_image(config: ViTConfig, *, all_rows: bool = False) -> Flops:
+    """Of a forward pass of one image to its logits. With a class token the last block computes that token alone, or
+    *all_rows*, for who reads all tokens.
+    """
     n, d, m = config.num_tokens, config.width, config.mlp_width
     features = config.pre_logits or d
-    rows = (config.depth - 1) * n + (1 if config.pool == "cls" else n)  # outputs of all blocks
+    rows = (config.depth - 1) * n + (1 if config.pool == "cls" and not all_rows else n)  # outputs of all blocks
     return Flops(
         patches=2 * config.grid**2 * _CHANNELS * config.patch_size**2 * d,
         projections=2 * (config.depth * n * 3 + rows) * d * d,
@@ -60,18 +62,20 @@ def flops_per_image(config: ViTConfig) -> Flops:
     )
 
 
-def training_flops_per_image(config: ViTConfig, checkpointed: bool = False) -> int:
-    """Of a forward and a backward pass of one image.
+def training_flops_per_image(config: ViTConfig, checkpointed: bool = False, *, all_rows: bool = False) -> int:
+    """Of a forward and a backward pass of one image; *all_rows*: see ``flops_per_image``.
 
     Backward is two products for each of forward's, but one for the patches, whose input needs no gradient. With
     activation checkpointing the blocks are computed once more; model FLOPs utilisation (MFU) leaves that out.
     """
-    forward = flops_per_image(config)
+    forward = flops_per_image(config, all_rows=all_rows)
     again = forward.projections + forward.scores + forward.mlp if checkpointed else 0
     return 3 * forward.total - forward.patches + again
 
 
-def activation_bytes_per_image(config: ViTConfig, element_bytes: int, checkpointed: bool = False) -> int:
+def activation_bytes_per_image(
+    config: ViTConfig, element_bytes: int, checkpointed: bool = False, *, all_rows: bool = False
+) -> int:
     """What autograd keeps of one image between forward and backward, with fused attention. An estimate.
 
     Of a block: the inputs of both norms, of the four dense layers and of GELU, and q, k, v; a byte for each element of
@@ -82,7 +86,7 @@ def activation_bytes_per_image(config: ViTConfig, element_bytes: int, checkpoint
     n, d, m = config.num_tokens, config.width, config.mlp_width
     masks = n * (2 * d + m) if config.dropout else 0
     block = element_bytes * n * (8 * d + 2 * m) + masks + 4 * n * (4 + config.heads)  # and float32 statistics
-    last = element_bytes * n * 5 * d + 4 * n * 2 if config.pool == "cls" else block
+    last = element_bytes * n * 5 * d + 4 * n * 2 if config.pool == "cls" and not all_rows else block
     blocks = element_bytes * config.depth * n * d + block if checkpointed else (config.depth - 1) * block + last
     patches = element_bytes * config.grid**2 * _CHANNELS * config.patch_size**2
     ends = element_bytes * (2 * n * d + d + 2 * config.pre_logits + config.num_classes)

@@ -9,6 +9,7 @@
     lineage.py      forks (--from) and extensions (--extend)
     initial.py      weights from elsewhere that it begins with (init)
     network.py      the network as a run begins with it
+    audit.py        the audit, with a store that may refuse it
     rank.py         one attempt of one rank, put together
     worker.py       what Ray Train calls: the rank, its log, pulse and signals; how it ended
     stage.py        the stage: checks, launch; follow.py: its progress

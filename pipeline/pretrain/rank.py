@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
-import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.base.collective import Alone, Collective
@@ -21,27 +21,28 @@ from pipeline.checkpoints.resume import resume
 from pipeline.checkpoints.retention import Retention
 from pipeline.checkpoints.save import Saving
 from pipeline.checkpoints.writer import CheckpointWriter
-from pipeline.models.cost import training_flops_per_image
 from pipeline.models.vit import ViT, decayed
 from pipeline.models.weights import ModelDescription, pack_weights
+from pipeline.pretrain.audit import PatientAudit
 from pipeline.pretrain.data import joined
 from pipeline.pretrain.initial import take_initial
-from pipeline.pretrain.network import first_network
+from pipeline.pretrain.network import Untrained, first_network
+from pipeline.pretrain.objectives.cost import pretraining_flops_per_image
 from pipeline.pretrain.objectives.make import make_objective
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.pretrain.run import architecture
-from pipeline.records.run import list_steps, read_run_card, run_prefix
-from pipeline.stream.audit import AuditLog
+from pipeline.records.run import RunCard, read_run_card, run_prefix
 from pipeline.stream.batch import open_readers
 from pipeline.stream.loader import Batch, StreamLoader
 from pipeline.train.agree import Agreement
 from pipeline.train.assemble import assembled
-from pipeline.train.collective import ProcessGroup
+from pipeline.train.collective import ProcessGroup, new_group
 from pipeline.train.engine import DeepSpeedEngine
 from pipeline.train.heartbeat import Pulse
 from pipeline.train.logs import RankLog
 from pipeline.train.loop import LoopPlan, train
 from pipeline.train.pace import COUNT, Pace
+from pipeline.train.patient import Patient
 from pipeline.train.peak import measured_peak
 from pipeline.train.sanity import Sanity, guessing_loss
 from pipeline.train.stopping import INTERRUPT, Stop
@@ -66,7 +67,7 @@ class Rank:
     pulse: Pulse
     stop: Stop
     log: RankLog
-    audit: AuditLog | None = field(default=None, init=False)
+    audit: PatientAudit | None = field(default=None, init=False)
 
     def train(self) -> int:
         """To the last step, or until a stop is agreed on; how many steps are done. Raises InterruptedRunError."""
@@ -80,13 +81,8 @@ class Rank:
             data = joined([reader.card for reader in readers], list(weights.values()))
             self.architecture, self.class_names = architecture(recipe, data), data.class_names
             self.objective = make_objective(recipe.objective)
-            fresh = self.collective.broadcast(self._is_fresh(run.parent) if world.is_first else None)
-
-            def begin(vit: ViT) -> None:
-                if fresh and recipe.init:
-                    take_initial(vit, data.class_names, self.workspace, self.stores, recipe, run.init_sha256)
-
-            network = first_network(recipe, self.architecture, self.objective, begin)
+            self.patient = Patient(self._say, partial(self.pulse.during, SAVING))
+            network = first_network(recipe, self.architecture, self.objective)
             self.engine = DeepSpeedEngine(
                 network, recipe.optimizer, recipe.engine, recipe.stream.batch_size, world, decayed
             )
@@ -101,10 +97,10 @@ class Rank:
                 code_version=run.code_version,
                 parent=run.parent,
             )
-            self.first_step = self._resume(saving)
+            self.first_step = self._resume(saving, run)
             position = self.first_step * recipe.stream.batch_size
             if recipe.stream.audit:
-                self.audit = AuditLog(self.workspace, recipe.run, self.attempt, world, position)
+                self.audit = PatientAudit(self.workspace, recipe.run, self.attempt, world, position, self.patient)
             loader = StreamLoader(
                 readers,
                 recipe.stream,
@@ -122,15 +118,18 @@ class Rank:
             self.pulse.mark(ENDING, done)
             return done
 
-    def _is_fresh(self, parent: str | None) -> bool:
-        """Whether there is nothing to resume."""
-        return parent is None and not list_steps(self.workspace, self.recipe.run)
+    def _resume(self, saving: Saving, run: RunCard) -> int:
+        """The step to go on from: the own run's, else a fork's parent's, else 0, with the weights of ``init``.
 
-    def _resume(self, saving: Saving) -> int:
-        """The step to go on from. A new run has an untrained checkpoint of step 0, a fork one of its parent's step."""
+        A new run has an untrained checkpoint of step 0, a fork one of its parent's step.
+        """
+        started = time.monotonic()
         card = resume(saving, self.collective, self.engine)
+        self.read_seconds = time.monotonic() - started
+        if card is None and self.recipe.init:
+            self._begin_with_init(run.init_sha256)
         step = card.step if card else 0
-        group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        group = new_group(self.recipe.save_patience_seconds)
 
         def assemble(source: FragmentSource, kind: str) -> dict[str, Tensor] | None:
             return assembled(source.fragments(), source.shapes(), kind, group)
@@ -152,6 +151,14 @@ class Rank:
         self.log.flush_to_store()
         return step
 
+    def _begin_with_init(self, sha256: str) -> None:
+        """Also where checkpoints were found, and all of them damaged."""
+
+        def begin(vit: ViT) -> None:
+            take_initial(vit, self.class_names, self.workspace, self.stores, self.recipe, sha256)
+
+        self.engine.load(Untrained(first_network(self.recipe, self.architecture, self.objective, begin)))
+
     def _packed(self, whole: dict[str, Tensor]) -> bytes:
         description = ModelDescription(
             self.architecture, self.recipe.transform.model_dump(mode="json"), self.class_names
@@ -168,7 +175,8 @@ class Rank:
             schedule.span("warmup", batch_size) // batch_size,
             recipe.max_skipped if recipe.on_nonfinite == "skip" else 0,
         )
-        self.pace, self.agreement = Pace(), Agreement(world, _CONTEXT + COUNT)
+        self.pace, self.agreement = Pace(), Agreement(_CONTEXT + COUNT, recipe.save_patience_seconds)
+        self.asked = time.monotonic()
         journal = Journal(self.workspace, f"{run_prefix(recipe.run)}/metrics/{self.attempt}")
         events = EventFiles(self.workspace, f"{run_prefix(recipe.run)}/tensorboard/{self.attempt}")
         self.watch = Watch(
@@ -178,7 +186,8 @@ class Rank:
             sanity=self.sanity,
             pace=self.pace,
             events=events,
-            work=Work(training_flops_per_image(self.architecture), self._peak() * world.size),
+            work=Work(pretraining_flops_per_image(recipe.objective, self.architecture), self._peak() * world.size),
+            patient=self.patient,
         )
         plan = LoopPlan(
             first_step=self.first_step,
@@ -224,6 +233,7 @@ class Rank:
     def _at_step(self, step: int) -> bool:
         """Whether to stop: the same on every rank."""
         reach(f"pretrain.rank-{self.collective.world.rank}.updated-{step}")
+        asked_before, self.asked = self.asked, time.monotonic()
         agreed = self.agreement.exchange([self.stop.strength, -self.stop.seconds_left, *self.pace.take()])
         wish = 0.0
         if agreed is not None:
@@ -233,7 +243,7 @@ class Rank:
         if is_last or step % self.recipe.checkpoint_every == 0:
             self._save(step, wait=is_last)
         if wish and not is_last and agreed is not None:
-            self._leave(step, wish, seconds_left=-agreed[1])
+            self._leave(step, wish, until=asked_before - agreed[1])
             return True
         return False
 
@@ -241,6 +251,7 @@ class Rank:
         self.pulse.mark(SAVING, step)
         self.watch.flush()
         if self.audit:
+            self.patient.insist()
             self.audit.flush()  # before the card: what a checkpoint has seen is in the log
         position = step * self.recipe.stream.batch_size
         started = time.monotonic()
@@ -254,16 +265,20 @@ class Rank:
         self.watch.resume_clock()
         self.pulse.mark(STEP, step)
 
-    def _leave(self, step: int, wish: float, seconds_left: float) -> None:
-        """Save when it fits into what is *left* of the grace period. Raises InterruptedRunError unless we come back."""
+    def _leave(self, step: int, wish: float, until: float) -> None:
+        """Save when it fits into what is left of the grace period, which ends at *until* (``time.monotonic``).
+
+        The first checkpoint of an attempt is taken to last as long as the one that it began with took to be read.
+        Raises InterruptedRunError unless we come back.
+        """
         self.agreement.finish()
         self.pulse.mark(SAVING, step)
         is_saved = self.writer.wait() and step % self.recipe.checkpoint_every == 0
-        needed = _SAVE_MARGIN * self.writer.write_seconds
-        fits = self.collective.broadcast(needed < seconds_left)
+        needed = _SAVE_MARGIN * (self.writer.write_seconds or self.read_seconds)
+        needed, seconds_left = self.collective.broadcast((needed, max(0.0, until - time.monotonic())))
         if is_saved:
             told = f"its checkpoint of step {step} is saved"
-        elif fits:
+        elif needed < seconds_left:
             self._save(step, wait=True)
             told = f"a checkpoint of step {step} was saved"
         else:

@@ -12,6 +12,7 @@ from pipeline.models.config import ViTConfig
 from pipeline.pretrain.data import TrainingData
 from pipeline.pretrain.lineage import check_fork
 from pipeline.pretrain.recipe import PretrainRecipe
+from pipeline.records.imported import imported_card_key
 from pipeline.records.run import OrderParameters, RunCard, extended, read_run_card, run_prefix
 from pipeline.stream.order import check_world
 from pipeline.train.engine_config import check_engine
@@ -97,12 +98,17 @@ def open_run(
 ) -> RunCard:
     """The card of the run, made if there is none. *parent*: RUN@STEP that it is forked from. *init_sha256*: of init.
 
-    Raises MismatchError naming the differing fields, and what ``check_fork`` raises.
+    Raises MismatchError naming the differing fields, InputError for a new run with the name of imported weights, and
+    what ``check_fork`` raises.
     """
     stream = recipe.stream
     made_of = recipe.fingerprinted(data.digest)
     key = f"{run_prefix(recipe.run)}/run.json"
     if workspace.head(key) is None:
+        if workspace.head(imported_card_key(recipe.run)) is not None:
+            raise InputError(
+                f"{recipe.run!r} is the name of imported weights in {workspace.uri}", "name the run with --run"
+            )
         if parent is not None:
             check_fork(workspace, recipe, data.digest, parent)
         run = RunCard(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import secrets
+from contextlib import suppress
+from typing import Any
 
-from pipeline.base.errors import FailedError, InterruptedRunError, RefusedError, VitpipeError
+from pipeline.base.errors import FailedError, InterruptedRunError, RefusedError, StoreAccessError, VitpipeError
 from pipeline.base.journal import Journal
 from pipeline.base.progress import Progress
 from pipeline.base.store import Store, Stores
@@ -38,31 +41,62 @@ def pretrain(
         progress.say(f"run {recipe.run} resumes from step {steps[-1]}")
     elif card.parent:
         progress.say(f"run {recipe.run} begins at {card.parent}")
-    workspace.delete(failure_key(recipe.run))
     config = {
         "workspace": workspace.uri,
         "stores": {name: settings.model_dump() for name, settings in stores.items()},
         "recipe": recipe.model_dump(mode="json"),
+        "token": secrets.token_hex(8),
     }
+    try:
+        _launch(workspace, recipe, config, progress)
+        steps = list_steps(workspace, recipe.run)
+    except StoreAccessError as error:  # the ranks were started: no refusal any more
+        raise FailedError(error.what, error.way_out) from error
+    return steps
+
+
+def _launch(workspace: Store, recipe: PretrainRecipe, config: dict[str, Any], progress: Progress) -> None:
+    """Until the last step is saved. Raises what ended the ranks before it."""
+    key = failure_key(recipe.run, config["token"])
     resources = {"CPU": recipe.resources.cpus} | ({"GPU": recipe.resources.gpus} if recipe.resources.gpus else {})
     places = Places(world_sizes(recipe), resources, recipe.max_restarts, recipe.grace_seconds)
     with Follower(workspace, recipe, progress):
         try:
-            launch(pretrain_worker, config, places, _Events(workspace, recipe.run, progress))
+            is_stopped = launch(
+                pretrain_worker,
+                config,
+                places,
+                _Events(workspace, recipe.run, progress),
+                reached=lambda: _saved(workspace, recipe.run),
+            )
         except VitpipeError as error:
-            raise _told(workspace, recipe.run) or error from error
-    steps = list_steps(workspace, recipe.run)
-    if recipe.steps not in steps:
-        raise _told(workspace, recipe.run) or FailedError(f"run {recipe.run} ended before step {recipe.steps}")
-    return steps
+            raise _told(workspace, key) or error from error
+    if recipe.steps in list_steps(workspace, recipe.run):
+        return
+    told = _told(workspace, key)
+    if told is None and is_stopped:
+        told = InterruptedRunError(
+            f"run {recipe.run} was stopped by SIGTERM", "the same command goes on where it stopped"
+        )
+    raise told or FailedError(f"run {recipe.run} ended before step {recipe.steps}")
 
 
-def _told(workspace: Store, run: str) -> VitpipeError | None:
-    """The error that a rank left behind."""
+def _saved(workspace: Store, run: str) -> int:
+    """The newest step that is saved; -1 when there is none, or nobody can look."""
     try:
-        told = json.loads(workspace.read(failure_key(run)))
-    except (FileNotFoundError, ValueError):
+        return max(list_steps(workspace, run), default=-1)
+    except (FailedError, StoreAccessError):
+        return -1
+
+
+def _told(workspace: Store, key: str) -> VitpipeError | None:
+    """The error that a rank left behind at *key*, which is taken from there."""
+    try:
+        told = json.loads(workspace.read(key))
+    except (FileNotFoundError, ValueError, FailedError, StoreAccessError):
         return None
+    with suppress(FailedError, StoreAccessError):
+        workspace.delete(key)
     kinds = {kind.exit_code: kind for kind in (RefusedError, InterruptedRunError)}
     return kinds.get(told["exit_code"], FailedError)(told["message"])
 
@@ -76,6 +110,8 @@ class _Events:
 
     def __call__(self, attempt: str, text: str) -> None:
         self._progress.say(text)
+        if not attempt:
+            return  # no rank has begun: there is no log to keep it in
         prefix = f"{run_prefix(self._run)}/logs/{attempt}/driver"
         journal = self._journals.setdefault(attempt, Journal(self._workspace, prefix))
         journal.append({"text": text})

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from pipeline.base.collective import Collective
 from pipeline.base.digests import canonical_json
-from pipeline.base.errors import VitpipeError
+from pipeline.base.errors import FailedError, StoreAccessError, VitpipeError
 from pipeline.base.store import BucketSettings, Store, Stores, open_store
 from pipeline.checkpoints.attempts import take_attempt
 from pipeline.pretrain.rank import Rank
@@ -26,30 +26,48 @@ from pipeline.train.stopping import Stop, listening
 _log = logging.getLogger(__name__)
 
 
-def failure_key(run: str) -> str:
-    """Where a rank leaves the error that ended an attempt, for the driver to tell."""
-    return f"{run_prefix(run)}/failure.json"
+def failure_key(run: str, token: str) -> str:
+    """Where a rank leaves the error that ended its attempt, for the driver that made *token* to tell.
+
+    One for each driver: what the ranks of a superseded one leave says nothing about those of the newer one.
+    """
+    return f"{run_prefix(run)}/failures/{token}.json"
 
 
 def pretrain_worker(config: dict[str, Any]) -> None:
-    """Train one rank to the end. *config*: workspace, stores, recipe as plain JSON; supervisor, an address for Pulse.
+    """Train one rank to the end. *config*: workspace, stores, recipe as plain JSON; token, see ``failure_key``;
+    supervisor, an address for Pulse.
 
-    A typed error is left in the workspace and the rank returns, since Ray Train would restart a rank that raises.
+    A typed error is left in the workspace and the rank returns; where the store takes none, it is raised. Either way
+    nothing is restarted (launch.py), since a restart would not change it.
     """
     stores = {name: BucketSettings.model_validate(value) for name, value in config["stores"].items()}
     workspace = open_store(config["workspace"], stores)
     recipe = PretrainRecipe.model_validate(config["recipe"])
     torch.set_num_threads(recipe.resources.threads)
     collective = current_collective()
-    if collective.broadcast(workspace.head(failure_key(recipe.run)) is not None):
+    told_at = failure_key(recipe.run, config["token"])
+    if collective.broadcast(workspace.head(told_at) is not None):
         return  # a rank gave up for a reason that a restart does not change
     try:
         work(workspace, stores, recipe, collective, config.get("supervisor", ""))
     except VitpipeError as error:
-        told = {"exit_code": error.exit_code, "message": str(error)}
-        workspace.put(failure_key(recipe.run), canonical_json(told).encode())
+        is_told = _tell(workspace, told_at, error)
         if dist.is_initialized():
             dist.destroy_process_group()  # so that ranks which wait for this one fail now, not after half an hour
+        if not is_told:
+            raise
+
+
+def _tell(workspace: Store, key: str, error: VitpipeError) -> bool:
+    """Leave *error* at *key*; whether the store took it. One that went away meanwhile is no refusal (exit code 2)."""
+    exit_code = FailedError.exit_code if isinstance(error, StoreAccessError) else error.exit_code
+    try:
+        workspace.put(key, canonical_json({"exit_code": exit_code, "message": str(error)}).encode())
+    except (FailedError, StoreAccessError) as refusal:
+        _log.warning("the error that ended this rank is not in the workspace: %s", refusal)
+        return False
+    return True
 
 
 def work(workspace: Store, stores: Stores, recipe: PretrainRecipe, collective: Collective, supervisor: str = "") -> int:

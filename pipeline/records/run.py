@@ -11,6 +11,7 @@
                                           checkpoint.json     the card, last, create-only
                                           retired.json        the card of a step that retention removed
                 pins/<owner>.json                      steps that somebody needs
+                failures/<token>.json                  why a rank gave up, until its driver has told it
                 seconds.json                           wall time of each stage of the chain
 """
 
@@ -21,9 +22,9 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from pipeline.base.digests import fingerprint as fingerprint_of
-from pipeline.base.errors import InputError
+from pipeline.base.errors import DamageError, InputError
 from pipeline.base.store.protocol import Store
-from pipeline.records.record import Record, read_record
+from pipeline.records.record import Record, parse_record, read_record
 
 WEIGHTS = "model.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
@@ -182,10 +183,26 @@ def extension_key(run: str, steps: int) -> str:
     return f"{run_prefix(run)}/extend-{steps:08d}.json"
 
 
+def parse_checkpoint_card(data: bytes, run: str, step: int, where: str) -> CheckpointCard:
+    """The card that *data* is, found at *where*. Raises DamageError for a broken one, and for that of another step."""
+    card = parse_record(CheckpointCard, data, where)
+    if (card.run, card.step) != (run, step):
+        raise DamageError(f"{where} is the card of {card.run}@{card.step}, not of {run}@{step}")
+    return card
+
+
+def _read_card(workspace: Store, run: str, step: int, name: str = CARD) -> CheckpointCard:
+    key = f"{step_prefix(run, step)}/{name}"
+    return parse_checkpoint_card(workspace.read(key), run, step, f"{workspace.uri}/{key}")
+
+
 def read_checkpoint_card(workspace: Store, run: str, step: int) -> CheckpointCard:
-    """The card of one checkpoint. Raises InputError, telling the steps that there are, when there is none."""
+    """The card of one checkpoint. Raises InputError, telling the steps that there are, when there is none.
+
+    Raises DamageError for a card that is broken or of another checkpoint; so do those that list cards.
+    """
     try:
-        return read_record(CheckpointCard, workspace, checkpoint_card_key(run, step))
+        return _read_card(workspace, run, step)
     except FileNotFoundError:
         steps = ", ".join(str(found) for found in list_steps(workspace, run)) or "none"
         raise InputError(f"no checkpoint {run}@{step} in {workspace.uri}", f"its steps: {steps}") from None
@@ -204,15 +221,13 @@ def list_steps(workspace: Store, run: str) -> list[int]:
 
 def list_checkpoint_cards(workspace: Store, run: str) -> list[CheckpointCard]:
     """The cards of all checkpoints of *run*, by step."""
-    return [
-        read_record(CheckpointCard, workspace, checkpoint_card_key(run, step)) for step in list_steps(workspace, run)
-    ]
+    return [_read_card(workspace, run, step) for step in list_steps(workspace, run)]
 
 
 def list_retired_cards(workspace: Store, run: str) -> list[CheckpointCard]:
     """The cards of the steps that retention removed, by step: their scores are still of this run."""
     gone = _steps_with(workspace, run, RETIRED) - _steps_with(workspace, run, CARD)
-    return [read_record(CheckpointCard, workspace, f"{step_prefix(run, step)}/{RETIRED}") for step in sorted(gone)]
+    return [_read_card(workspace, run, step, RETIRED) for step in sorted(gone)]
 
 
 def _steps_with(workspace: Store, run: str, name: str) -> set[int]:

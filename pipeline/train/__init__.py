@@ -13,6 +13,7 @@
     memory.py      what the state of a rank takes, before it is started
     loop.py        the loop
     watch.py       what is measured at each step: rows of the run's journal; tensorboard.py: the same as event files
+    patient.py     storing what can wait, with a store that may refuse it
     pace.py        how a rank's time and memory go; peak.py: how fast it could be
     sanity.py      what goes wrong most often, told with the likely cause
     logs.py        what a rank logged, kept in the workspace

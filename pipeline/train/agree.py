@@ -11,14 +11,17 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from pipeline.base.world import World
+from pipeline.train.collective import new_group
 
 
 class Agreement:
-    """Exchanges *count* numbers. Every rank makes it, and makes the same calls, at the same places."""
+    """Exchanges *count* numbers. Every rank makes it, and makes the same calls, at the same places.
 
-    def __init__(self, world: World, count: int) -> None:
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+    *patience_seconds*: see ``new_group``.
+    """
+
+    def __init__(self, count: int, patience_seconds: float = 0.0) -> None:
+        self._group = new_group(patience_seconds)
         self._work: dist.Work | None = None
         self._values = torch.zeros(count, dtype=torch.float64)
         self._begun = False

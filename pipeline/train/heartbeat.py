@@ -17,7 +17,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Pulse:
         self._trained = threading.get_ident()
         self._place: tuple[str, int, float] = (STARTING, 0, time.monotonic())
         self._longest = 0.0
+        self._looked: tuple[object, object, bool] = (None, None, True)
         self._said: deque[str] = deque()
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._live, args=(address,), name="pulse", daemon=True)
@@ -65,6 +67,16 @@ class Pulse:
         if before == STEP:
             self._longest = max(self._longest, now - since)
         self._place = (phase, step, now)
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """Inside, the thread of training is in *phase* of its step; afterwards in the one it was in."""
+        before, step, _ = self._place
+        self.mark(phase, step)
+        try:
+            yield
+        finally:
+            self.mark(before, step)
 
     def say(self, text: str) -> None:
         """Show *text* to whoever watches the driver."""
@@ -108,9 +120,9 @@ class Pulse:
                     self._obey(json.loads(message))
 
     def _state(self) -> dict[str, Any]:
-        phase, step, since = self._place
+        marked = phase, step, since = self._place
         seconds = time.monotonic() - since
-        waits, place = (False, "") if seconds < _LOOK_SECONDS else self._look()
+        waits, place, still = (False, "", False) if seconds < _LOOK_SECONDS else self._look(marked)
         said = [self._said.popleft() for _ in range(len(self._said))]
         return {
             "phase": phase,
@@ -119,16 +131,21 @@ class Pulse:
             "longest": self._longest,
             "waits": waits,
             "place": place,
+            "still": still,
             "said": said,
         }
 
-    def _look(self) -> tuple[bool, str]:
-        """(whether the thread of training waits in a collective, where it is)."""
+    def _look(self, marked: tuple[str, int, float]) -> tuple[bool, str, bool]:
+        """(whether the thread of training waits in a collective, where it is, and at all looks was since *marked*)."""
         frame = sys._current_frames().get(self._trained)
         if frame is None:
-            return False, ""
-        file = frame.f_code.co_filename
-        return any(part in file for part in _COLLECTIVES), f"{Path(file).name}:{frame.f_lineno} {frame.f_code.co_name}"
+            return False, "", False
+        file, line = frame.f_code.co_filename, frame.f_lineno
+        before, place, still = self._looked
+        still = before != marked or (still and place == (file, line))
+        self._looked = (marked, (file, line), still)
+        told = f"{Path(file).name}:{line} {frame.f_code.co_name}"
+        return any(part in file for part in _COLLECTIVES), told, still
 
     def _obey(self, message: dict[str, Any]) -> None:
         if "stop" in message:

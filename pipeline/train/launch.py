@@ -1,7 +1,8 @@
 """Ray Train starts the ranks. The only module here that imports ray.
 
-Ray only places and restarts processes: order, checkpoints and metrics are ours, in the workspace, since its own
-report is a barrier and its checkpoints can be lost between an upload and the report.
+Ray only places processes: order, checkpoints and metrics are ours, in the workspace, since its own report is a barrier
+and its checkpoints can be lost between an upload and the report. Restarts are counted here, not by Ray, which would
+restart ranks that gave up for a reason, and which counts every death of a run of months.
 
 Ranks of an elastic training are begun anew, in the largest number that fits, when one died, when nodes were added, and
 when one of their nodes is to be drained; in the last two cases after a checkpoint.
@@ -35,11 +36,15 @@ _LOOK_SECONDS = 2.0  # between two looks at the nodes
 _GROW_SECONDS = 60.0  # more room has to last that long before all ranks begin anew for it
 _SETTLE_SECONDS = 5.0  # what dead ranks held is free after a few seconds
 _LEAVE_SECONDS = 15.0  # beyond the grace period: for the way out of the ranks
+_ECHO_SECONDS = 1.0  # a second SIGTERM so soon is the first one, sent to the process and to its group
+_QUIET_SECONDS = 10.0  # of waiting for room, before it is told
 
 
 @dataclass(frozen=True)
 class Places:
-    """How many ranks may be started (the largest first), what each reserves, and how often they may die."""
+    """How many ranks may be started (the largest first), what each reserves, and how often they may die without having
+    got any further.
+    """
 
     sizes: Sequence[int]
     resources: dict[str, float]
@@ -48,45 +53,55 @@ class Places:
 
 
 def launch(
-    worker: Callable[[dict[str, Any]], None], config: dict[str, Any], places: Places, say: Callable[[str, str], None]
-) -> None:
+    worker: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    places: Places,
+    say: Callable[[str, str], None],
+    reached: Callable[[], int] = lambda: 0,
+) -> bool:
     """Run *worker(config)* on ranks of one gloo group, restarting all when one dies, until all return.
 
-    *config* is given ``supervisor``, the address for ``Pulse``. *say* hears (attempt, what people should know).
-    Raises the worker's own typed error; FailedError when ranks died too often; InterruptedRunError when ranks did not
-    end in time after a SIGTERM.
+    True when a SIGTERM had asked them to. *config* is given ``supervisor``, the address for ``Pulse``. *say* hears
+    (attempt, what people should know), where attempt is "" before there is one. Deaths are counted anew once *reached*,
+    the newest step that is saved, has grown. Raises a worker's own typed error, without a restart; FailedError when
+    ranks died too often; InterruptedRunError when ranks did not end in time after a SIGTERM.
     """
     supervisor = Supervisor(ray.util.get_node_ip_address(), say)
     try:
         with _sigterm(supervisor, places.grace_seconds):
-            _until_done(worker, config | {"supervisor": supervisor.address}, places, supervisor)
+            _until_done(worker, config | {"supervisor": supervisor.address}, places, supervisor, reached)
+        return supervisor.stopping == SIGTERM
     finally:
         supervisor.close()
 
 
 def _until_done(
-    worker: Callable[[dict[str, Any]], None], config: dict[str, Any], places: Places, supervisor: Supervisor
+    worker: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    places: Places,
+    supervisor: Supervisor,
+    reached: Callable[[], int],
 ) -> None:
-    failures = 0
-    elastic = len(places.sizes) > 1
+    failures, best = 0, reached()
     while True:
-        size = _fitting(places, supervisor) if elastic else places.sizes[0]
+        size = _fitting(places, supervisor) if len(places.sizes) > 1 else places.sizes[0]
         try:
             with _Nodes(places, size, supervisor):
-                _fit(worker, config, size, places, 0 if elastic else places.max_failures)
+                _fit(worker, config, size, places)
         except Exception as error:
-            failures += 1
-            if not elastic or failures > places.max_failures or isinstance(error, VitpipeError):
-                raise _typed(error) from error
+            typed = _typed(error)
+            if typed is not None:
+                raise typed from error
+            before, best = best, max(best, reached())
+            failures = failures + 1 if best == before else 1
+            if failures > places.max_failures:
+                raise _ended(error) from error
             continue
-        if supervisor.stopping != RELOCATING:
+        if not supervisor.go_on():
             return
-        supervisor.go_on()
 
 
-def _fit(
-    worker: Callable[[dict[str, Any]], None], config: dict[str, Any], size: int, places: Places, max_failures: int
-) -> None:
+def _fit(worker: Callable[[dict[str, Any]], None], config: dict[str, Any], size: int, places: Places) -> None:
     with tempfile.TemporaryDirectory(prefix="vitpipe-train-") as scratch:
         TorchTrainer(
             worker,
@@ -96,7 +111,7 @@ def _fit(
             run_config=ray.train.RunConfig(
                 name="vitpipe",
                 storage_path=scratch,
-                failure_config=ray.train.FailureConfig(max_failures=max_failures),
+                failure_config=ray.train.FailureConfig(max_failures=0),
                 callbacks=[_HearSigterm()],
             ),
         ).fit()
@@ -111,7 +126,7 @@ class _HearSigterm(WorkerGroupCallback):  # type: ignore[misc]
 
 @contextmanager
 def _sigterm(supervisor: Supervisor, grace_seconds: float) -> Iterator[None]:
-    """Inside, the first SIGTERM asks the ranks to save and stop; a second one, or too long a wait, raises here."""
+    """Inside, the first SIGTERM asks the ranks to save and stop; a later one, or too long a wait, raises here."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -119,9 +134,14 @@ def _sigterm(supervisor: Supervisor, grace_seconds: float) -> Iterator[None]:
     impatient = threading.Timer(grace_seconds + _LEAVE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
     impatient.daemon = True
 
+    first: list[float] = []
+
     def hear(_number: int, _frame: object) -> None:
-        if supervisor.stopping == SIGTERM:
+        if first:
+            if time.monotonic() - first[0] < _ECHO_SECONDS:
+                return
             raise InterruptedRunError("stopped by SIGTERM", "the same command goes on where it stopped")
+        first.append(time.monotonic())
         # In a thread, since the handler may have interrupted one who holds the supervisor's lock.
         threading.Thread(target=supervisor.stop, args=(SIGTERM,), daemon=True).start()
         impatient.start()
@@ -168,7 +188,7 @@ class _Nodes:
 
 def _fitting(places: Places, supervisor: Supervisor) -> int:
     """The largest size that fits on what is free now; waits for the smallest. Raises InterruptedRunError."""
-    best, since = 0, time.monotonic()
+    best, since, is_told = 0, time.monotonic(), False
     while True:
         room = _room(places.resources)
         best = max(best, next((size for size in places.sizes if size <= room), 0))
@@ -176,6 +196,11 @@ def _fitting(places: Places, supervisor: Supervisor) -> int:
             return best
         if supervisor.stopping == SIGTERM:
             raise InterruptedRunError("stopped by SIGTERM", "the same command goes on where it stopped")
+        if not is_told and time.monotonic() - since > _QUIET_SECONDS:
+            is_told = True
+            supervisor.tell(
+                f"waits for room: {room} ranks of {places.resources} fit on what is free, {places.sizes[-1]} are needed"
+            )
         time.sleep(_SETTLE_SECONDS / 10)  # Ray tells of no event when resources are freed
 
 
@@ -196,13 +221,19 @@ def _draining() -> dict[str, int]:
     return found
 
 
-def _typed(error: BaseException) -> VitpipeError:
-    """The first typed error inside what Ray raised."""
+def _typed(error: BaseException) -> VitpipeError | None:
+    """The first typed error inside what Ray raised: a rank gave up."""
     failures = getattr(error, "worker_failures", {})
     for inner in (*failures.values(), error, error.__cause__):
         for found in (inner, getattr(inner, "_base_exc", None), getattr(inner, "cause", None)):
             if isinstance(found, VitpipeError):
                 return found
+    return None
+
+
+def _ended(error: BaseException) -> FailedError:
+    """Ranks died too often; *error* is what Ray raised at the last time."""
+    failures = getattr(error, "worker_failures", {})
     first = next(iter(failures.values()), error)
     return FailedError(
         f"training failed: {type(first).__name__}: {(str(first).strip() or 'no message').splitlines()[-1][:300]}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from pipeline.base.errors import DivergedError
@@ -38,26 +39,27 @@ class Sanity:
         self._told: set[str] = set()
         self._same_labels = self._zero_norms = self._high_steps = 0
         self._waiting_seconds = 0.0
-        self._label: float | None = None
+        self._label: Tensor | None = None
         self._smoothed: float | None = None
         self.skipped = 0
 
     def batch(self, labels: Tensor) -> None:
-        """This rank's labels of a step: int64 (B,); others are not looked at."""
-        if "labels" in self._told or self._same_labels < 0 or labels.is_floating_point():
+        """This rank's labels of a step: int64 (B,), -1 where they are not read; or float32 (B, K), of many classes."""
+        if "labels" in self._told or self._same_labels < 0:
             return
-        first = int(labels[0])
-        if first < 0:
+        first = labels[0]
+        if not first.is_floating_point() and int(first) < 0:
             return
-        if (self._label is not None and first != self._label) or bool((labels != first).any()):
+        if (self._label is not None and not torch.equal(first, self._label)) or bool((labels != first).any()):
             self._same_labels = -1  # they differ: never look again
             return
         self._label, self._same_labels = first, self._same_labels + 1
         if self._same_labels >= _LABEL_BATCHES:
+            said = _classes_in(first)
             self._tell(
                 "labels",
-                f"all labels of the first {self._same_labels} batches are {first}: the network will learn to say "
-                f"{first}. Likely cause: the dataset has one class, or its labels were lost when it was sharded "
+                f"all labels of the first {self._same_labels} batches are {said}: the network will learn to say "
+                f"{said}. Likely cause: the dataset has one class, or its labels were lost when it was sharded "
                 "(vitpipe dataset shows the classes)",
             )
 
@@ -116,3 +118,10 @@ class Sanity:
         if kind not in self._told:
             self._told.add(kind)
             self._say(text)
+
+
+def _classes_in(label: Tensor) -> str:
+    """One sample's label in words: its class, or its classes."""
+    if not label.is_floating_point():
+        return str(int(label))
+    return ", ".join(str(int(at)) for at in label.nonzero()) or "none"

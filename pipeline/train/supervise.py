@@ -21,6 +21,7 @@ from typing import Any
 
 from pipeline.base.children import clock
 from pipeline.train.heartbeat import kill, send, whoami
+from pipeline.train.stopping import RELOCATING, SIGTERM
 from pipeline.train.verdict import STARTING, Seen, Verdict, judge
 
 _log = logging.getLogger(__name__)
@@ -28,6 +29,15 @@ _ROUND_SECONDS = 0.5
 _AWAY_SECONDS = 2.0  # who was not there for so long cannot say how long others were silent
 _GREETING_SECONDS = 10.0
 _MAX_LINE = 1 << 20
+_SAID_NOTHING: dict[str, Any] = {
+    "step": 0,
+    "phase": STARTING,
+    "seconds": 0.0,
+    "waits": False,
+    "longest": 0.0,
+    "place": "",
+    "still": False,
+}
 
 
 @dataclass
@@ -70,14 +80,24 @@ class Supervisor:
     def stop(self, reason: str) -> None:
         """Ask all ranks, also those that come later, to save and stop at their next step."""
         with self._lock:
+            if self._stopping == SIGTERM:
+                return  # the stronger wish
             self._stopping = reason
             for line in self._lines.values():
                 if line.hello:
                     _try_send(line.socket, {"stop": reason})
 
-    def go_on(self) -> None:
-        """Ranks that come from now on need not stop."""
-        self._stopping = ""
+    def go_on(self) -> bool:
+        """Whether the ranks stopped to begin anew: those that come from now on need not stop."""
+        with self._lock:
+            is_to_begin = self._stopping == RELOCATING
+            if is_to_begin:
+                self._stopping = ""
+        return is_to_begin
+
+    def tell(self, text: str) -> None:
+        """Say *text*, which is of no attempt."""
+        self._say("", text)
 
     def close(self) -> None:
         """Hear nobody any more."""
@@ -201,7 +221,7 @@ def _try_send(line: socket.socket, message: dict[str, Any]) -> None:
 
 
 def _seen(line: _Line, silent: float, state: str) -> Seen:
-    said = line.state or {"step": 0, "phase": STARTING, "seconds": 0.0, "waits": False, "longest": 0.0, "place": ""}
+    said = line.state or _SAID_NOTHING
     return Seen(
         rank=line.hello["rank"],
         host=line.hello["host"],
@@ -214,4 +234,5 @@ def _seen(line: _Line, silent: float, state: str) -> Seen:
         silent_seconds=silent,
         state=state,
         place=said["place"],
+        still=said["still"],
     )

@@ -35,7 +35,8 @@ class EventFiles:
         from tensorboardX import SummaryWriter  # type: ignore[import-untyped] # noqa: PLC0415 - with protobuf; only rank 0 needs it, and not at start
 
         with tempfile.TemporaryDirectory(prefix="vitpipe-events-") as folder:
-            writer = SummaryWriter(folder, filename_suffix=f".part-{self._parts:05d}")
+            # Its queue without a limit: its thread, which dies on a full disk, would leave us waiting for room in it.
+            writer = SummaryWriter(folder, max_queue=0, filename_suffix=f".part-{self._parts:05d}")
             for step, time, values in self._rows:
                 for tag, value in values.items():
                     writer.add_scalar(tag, value, step, walltime=time)

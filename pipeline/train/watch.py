@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pipeline.base.journal import Journal
 from pipeline.records.run import MetricsRow
 from pipeline.train.pace import Pace
+from pipeline.train.patient import Patient
 from pipeline.train.sanity import Sanity
 from pipeline.train.single import StepResult
 from pipeline.train.tensorboard import EventFiles
@@ -29,9 +30,12 @@ class Work:
 
 
 class Watch:
-    """Counts since the last logged row; writes a row every *log_every* steps. Without a journal it only checks."""
+    """Counts since the last logged row; writes a row every *log_every* steps. Without a journal it only checks.
 
-    def __init__(
+    Rows that the store refuses are kept, and written with the next ones.
+    """
+
+    def __init__(  # noqa: PLR0913 - where rows go, and what they are made of
         self,
         journal: Journal | None,
         log_every: int,
@@ -41,10 +45,12 @@ class Watch:
         pace: Pace | None = None,
         events: EventFiles | None = None,
         work: Work | None = None,
+        patient: Patient | None = None,
     ) -> None:
         self._journal, self._log_every, self._batch_size = journal, log_every, batch_size
         self._sanity = sanity or Sanity(_log.warning, None, 0, 0)
         self._pace, self._events, self._work = pace, events, work or Work()
+        self._patient = patient or Patient(_log.warning)
         self._begun = self._since = self._flushed = self._events_flushed = time.monotonic()
         self._steps = 0
         self._waited_seconds = 0.0
@@ -71,19 +77,27 @@ class Watch:
             self._events.add(number, time.time(), _scalars(row))
         patience = _FLUSH_SHARE * (now - self._begun)
         if now - self._flushed > min(_LAST_FLUSH_SECONDS, max(_FIRST_FLUSH_SECONDS, patience)):
-            self._journal.flush()
-            self._flushed = now
+            self._flush_rows(now)
         if self._events is not None and now - self._events_flushed > max(_EVENTS_SECONDS, patience):
-            self._events.flush()
-            self._events_flushed = now
+            self._flush_events(now)
 
     def flush(self) -> None:
-        """Write what was logged; called before every checkpoint's card, so a card implies its metrics."""
-        if self._journal is not None:
-            self._journal.flush()
-        if self._events is not None:
-            self._events.flush()
-        self._flushed = self._events_flushed = time.monotonic()
+        """Write what was logged; called before every checkpoint's card, so a card implies its metrics.
+
+        Unless the store has refused them: then they come later, or are lost with this process.
+        """
+        self._patient.insist()
+        now = time.monotonic()
+        self._flush_rows(now)
+        self._flush_events(now)
+
+    def _flush_rows(self, now: float) -> None:
+        if self._journal is not None and self._patient.stored(self._journal.flush):
+            self._flushed = now
+
+    def _flush_events(self, now: float) -> None:
+        if self._events is not None and self._patient.stored(self._events.flush):
+            self._events_flushed = now
 
     def resume_clock(self) -> None:
         """Leave the time since the last row out of the rates: it went into a checkpoint."""

@@ -133,7 +133,7 @@ HARMS: list[tuple[Harm, str]] = [
     (harm, name) for name in FILES for harm in (drop, cut, empty, lengthen) if name.endswith(".safetensors")
 ]
 HARMS += [(harm, name) for name in FILES[:-1] for harm in (flip_header, flip_body, flip_last, swap, pickle_instead)]
-HARMS += [(swap_ranks, STATES[0]), (cut, FILES[-1]), (empty, FILES[-1])]
+HARMS += [(swap_ranks, STATES[0]), (cut, FILES[-1]), (empty, FILES[-1]), (swap, FILES[-1])]
 
 
 def harm_id(value: object) -> str:
@@ -185,7 +185,7 @@ def test_a_damaged_file_is_named_and_the_one_before_taken(
     assert same(states[0], trained(BAD))
 
 
-def test_a_flip_of_any_byte_of_the_card_is_found(store: LocalStore) -> None:
+def test_a_flip_of_any_byte_of_the_card_is_found_and_named(store: LocalStore, caplog: pytest.LogCaptureFixture) -> None:
     """Each byte in turn would take long: every field is hit by some seed, and the digest is over all of them."""
     key, rng = checkpoint_card_key(RUN, BAD), draw("card")
     whole = store.read(key)
@@ -194,9 +194,12 @@ def test_a_flip_of_any_byte_of_the_card_is_found(store: LocalStore) -> None:
         place, bit = rng.randrange(len(data)), rng.randrange(8)
         data[place] ^= 1 << bit
         store.put(key, bytes(data))
+        caplog.clear()
         step, _ = back(new_saving(store), 1)
         same_meaning = bytes(data[place : place + 1]).isspace() and whole[place : place + 1].isspace()
         assert step == (BAD if same_meaning else GOOD), (place, bit)
+        told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        assert same_meaning or ["step-00000020/checkpoint.json" in line for line in told] == [True], told
 
 
 def test_when_all_are_damaged_it_starts_anew(store: LocalStore) -> None:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from pipeline.base.collective import Collective
 from pipeline.base.config import build
-from pipeline.base.errors import VitpipeError
+from pipeline.base.errors import FailedError, StoreAccessError, VitpipeError
 from pipeline.base.store import Store, open_store
+from pipeline.base.store.local import LocalStore
 from pipeline.base.world import World
 from pipeline.pretrain import rank as rank_module
 from pipeline.pretrain.data import read_training_data
@@ -26,7 +27,7 @@ from pipeline.pretrain.lineage import extend
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.pretrain.run import open_run
 from pipeline.pretrain.worker import work
-from pipeline.records.run import MetricsRow, extended, list_steps, read_checkpoint_card
+from pipeline.records.run import MetricsRow, checkpoint_card_key, extended, list_steps, read_checkpoint_card
 from pipeline.stream.loader import StreamLoader
 from pipeline.train.collective import current_collective
 from pipeline.train.supervise import Supervisor
@@ -40,7 +41,9 @@ BEFORE, AFTER = "step", "updated"  # moments of a step: its batch is here, or th
 
 @dataclass(frozen=True)
 class Fault:
-    """At *moment* of *step* on *rank*: ``kill``, ``stop``, ``kill worker``, ``stuck``, ``nan`` or ``term``."""
+    """At *moment* of *step* on *rank*: ``kill``, ``stop``, ``kill worker``, ``stuck``, ``nan``, ``nan gradient`` or
+    ``term``; ``full`` and ``away``: from then on its store refuses what is put, until ``room``.
+    """
 
     kind: str
     rank: int
@@ -50,21 +53,59 @@ class Fault:
 
 @dataclass(frozen=True)
 class Job:
-    """A run that the ranks work on, and what happens to it. *parent*, *extend_to*: as the command's options."""
+    """A run that the ranks work on, and what happens to it. *parent*, *extend_to*: as the command's options. *damaged*:
+    there is a checkpoint of step 4, which is.
+    """
 
     recipe: PretrainRecipe
     faults: tuple[Fault, ...] = ()
     parent: str | None = None
     extend_to: int = 0
+    damaged: bool = False
+
+
+class Refusing(LocalStore):
+    """Takes nothing while there is a *refusal*."""
+
+    refusal: VitpipeError | None = None
+
+    def put(self, key: str, data: bytes) -> None:
+        """See Store."""
+        self._check()
+        super().put(key, data)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """See Store."""
+        self._check()
+        return super().put_if_absent(key, data)
+
+    @contextmanager
+    def incoming(self, key: str) -> Iterator[Path]:
+        """See Store."""
+        self._check()
+        with super().incoming(key) as path:
+            yield path
+
+    def _check(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+
+
+_REFUSALS: dict[str, VitpipeError | None] = {
+    "full": FailedError("No space left on device"),
+    "away": StoreAccessError("the store is away"),
+    "room": None,
+}
 
 
 @dataclass
 class Told:
-    """What the driver heard: (attempt, text), and the verdicts. Of each start of the ranks, how it ended, "" when well;
-    of each job that came to an end, its error as a text, or "", as rank 0 met it.
+    """What the driver heard: (attempt, text), when (``time.monotonic``), and the verdicts. Of each start of the
+    ranks, how it ended, "" when well; of each job that came to an end, its error as a text, or "", as rank 0 met it.
     """
 
     texts: list[tuple[str, str]] = field(default_factory=list)
+    heard: list[float] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
     outcomes: list[list[str]] = field(default_factory=list)
@@ -116,7 +157,12 @@ def make_workspace(folder: Path) -> Store:
 def run_through(store: Store, *starts: tuple[int, list[Job]], limit_seconds: float = 240) -> Told:
     """Start ranks as often as *starts* has (world size, jobs to do in turn), with a driver that supervises them."""
     told = Told()
-    supervisor = Supervisor(say=lambda attempt, text: told.texts.append((attempt, text)))
+
+    def hear(attempt: str, text: str) -> None:
+        told.texts.append((attempt, text))
+        told.heard.append(time.monotonic())
+
+    supervisor = Supervisor(say=hear)
     try:
         for world_size, jobs in starts:
             given = (store.uri, jobs, supervisor.address)
@@ -136,16 +182,19 @@ def run_through(store: Store, *starts: tuple[int, list[Job]], limit_seconds: flo
 def train_rank(uri: str, jobs: list[Job], supervisor: str) -> list[str]:
     """On each rank: what ``pretrain_worker`` does for each of *jobs*; how each ended."""
     store, collective = open_store(uri), current_collective()
-    return [_outcome(store, job, collective, supervisor) for job in jobs]
+    assert isinstance(store, LocalStore)
+    return [_outcome(Refusing(store.root), job, collective, supervisor) for job in jobs]
 
 
-def _outcome(store: Store, job: Job, collective: Collective, supervisor: str) -> str:
+def _outcome(store: Refusing, job: Job, collective: Collective, supervisor: str) -> str:
     recipe, steps = job.recipe, None
     if collective.world.is_first:
         card = open_run(store, recipe, read_training_data(store, recipe), "code", job.parent)
         if job.extend_to:
             extend(store, card, recipe, job.extend_to)
         steps = extended(store, card)
+        if job.damaged:
+            store.put(checkpoint_card_key(recipe.run, 4), b"damaged")
     recipe = recipe.model_copy(update={"steps": collective.broadcast(steps)})
     with _planted(store, job.faults, collective.world):
         try:
@@ -156,10 +205,10 @@ def _outcome(store: Store, job: Job, collective: Collective, supervisor: str) ->
 
 
 @contextmanager
-def _planted(store: Store, faults: tuple[Fault, ...], world: World) -> Iterator[None]:
+def _planted(store: Refusing, faults: tuple[Fault, ...], world: World) -> Iterator[None]:
     mine = {f"pretrain.rank-{fault.rank}.{fault.moment}-{fault.step}": fault for fault in faults}
     loaders: list[StreamLoader] = []
-    nan = threading.Event()
+    poisons = {"nan": threading.Event(), "nan gradient": threading.Event()}
 
     class Noted(StreamLoader):
         def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -170,9 +219,12 @@ def _planted(store: Store, faults: tuple[Fault, ...], world: World) -> Iterator[
         fault = mine.get(point)
         if fault is None:
             return
-        store.put(f"faults/{fault.kind}-{world.rank}-{os.getpid()}-{fault.step}-{time.monotonic()}", b"")
-        if fault.kind == "nan":
-            nan.set()
+        marked = LocalStore(store.root)
+        marked.put(f"faults/{fault.kind}-{world.rank}-{os.getpid()}-{fault.step}-{time.monotonic()}", b"")
+        if fault.kind in poisons:
+            poisons[fault.kind].set()
+        elif fault.kind in _REFUSALS:
+            store.refusal = _REFUSALS[fault.kind]
         elif fault.kind == "stuck":
             while True:
                 time.sleep(1)
@@ -194,8 +246,11 @@ def _planted(store: Store, faults: tuple[Fault, ...], world: World) -> Iterator[
             @staticmethod
             def loss(module: Any, images: Tensor, labels: Tensor) -> Tensor:
                 found: Tensor = objective.loss(module, images, labels)
-                if nan.is_set():
-                    nan.clear()
+                if poisons["nan gradient"].is_set():
+                    poisons["nan gradient"].clear()
+                    found.register_hook(lambda gradient: gradient * float("nan"))
+                if poisons["nan"].is_set():
+                    poisons["nan"].clear()
                     return found * float("nan")
                 return found
 

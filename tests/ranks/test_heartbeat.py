@@ -41,7 +41,10 @@ def test_a_stopped_rank_is_found_killed_and_named(tmp_path: Path, rank: int) -> 
 
 @pytest.mark.long
 def test_a_rank_that_is_stuck_in_python_is_found_by_those_who_wait_for_it(tmp_path: Path) -> None:
-    _, told, culprit = disturbed(tmp_path, Fault("stuck", 1, 6))
+    store, told, culprit = disturbed(tmp_path, Fault("stuck", 1, 6))
     assert not culprit.waits
+    (fault,) = [info.key for info in store.list("faults/stuck-")]
+    found = told.heard[told.texts.index(("0001", f"{told.verdicts[0]}; all ranks are restarted"))]
+    assert found - float(fault.rpartition("-")[2]) < FOUND_SECONDS
     assert "while the others wait for it" in str(told.verdicts[0])
     assert "pretraining.py" in culprit.place

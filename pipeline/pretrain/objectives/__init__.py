@@ -8,4 +8,5 @@
     classification.py  softmax over one class; a sigmoid for each of many
     masked_patches.py  masked patch prediction (ViT B.1.2)
     corruption.py      which patches are corrupted and how
+    cost.py            the FLOPs of an image, with the network
 """

@@ -96,6 +96,13 @@ def test_a_card_that_cannot_be_read_is_left_alone(store: LocalStore) -> None:
     assert list_steps(store, RUN) == [0, 20, 40, 50]
 
 
+def test_a_card_of_another_step_is_left_alone_and_no_newest_one(store: LocalStore) -> None:
+    for step in (20, 50):
+        store.put(checkpoint_card_key(RUN, step), store.read(checkpoint_card_key(RUN, 10)))
+    apply_retention(store, RUN, Retention(keep_last=1))
+    assert list_steps(store, RUN) == [0, 20, 40, 50]
+
+
 def test_what_is_pinned_stays_until_it_is_released(store: LocalStore) -> None:
     assert pin(store, RUN, [10, 20, 99], "evaluation-1", 600) == [10, 20]
     assert pin(store, RUN, [30], "evaluation-2", 600) == [30]

@@ -86,6 +86,16 @@ def test_with_a_card_that_cannot_be_read_nothing_is_an_orphan(store: LocalStore)
         orphans(store)
 
 
+def test_with_a_card_of_another_step_nothing_is_an_orphan(store: LocalStore) -> None:
+    save_steps(new_saving(store), 10, 20)
+    store.put(checkpoint_card_key(RUN, 20), store.read(checkpoint_card_key(RUN, 10)))
+    new_saving(store)
+    with pytest.raises(DamageError, match=r"step-00000020/checkpoint\.json is the card of r@10, not of r@20"):
+        orphans(store)
+    with pytest.raises(DamageError, match="is the card of r@10"):
+        read_checkpoint_card(store, RUN, 20)
+
+
 def test_retention_leaves_no_orphan(store: LocalStore) -> None:
     save_steps(new_saving(store), 10, 20, 30)
     apply_retention(store, RUN, Retention(keep_last=1))

@@ -235,6 +235,18 @@ def test_the_last_one_is_tried_until_it_is_there(store: Moody, monkeypatch: pyte
         writer.save_and_wait(20, 200, trained(20))
 
 
+def test_a_card_of_another_step_in_its_place_is_no_commit(store: Moody) -> None:
+    """What was written stays: nobody knows what it belongs to until the card is gone."""
+    writer, state = alone_writer(new_saving(store)), State()
+    writer.save_and_wait(10, 100, state.train(10))
+    store.put(checkpoint_card_key(RUN, 20), store.read(checkpoint_card_key(RUN, 10)))
+    writer.save(20, 200, state.train(10))
+    assert not writer.wait()
+    (alarm,) = writer.take_alarms()
+    assert "step-00000020/checkpoint.json is the card of r@10, not of r@20" in alarm
+    assert store.head(f"{step_prefix(RUN, 20)}/0001/model.safetensors") is not None
+
+
 def test_an_answer_that_got_lost_costs_nothing(store: Moody) -> None:
     """The card was created, and the store said it was not: its files stay, and it counts."""
     saving = new_saving(store)

@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.base.errors import RecipeError
 from pipeline.base.world import World
 from pipeline.models.config import ViTConfig
+from pipeline.models.cost import activation_bytes_per_image, flops_per_image
 from pipeline.models.vit import ViT, decayed
 from pipeline.pretrain.objectives.corruption import draw_corruption, num_corrupted
+from pipeline.pretrain.objectives.cost import extra_flops_per_image, pretraining_flops_per_image, reads_all_tokens
+from pipeline.pretrain.objectives.make import make_objective
 from pipeline.pretrain.objectives.masked_patches import MaskedPatches, MaskedPatchLoss, mean_colours
+from pipeline.pretrain.objectives.recipe import MaskedPatchesRecipe, ObjectiveRecipe, SigmoidRecipe, SoftmaxRecipe
 from pipeline.train.loop import DrawingLoss, LoopPlan, train
 from pipeline.train.recipe import OptimizerRecipe, ScheduleRecipe
 from pipeline.train.single import SingleEngine
@@ -218,3 +223,31 @@ def test_draws_are_the_same_at_every_world_size_and_micro_batch() -> None:
         assert len(views) == 3
         for view in views[1:]:
             torch.testing.assert_close(view, views[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", ["cls", "gap"])
+@pytest.mark.parametrize(
+    "objective", [MaskedPatchesRecipe(), MaskedPatchesRecipe(corrupted=0.3), SoftmaxRecipe(), SigmoidRecipe()]
+)
+def test_flops_are_those_that_torch_counts(objective: ObjectiveRecipe, pool: str) -> None:
+    """Forward and backward, the decoder included; with a class token the last block computes what is read."""
+    is_masked = isinstance(objective, MaskedPatchesRecipe)
+    config = ViTConfig.model_validate(CONFIG.model_dump() | {"pool": pool, "num_classes": 0 if is_masked else 7})
+    made = make_objective(objective)
+    network, labels = made.network(ViT(config)), torch.zeros(4, dtype=torch.int64)
+    if isinstance(objective, SigmoidRecipe):
+        labels = torch.zeros(4, 7)
+    with FlopCounterMode(display=False) as forward:
+        loss = made.loss(network, images(), labels)
+    network_flops = flops_per_image(config, all_rows=reads_all_tokens(objective)).total
+    assert forward.get_total_flops() == 4 * (network_flops + extra_flops_per_image(objective, config))
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    both = forward.get_total_flops() + backward.get_total_flops()
+    assert both == 4 * pretraining_flops_per_image(objective, config)
+
+
+def test_activations_of_all_rows_are_those_of_whole_blocks() -> None:
+    gap = CONFIG.model_copy(update={"pool": "gap"})
+    assert activation_bytes_per_image(gap, 2, all_rows=True) == activation_bytes_per_image(gap, 2)
+    assert activation_bytes_per_image(CONFIG, 2, all_rows=True) > activation_bytes_per_image(CONFIG, 2)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.base.errors import MismatchError
+from pipeline.base.errors import InputError, MismatchError
 from pipeline.base.store import open_store
 from pipeline.pretrain.run import open_run
-from pipeline.records.run import read_run_card
+from pipeline.records.imported import ImportedCard, imported_card_key, imported_file
+from pipeline.records.run import read_run_card, run_prefix
 from tests.unit.pretrain.test_recipe import card, recipe
 
 
@@ -51,3 +52,16 @@ def test_runs_of_other_names_do_not_meet(tmp_path: Path) -> None:
     open_run(store, recipe(), card(), "code 1")
     other = open_run(store, recipe("run=s", "seed=3"), card(), "code 1")
     assert read_run_card(store, "s") == other
+
+
+def test_the_name_of_imported_weights_is_no_name_for_a_new_run(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    made = open_run(store, recipe(), card(), "code 1")
+    for name in ("r", "s"):
+        named = ImportedCard(name=name, source="x", weights=imported_file("ab", 1), transform={})
+        store.put(imported_card_key(name), named.to_json())
+    with pytest.raises(InputError, match=r"'s' is the name of imported weights in .*--run") as caught:
+        open_run(store, recipe("run=s"), card(), "code 1")
+    assert caught.value.exit_code == 2
+    assert store.head(f"{run_prefix('s')}/run.json") is None
+    assert open_run(store, recipe(), card(), "code 1") == made

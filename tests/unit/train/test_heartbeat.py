@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 from pipeline.base.world import World
 from pipeline.train.heartbeat import Pulse, kill, whoami
+from pipeline.train.stopping import RELOCATING, SIGTERM
 from pipeline.train.supervise import Supervisor
+from pipeline.train.verdict import SAVING, STEP
 
 LIMIT_SECONDS = 30.0  # a guard against hanging
 
@@ -80,6 +85,69 @@ def test_a_wish_to_stop_reaches_ranks_that_are_there_and_those_that_come(supervi
     assert set(wishes) == {"SIGTERM"}
     for one in (first, second):
         one.close()
+
+
+def test_a_wish_to_relocate_never_takes_the_place_of_an_interruption(supervisor: Supervisor) -> None:
+    supervisor.stop(RELOCATING)
+    supervisor.stop(SIGTERM)
+    supervisor.stop(RELOCATING)
+    assert supervisor.stopping == SIGTERM
+    assert not supervisor.go_on()
+    assert supervisor.stopping == SIGTERM
+
+
+def test_after_a_relocation_it_goes_on(supervisor: Supervisor) -> None:
+    supervisor.stop(RELOCATING)
+    assert supervisor.go_on()
+    assert supervisor.stopping == ""
+    assert not supervisor.go_on()
+
+
+def test_a_pulse_tells_whether_its_rank_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.train.heartbeat._LOOK_SECONDS", 0.0)
+    locks, made = (threading.Lock(), threading.Lock()), queue.SimpleQueue[Pulse]()
+
+    def first() -> None:
+        locks[0].acquire()
+
+    def second() -> None:
+        locks[1].acquire()
+
+    def rank() -> None:
+        made.put(Pulse("", World(), "0001"))
+        first()
+        second()
+
+    for lock in locks:
+        lock.acquire()
+    thread = threading.Thread(target=rank, daemon=True)
+    thread.start()
+    pulse = made.get(timeout=LIMIT_SECONDS)
+
+    def until_at(name: str) -> bool:
+        while not (state := pulse._state())["place"].endswith(f" {name}"):
+            time.sleep(0.001)
+        return bool(state["still"])
+
+    until_at("first")
+    pulse.mark(STEP, 3)
+    assert [pulse._state()["still"] for _ in range(3)] == [True] * 3
+    locks[0].release()
+    assert not until_at("second")
+    assert not pulse._state()["still"], "it has moved since that phase began"
+    pulse.mark(STEP, 4)
+    assert [pulse._state()["still"] for _ in range(3)] == [True] * 3
+    locks[1].release()
+    thread.join()
+
+
+def test_a_phase_inside_a_phase_ends_where_it_began() -> None:
+    pulse = Pulse("", World(), "0001")
+    pulse.mark(STEP, 3)
+    with suppress(ZeroDivisionError), pulse.during(SAVING):
+        assert (pulse._state()["phase"], pulse._state()["step"]) == (SAVING, 3)
+        raise ZeroDivisionError
+    assert (pulse._state()["phase"], pulse._state()["step"]) == (STEP, 3)
 
 
 def test_without_an_address_nothing_happens() -> None:

@@ -12,7 +12,6 @@ from tensorboardX.record_writer import masked_crc32c
 
 from pipeline.base.journal import Journal, read_journal
 from pipeline.base.store import open_store
-from pipeline.base.world import World
 from pipeline.records.run import MetricsRow
 from pipeline.train.agree import Agreement
 from pipeline.train.logs import RankLog
@@ -47,7 +46,7 @@ def test_the_slowest_rank_of_each_step_is_compared_with_its_fastest() -> None:
 
 
 def test_one_rank_agrees_with_itself_a_step_late() -> None:
-    agreement = Agreement(World(), COUNT)
+    agreement = Agreement(COUNT)
     assert agreement.exchange([1, 2, 3, 4]) is None
     assert agreement.exchange([5, 6, 7, 8]) == [1, 2, 3, 4]
     assert agreement.finish() == [5, 6, 7, 8]

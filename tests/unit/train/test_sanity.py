@@ -107,7 +107,24 @@ def test_labels_that_are_not_read_are_not_told() -> None:
     sanity, said = checked()
     for _ in range(20):
         sanity.batch(torch.full((2,), -1))
-        sanity.batch(torch.zeros(2, 5))
+    assert said == []
+
+
+@pytest.mark.parametrize(("classes", "told"), [([1, 3], "1, 3"), ([], "none")])
+def test_labels_of_many_classes_that_are_all_equal_are_told(classes: list[int], told: str) -> None:
+    sanity, said = checked()
+    labels = torch.zeros(8, 5)
+    labels[:, classes] = 1.0
+    for _ in range(30):
+        sanity.batch(labels)
+    assert len(said) == 1
+    assert f"all labels of the first 10 batches are {told}: " in said[0]
+
+
+def test_labels_of_many_classes_that_differ_are_not_told() -> None:
+    sanity, said = checked()
+    for number in range(30):
+        sanity.batch(torch.nn.functional.one_hot(torch.tensor([0, 0, number == 9]), 5).float())
     assert said == []
 
 

@@ -64,18 +64,42 @@ def test_every_silent_rank_is_blamed_and_the_reason_is_told() -> None:
     assert "not heard of for 8 s" in str(verdict)
 
 
-def stuck(seconds: float, **fields: Any) -> list[Seen]:
+@pytest.mark.parametrize("phase", [DATA, STEP])
+def test_a_silent_rank_that_runs_is_stuck_when_all_others_wait_for_it(phase: str) -> None:
+    """It may hold the interpreter's lock, so that its pulse cannot say where it is."""
+
+    def silent(seconds: float) -> Seen:
+        return seen(1, silent_seconds=seconds, state="R", phase=phase, waits=False)
+
+    waiting = [seen(rank, phase_seconds=20.0) for rank in (0, 2)]
+    assert blamed(waiting[0], silent(7.9), waiting[1]) is None
+    assert blamed(waiting[0], silent(8.1), waiting[1]) == [1]
+    assert blamed(waiting[0], silent(8.1), waiting[1], world=4) is None
+    assert blamed(replace(waiting[0], waits=False), silent(8.1), waiting[1]) is None
+    assert blamed(replace(waiting[0], phase_seconds=7.0), silent(8.1), waiting[1]) is None
+    slow = replace(waiting[0], longest_seconds=6.0)
+    assert blamed(slow, silent(11.9), waiting[1]) is None
+    assert blamed(slow, silent(12.1), waiting[1]) == [1]
+    assert blamed(replace(slow, longest_seconds=60.0), silent(31.0), waiting[1]) == [1]
+
+
+def stuck(seconds: float, still: bool = False, **fields: Any) -> list[Seen]:
     """Rank 1 of three is at work in a step, the others wait, all for *seconds*."""
-    return [seen(rank, phase_seconds=seconds, waits=rank != 1, **fields) for rank in range(3)]
+    return [seen(rank, phase_seconds=seconds, waits=rank != 1, still=still, **fields) for rank in range(3)]
 
 
-def test_who_works_on_while_all_others_wait_is_stuck() -> None:
-    assert blamed(*stuck(9.9)) is None
-    assert blamed(*stuck(10.1)) == [1]
-    assert blamed(*stuck(10.1)[:2], world=3) is None  # the third may be on its way
+@pytest.mark.parametrize("still", [False, True])
+def test_who_works_on_while_all_others_wait_is_stuck(still: bool) -> None:
+    """Heard half a second later and judged within another one: below 10 s."""
+    assert blamed(*stuck(7.9, still)) is None
+    assert blamed(*stuck(8.1, still)) == [1]
+    assert blamed(*stuck(8.1, still)[:2], world=3) is None  # the third may be on its way
 
 
-def test_long_steps_are_given_time() -> None:
+def test_long_steps_are_given_time_and_who_moves_is_given_more() -> None:
+    assert blamed(*stuck(8.1, still=True, longest_seconds=4.0)) == [1]
+    assert blamed(*stuck(19.9, still=True, longest_seconds=10.0)) is None
+    assert blamed(*stuck(20.1, still=True, longest_seconds=10.0)) == [1]
     assert blamed(*stuck(39.0, longest_seconds=2.0)) is None
     assert blamed(*stuck(41.0, longest_seconds=2.0)) == [1]
 
