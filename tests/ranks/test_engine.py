@@ -137,7 +137,8 @@ def test_the_curve_is_that_of_one_process(
     for rank in ranks:
         found = rank[stage, "fp32", name, micro]["results"]
         assert [row.loss for row in found] == pytest.approx([row.loss for row in expected], rel=1e-5)
-        assert [row.grad_norm for row in found] == pytest.approx([row.grad_norm for row in expected], rel=1e-4)
+        # Of gradients that have become small, rounding is a larger part.
+        assert [row.grad_norm for row in found] == pytest.approx([row.grad_norm for row in expected], rel=1e-3)
 
 
 @pytest.mark.parametrize(("stage", "name", "micro", "count"), EXACT)

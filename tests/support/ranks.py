@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -67,3 +68,8 @@ def _rank(
         (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(result))
     finally:
         dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(
+        0
+    )  # threads of libraries that are still there have aborted the interpreter on its way out ("terminate called")
