@@ -5,7 +5,6 @@ One controller with a pool, not one Ray job per evaluation: a job supervisor tak
 
 from __future__ import annotations
 
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -16,11 +15,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from pipeline.base.errors import FailedError, InterruptedRunError, VitpipeError
+from pipeline.base.cluster_head import ClusterHead
+from pipeline.base.errors import FailedError, VitpipeError
 
 _MAX_FAILED_STARTS = 20  # actors in a row that never came up
 _HEAD_SECONDS = 30.0  # without the cluster's head, before that is the end: ray itself ends the process after 60
-_ANSWER_SECONDS = 2.0  # in which a head that is there has taken a connection
 _PAUSE_SECONDS = 1.0  # before an actor takes the place of one that did not come up
 
 
@@ -80,7 +79,7 @@ class Pool:
         self._starting: dict[Any, Any] = {}  # the call that tells when it is up -> actor
         self._running: dict[Any, tuple[Any, str, Hashable]] = {}
         self._failed_starts, self._not_before = 0, 0.0
-        self._head = _Head()
+        self._head = ClusterHead(str(ray.get_runtime_context().gcs_address), _HEAD_SECONDS)
 
     @property
     def num_idle(self) -> int:
@@ -179,42 +178,6 @@ class Pool:
             return
         self._failed_starts = 0
         self._idle.append((worker, ""))
-
-
-class _Head:
-    """Whether the head of the cluster takes connections."""
-
-    def __init__(self) -> None:
-        self.address = str(ray.get_runtime_context().gcs_address)
-        self._since: float | None = None
-
-    @property
-    def is_away(self) -> bool:
-        """True when it was not there at the last look."""
-        return self._since is not None
-
-    def check(self) -> str:
-        """See Pool."""
-        was_away, now = self.is_away, time.monotonic()
-        self._since = None if self._answers() else self._since or now
-        if self._since is not None and now - self._since >= _HEAD_SECONDS:
-            raise InterruptedRunError(
-                f"the head of the Ray cluster at {self.address} went away",
-                "what is recorded stays; on a cluster that is up the same command goes on",
-            )
-        if was_away == self.is_away:
-            return ""
-        if self.is_away:
-            return f"the head of the cluster at {self.address} does not answer; it is waited for {_HEAD_SECONDS:g} s"
-        return f"the head of the cluster at {self.address} is back"
-
-    def _answers(self) -> bool:
-        host, _, port = self.address.rpartition(":")
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS):
-                return True
-        except OSError:
-            return False
 
 
 def cluster_resources() -> dict[str, float]:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.base.cluster_head import ClusterHead
 from pipeline.base.errors import FailedError, InterruptedRunError, VitpipeError
 from pipeline.train.stopping import RELOCATING, SIGTERM, hear_sigterm
 from pipeline.train.supervise import Supervisor
@@ -38,6 +39,8 @@ _SETTLE_SECONDS = 5.0  # what dead ranks held is free after a few seconds
 _LEAVE_SECONDS = 15.0  # beyond the grace period: for the way out of the ranks
 _ECHO_SECONDS = 1.0  # a second SIGTERM so soon is the first one, sent to the process and to its group
 _QUIET_SECONDS = 10.0  # of waiting for room, before it is told
+_HEAD_SECONDS = 10.0  # without the cluster's head, before that is the end
+_RAY_SECONDS = 50.0  # Ray ends a process a minute after its head
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,21 @@ def launch(
     True when a SIGTERM had asked them to. *config* is given ``supervisor``, the address for ``Pulse``. *say* hears
     (attempt, what people should know), where attempt is "" before there is one. Deaths are counted anew once *reached*,
     the newest step that is saved, has grown. Raises a worker's own typed error, without a restart; FailedError when
-    ranks died too often; InterruptedRunError when ranks did not end in time after a SIGTERM.
+    ranks died too often; InterruptedRunError when ranks did not end in time after a SIGTERM, and when the head of the
+    cluster was lost.
     """
     supervisor = Supervisor(ray.util.get_node_ip_address(), say)
+    head = _Head(ClusterHead(str(ray.get_runtime_context().gcs_address), _HEAD_SECONDS), supervisor, places)
     try:
-        with _sigterm(supervisor, places.grace_seconds):
-            _until_done(worker, config | {"supervisor": supervisor.address}, places, supervisor, reached)
+        with _sigterm(supervisor, places.grace_seconds), head:
+            _until_done(worker, config | {"supervisor": supervisor.address}, places, supervisor, reached, head.settle)
+        if head.lost is not None:
+            raise head.lost
         return supervisor.stopping == SIGTERM
+    except Exception as error:
+        if head.lost is not None and error is not head.lost:
+            raise head.lost from error
+        raise
     finally:
         supervisor.close()
 
@@ -81,6 +92,7 @@ def _until_done(
     places: Places,
     supervisor: Supervisor,
     reached: Callable[[], int],
+    settle: Callable[[], None] = lambda: None,
 ) -> None:
     failures, best = 0, reached()
     while True:
@@ -96,6 +108,7 @@ def _until_done(
             failures = failures + 1 if best == before else 1
             if failures > places.max_failures:
                 raise _ended(error) from error
+            settle()
             continue
         if not supervisor.go_on():
             return
@@ -140,7 +153,8 @@ def _sigterm(supervisor: Supervisor, grace_seconds: float) -> Iterator[None]:
         if first:
             if time.monotonic() - first[0] < _ECHO_SECONDS:
                 return
-            raise InterruptedRunError("stopped by SIGTERM", "the same command goes on where it stopped")
+            first.append(time.monotonic())
+            raise KeyboardInterrupt  # nothing else gets out of Ray's waiting
         first.append(time.monotonic())
         # In a thread, since the handler may have interrupted one who holds the supervisor's lock.
         threading.Thread(target=supervisor.stop, args=(SIGTERM,), daemon=True).start()
@@ -149,9 +163,60 @@ def _sigterm(supervisor: Supervisor, grace_seconds: float) -> Iterator[None]:
     signal.signal(signal.SIGTERM, hear)
     try:
         yield
+    except KeyboardInterrupt:
+        if len(first) < 2:
+            raise
+        raise InterruptedRunError("stopped by SIGTERM", "the same command goes on where it stopped") from None
     finally:
         impatient.cancel()
         signal.signal(signal.SIGTERM, before)
+
+
+class _Head:
+    """A thread that watches the head of the cluster. When it is lost, the ranks are asked to save and stop, and the
+    main thread is ended once they have: without the head, Ray brings nothing to its end.
+    """
+
+    def __init__(self, head: ClusterHead, supervisor: Supervisor, places: Places) -> None:
+        self._head, self._supervisor = head, supervisor
+        self._grace_seconds = min(places.grace_seconds, _RAY_SECONDS - _HEAD_SECONDS)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="head", daemon=True)
+        self.lost: InterruptedRunError | None = None
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+
+    def settle(self) -> None:
+        """Wait for a head that does not answer: without it nothing can be started. Raises InterruptedRunError."""
+        while not self._head.answers():
+            if self.lost is not None:
+                raise self.lost
+            self._done.wait(_ECHO_SECONDS)
+
+    def _watch(self) -> None:
+        while not self._done.wait(_LOOK_SECONDS):
+            try:
+                news = self._head.check()
+            except InterruptedRunError as error:
+                self.lost = error
+                self._leave(error)
+                return
+            if news:
+                self._supervisor.tell(news)
+
+    def _leave(self, error: InterruptedRunError) -> None:
+        self._supervisor.tell(f"{error.what}; the ranks are asked to save and stop")
+        os.kill(os.getpid(), signal.SIGTERM)
+        until = time.monotonic() + self._grace_seconds
+        self._done.wait(2 * _ECHO_SECONDS)  # a signal that follows at once is taken for the same
+        while self._supervisor.num_ranks and time.monotonic() < until and not self._done.is_set():
+            self._done.wait(_ECHO_SECONDS)
+        if not self._done.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _Nodes:
@@ -168,7 +233,7 @@ class _Nodes:
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
-        self._thread.join()
+        self._thread.join(_LOOK_SECONDS)  # who asks a head that is gone gets no answer for long
 
     def _watch(self) -> None:
         roomy_since = None

@@ -95,6 +95,12 @@ class Supervisor:
                 self._stopping = ""
         return is_to_begin
 
+    @property
+    def num_ranks(self) -> int:
+        """How many ranks are connected now."""
+        with self._lock:
+            return sum(1 for line in self._lines.values() if line.hello)
+
     def tell(self, text: str) -> None:
         """Say *text*, which is of no attempt."""
         self._say("", text)

@@ -144,6 +144,38 @@ def test_a_node_that_is_to_be_drained_is_left_with_a_checkpoint(store: Store, tm
     _check_losses(store, "drained", until=list_steps(store, "drained")[-1])
 
 
+@pytest.mark.long
+def test_a_killed_head_is_told_and_the_same_command_goes_on_elsewhere(store: Store, tmp_path: Path) -> None:
+    """The head's node goes with it; the ranks are on another one, and save before they end."""
+    recipe = written(tmp_path, store, recipe_of("headless", 1, **ENDLESS))
+    with raylets(2, 2) as cluster:
+        process = start("pretrain", recipe, "--address", cluster.address)
+        try:
+            _wait(lambda: store.head(checkpoint_card_key("headless", 25)), process)
+            head = cluster.head_node
+            os.kill(int(head.all_processes["gcs_server"][0].process.pid), signal.SIGKILL)
+            _, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+            process.communicate()
+    assert process.returncode == 3, err
+    assert "the head of the Ray cluster at " in err
+    assert "the same command goes on" in err
+    _check_whole(store, "headless")
+    saved = list_steps(store, "headless")[-1]
+    with raylets(1, 2) as cluster:
+        process = start("pretrain", recipe, "--address", cluster.address)
+        try:
+            _wait(lambda: list_steps(store, "headless")[-1] >= saved + 50, process)
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+            process.communicate()
+    assert process.returncode == 3, err
+    _check_losses(store, "headless", until=list_steps(store, "headless")[-1])
+
+
 def written(folder: Path, store: Store, recipe: PretrainRecipe) -> Path:
     """A recipe file of the chain."""
     path = folder / f"{recipe.run}.yaml"

@@ -110,12 +110,14 @@ def test_a_sigterm_during_a_relocation_ends_the_ranks_and_is_remembered(supervis
 def test_two_sigterms_at_once_are_one_and_a_later_one_is_impatience(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with _sigterm(supervisor, 30.0):
+    num_taken_for_one = 0
+    with pytest.raises(InterruptedRunError), _sigterm(supervisor, 30.0):
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGTERM)
+            num_taken_for_one += 1
         monkeypatch.setattr(launching, "_ECHO_SECONDS", 0.0)
-        with pytest.raises(InterruptedRunError):
-            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert num_taken_for_one == 3
 
 
 def test_waiting_for_room_is_told_once(
