@@ -110,14 +110,19 @@ def test_a_sigterm_during_a_relocation_ends_the_ranks_and_is_remembered(supervis
 def test_two_sigterms_at_once_are_one_and_a_later_one_is_impatience(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    num_taken_for_one = 0
-    with pytest.raises(InterruptedRunError), _sigterm(supervisor, 30.0):
-        for _ in range(3):
+    taken_for_one = []
+
+    def hear_four() -> None:
+        with _sigterm(supervisor, 30.0):
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+                taken_for_one.append(1)
+            monkeypatch.setattr(launching, "_ECHO_SECONDS", 0.0)
             os.kill(os.getpid(), signal.SIGTERM)
-            num_taken_for_one += 1
-        monkeypatch.setattr(launching, "_ECHO_SECONDS", 0.0)
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert num_taken_for_one == 3
+
+    with pytest.raises(InterruptedRunError):
+        hear_four()
+    assert len(taken_for_one) == 3
 
 
 def test_waiting_for_room_is_told_once(
