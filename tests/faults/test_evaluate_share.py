@@ -34,6 +34,7 @@ def share(cluster: Cluster) -> Iterator[Any]:
     cluster.remove_node(node)
 
 
+@pytest.mark.long
 def test_workers_reserve_their_share_and_no_more_of_them_come_up_than_it_holds(
     share: Any, cluster: Cluster, tmp_path: Path
 ) -> None:

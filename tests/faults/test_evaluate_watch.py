@@ -167,6 +167,7 @@ def test_one_that_fails_is_named_and_does_not_stop_the_others(store: Store, clus
     assert (again.num_done, len(again.failures)) == (0, 4), "what failed for good is not tried by itself"
 
 
+@pytest.mark.long
 def test_imported_weights_are_evaluated_once_by_the_command(store: Store, cluster: Cluster, tmp_path: Path) -> None:
     make_workspace(store, [100])
     theirs = open_store(str(tmp_path / "theirs"))

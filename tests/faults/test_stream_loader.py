@@ -57,7 +57,13 @@ def calm_batches(store: Store, recipe: StreamRecipe, caches: Path, count: int) -
 
 
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize(("sent", "told"), [(signal.SIGKILL, "ended (signal 9)"), (signal.SIGSTOP, "was stopped")])
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (signal.SIGKILL, "ended (signal 9)"),
+        pytest.param(signal.SIGSTOP, "was stopped", marks=pytest.mark.long),
+    ],
+)
 def test_a_lost_process_that_reads_a_bucket_is_replaced_and_nothing_else_changes(
     alone: Path, s3_workspace: str, sent: signal.Signals, told: str
 ) -> None:
