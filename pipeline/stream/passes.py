@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -25,6 +26,7 @@ from pipeline.stream.dataset import DatasetReader, Sample, SampleDamagedError
 
 _ALONE = World()
 _MOST_THREADS = 8  # that decode for one network
+_NICE = 10
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def spans_ahead(
         own, (start, stop) = readers.own(), span
         return _batch(own, transform, stop - start, _places(own, start, stop))
 
-    pool = ThreadPoolExecutor(threads, "decode")
+    pool = ThreadPoolExecutor(threads, "decode", initializer=_yield_to_the_network)
     try:
         pending.extend(pool.submit(read, span) for span in islice(left, 2 * threads))
         while pending:
@@ -95,6 +97,12 @@ def spans_ahead(
     finally:
         pool.shutdown(cancel_futures=True)
         readers.close()
+
+
+def _yield_to_the_network() -> None:
+    """This thread decodes on what the forward pass leaves of the cores: that one waits where decoding falls behind."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 class _Readers:
