@@ -3,8 +3,8 @@
 One thread computes, in both; decoding has the other core. JPEGs as in ImageNet, 500 x 375 pixels, cut to 224; a fresh
 workspace each time, parts written and read back, digests compared. In turns; the ratio is the median of the rounds'.
 
-A feature has the same bits whatever else is extracted with it: so the last block computes all tokens, also where what the
-head sees is wanted alone. The bare pass beside it saves that, which is 6 % of the work and what the first row lacks.
+A feature has the same bits whatever else is extracted with it: so the last block computes all tokens, also where what
+the head sees is wanted alone. The bare pass beside it saves that, which is 6 % of the work: what the first row lacks.
 """
 
 from __future__ import annotations
