@@ -6,11 +6,12 @@ from typing import Any
 
 from jobs.status_evaluations import Rows, describe_evaluations, evaluations
 from jobs.verify import dataset_names
+from pipeline.base.errors import DamageError, InputError
 from pipeline.base.quantities import format_bytes
 from pipeline.base.store import Store
 from pipeline.records.dataset import read_dataset_card
 from pipeline.records.imported import ImportedCard, list_imported_cards
-from pipeline.records.run import extended, list_checkpoint_cards, read_run_card
+from pipeline.records.run import extended, list_steps, read_checkpoint_card, read_run_card
 
 
 def status(workspace: Store) -> dict[str, Any]:
@@ -49,10 +50,24 @@ def _dataset(workspace: Store, name: str) -> dict[str, Any]:
 
 def _run(workspace: Store, name: str) -> dict[str, Any]:
     run = read_run_card(workspace, name)
-    steps = [card.step for card in list_checkpoint_cards(workspace, name)]
+    steps, damaged = list[int](), list[int]()
+    for step in list_steps(workspace, name):
+        (steps if _has_card(workspace, name, step) else damaged).append(step)
     total = extended(workspace, run)
     state = "complete" if total in steps else f"at step {steps[-1]}" if steps else "no checkpoint yet"
-    return {"name": name, "dataset": run.dataset_name, "steps": total, "checkpoints": steps, "state": state}
+    if damaged:
+        state += f"; damaged: {', '.join(map(str, damaged))}"
+    told = {"name": name, "dataset": run.dataset_name, "steps": total, "checkpoints": steps}
+    return told | {"damaged": damaged, "state": state}
+
+
+def _has_card(workspace: Store, run: str, step: int) -> bool:
+    """Whether the card there is whole: who asks how things stand is told of damage, not refused for it."""
+    try:
+        read_checkpoint_card(workspace, run, step)
+    except (DamageError, InputError):
+        return False
+    return True
 
 
 def _imported(card: ImportedCard) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pipeline.evaluate.imported import keep_weights, read_weights
 from pipeline.evaluate.perform import perform
 from pipeline.evaluate.scheduler.by_name import plan_all
 from pipeline.evaluate.scheduler.suites import keep_suite
-from pipeline.records.run import Extension, extension_key
+from pipeline.records.run import Extension, checkpoint_card_key, extension_key
 from tests.support.evaluations import RUN, make_workspace, suite_recipe
 from tests.support.subjects import put_network, tiny
 
@@ -64,6 +64,16 @@ def test_status_tells_of_imported_weights_and_of_longer_runs(tmp_path: Path) -> 
     assert titles[:4] == ["Datasets", "Runs", "Imported weights", "Evaluations: 1 recorded"]
     store.put(extension_key(RUN, 300), Extension(run=RUN, steps=300, before=200, done=200).to_json())
     assert [(run["steps"], run["state"]) for run in status(store)["runs"]] == [(300, "at step 200")]
+
+
+def test_status_tells_of_a_damaged_checkpoint_and_of_all_the_rest(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    store.put(checkpoint_card_key(RUN, 200), store.read(checkpoint_card_key(RUN, 100)))  # another one's card
+    (run,) = status(store)["runs"]
+    assert (run["checkpoints"], run["damaged"], run["state"]) == ([100], [200], "at step 100; damaged: 200")
+    store.put(checkpoint_card_key(RUN, 100), b"{")
+    (run,) = status(store)["runs"]
+    assert (run["checkpoints"], run["damaged"]) == ([], [100, 200])
 
 
 def test_a_workspace_with_nothing_in_it_is_no_error(tmp_path: Path) -> None:
