@@ -44,7 +44,10 @@ def find_stale(workspace: Store, older_than_seconds: float) -> Iterator[Leftover
 
 
 def _given_up(name: str, infos: list[ObjectInfo]) -> Iterator[Leftover]:
+    """Sharding has ``work/`` from its first moment to its card: what has neither, somebody else has put there."""
     prefix = f"{_DATASETS}{name}"
+    if not any(info.key.startswith(f"{prefix}/{WORK}/") for info in infos):
+        return
     has_card = any(info.key == f"{prefix}/{CARD}" for info in infos)
     why = "its dataset is there" if has_card else "its dataset.json never came"
     for info in infos:

@@ -58,6 +58,7 @@ def fill(store: Store) -> dict[str, str]:
     store.put("features/a/features.json", b"{}")
     store.put("evaluations/e/claim-1.json", b"{}")
     store.put("elsewhere/part-00000.safetensors", b"not ours")
+    store.put("datasets/theirs/train-0000.tar", b"put there by somebody, never ours")
     store.put("corpora/digits/train.parquet", b"embedded")
     for name in ("request.json", "data/0.jpg", "manifest.json"):
         store.put(f"corpora/staged/{name}", b"{}")
@@ -71,7 +72,8 @@ def litter(store: Store) -> set[str]:
     new_saving(store)
     begun = f"{dataset_prefix('begun')}/{CLAIM}"
     store.put(begun, Claim(**MINE.model_dump(), place=here(), pid=dead_pid()).to_json())
-    given_up = {f"{dataset_prefix('old')}/{name}" for name in ("shard-000000.tar", "shard-000000.parquet")}
+    names = ("shard-000000.tar", "shard-000000.parquet", f"{WORK}/made-000000")
+    given_up = {f"{dataset_prefix('old')}/{name}" for name in names}
     shared = f"{dataset_prefix('split')}/{WORK}/scan/000000.images"  # of a split whose parts nobody makes any more
     swept = f"{dataset_prefix('whole')}/{WORK}/plan-0123.bin"
     staged = {f"corpora/half/{name}" for name in ("request.json", "data/a/0.jpg", ".staging-0123-00000000.arrow")}
@@ -183,7 +185,7 @@ def test_the_command_tells_and_removes(tmp_path: Path) -> None:
     litter(store)
     ended = vitpipe("gc", "--workspace", tmp_path, "--dry-run", "--older-than", "0")
     assert ended.returncode == 0, ended.stderr
-    assert "would remove 12 objects" in ended.stdout
+    assert "would remove 13 objects" in ended.stdout
     for why in (
         "their features.json never came",
         "no name and no result",
