@@ -195,7 +195,7 @@ def test_the_command_tells_and_removes(tmp_path: Path) -> None:
     ):
         assert why in " ".join(ended.stdout.split())
     ended = vitpipe("gc", tmp_path, "--older-than", "0", "--json")
-    assert sorted(len(rows) for rows in json.loads(ended.stdout)["found"].values()) == [1, 1, 1, 1, 3, 5]
+    assert sorted(len(rows) for rows in json.loads(ended.stdout)["found"].values()) == [1, 1, 1, 1, 3, 6]
     assert "would" not in ended.stderr
     ended = vitpipe("gc", tmp_path, "--older-than", "0")
     assert "removed 0 objects (0 B) and 0 unfinished writes" in ended.stdout
