@@ -1,37 +1,109 @@
-"""The command ``vitpipe``. Each command is thin: parse, build, call, exit code.
+"""The command ``vitpipe``: a table of commands. A command's file is loaded when the command is run, not before.
 
 Exit codes: 0 done; 1 failed during the work; 2 could be known before (usage, recipe, input); 3 interrupted, resumable.
 """
 
 from __future__ import annotations
 
-import signal
-import sys
+import importlib
+from keyword import iskeyword
+from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from jobs.commands import (
-    cluster,
-    data,
-    dataset,
-    evaluation,
-    one_task,
-    planning,
-    results,
-    stream,
-    training,
-    upkeep,
-    weights,
-)
-from pipeline.base.errors import FailedError, InterruptedRunError, VitpipeError
+from jobs.base import entrypoint
 
-app = typer.Typer(
+# name -> (file in jobs/, the first sentences of the command's help); in the order of `vitpipe --help`
+COMMANDS = {
+    "demo": (
+        "demo",
+        "The whole chain on embedded images: 10,000 of Fashion-MNIST, judged on them and on handwritten digits.",
+    ),
+    "stage": (
+        "stage",
+        "Copy a corpus into the workspace: verified, resumable, with a manifest."
+        " Given again, it mends what is damaged.",
+    ),
+    "shard": (
+        "shard",
+        "Shard a corpus into WebDataset tars, or all corpora of a recipe. Given again, damaged shards are made anew.",
+    ),
+    "verify": (
+        "verify",
+        "Compare datasets and staged corpora with their cards: every byte by default. Names damage, and exits 1.",
+    ),
+    "plan": (
+        "plan",
+        "What the pretraining of a recipe will take: memory of a rank by ZeRO stage, FLOPs, time, batches,"
+        " checkpoints.",
+    ),
+    "pretrain": ("pretrain", "Pretrain the run of a recipe, or go on with it from its newest checkpoint."),
+    "evaluate": (
+        "evaluate",
+        "Evaluate every checkpoint of a run that is not evaluated yet, or weights from anywhere.",
+    ),
+    "probe": ("probe", "Probe frozen features on one task: linear, k-NN and few-shot, or those that are named."),
+    "transfer": ("transfer", "Fine-tune all weights on one task, as ViT's Table 4 does."),
+    "scores": (
+        "scores",
+        "What was measured, with intervals; or with --compare, whether one checkpoint is better than another.",
+    ),
+    "gate": (
+        "gate",
+        "For CI: fail when B is worse than A. Every evaluation that A has is compared with the same one of B.",
+    ),
+    "report": ("report", "Render the page of a run: report.html, scores.parquet and summary.json."),
+    "run": ("run", "The whole chain of a recipe: shard, pretrain, evaluate, report."),
+    "export": ("export", "Write the weights of a checkpoint for others; they compute the same function."),
+    "submit": ("submit", "Send a stage, or the whole chain (`run`), to a cluster as a Ray job."),
+    "status": (
+        "status",
+        "What a workspace holds: datasets, runs and their checkpoints, imported weights, evaluations, reports.",
+    ),
+    "gc": ("gc", "Remove what killed work left in a workspace; never what a card names or somebody may read."),
+    "doctor": ("doctor", "Check this machine, and with --workspace whether it can be written."),
+    "import": (
+        "import_weights",
+        "Read a ViT of vision_transformer, big_vision, timm or transformers."
+        " It can be evaluated and tuned without a run.",
+    ),
+    "dataset": ("dataset", "Look at a dataset: show, sample, dali-index."),
+    "stream": ("stream", "The stream of a dataset into training: bench, audit."),
+}
+
+
+def load_command(name: str) -> Any:
+    """The click command of *name*, from its file: the file's ``app``, or its function of that name."""
+    module = importlib.import_module(f"jobs.{COMMANDS[name][0]}")
+    target = getattr(module, "app", None) or getattr(module, f"{name}_" if iskeyword(name) else name)
+    return typer.main.get_command(entrypoint.as_app(target))
+
+
+class _LazyCommand(TyperCommand):
+    """A row of the table. Its context is that of the real command, which is loaded for it."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """The context of the command itself."""
+        return load_command(self.name or "").make_context(info_name, args, parent, **extra)
+
+
+class _CommandTable(TyperGroup):
+    """The commands of the table."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | None:
+        """The row of *cmd_name*, None when there is none."""
+        return _LazyCommand(cmd_name, help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
+
+
+app = entrypoint.new_app(
     name="vitpipe",
+    cls=_CommandTable,
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
     help="""From images in object storage to a pretrained Vision Transformer and a page of results.
 
 The chain: **stage** a corpus, **shard** it into WebDataset tars, **pretrain** on them, **evaluate** every checkpoint,
@@ -44,69 +116,12 @@ Exit codes: 0 done · 1 failed during the work · 2 refused before it (usage, re
 resumable.""",
 )
 
-for command in (
-    training.demo,
-    data.stage,
-    data.shard,
-    data.verify,
-    planning.plan,
-    training.pretrain,
-    evaluation.evaluate,
-    one_task.probe,
-    one_task.transfer,
-    results.scores,
-    results.gate,
-    training.report,
-    training.run,
-    weights.export,
-    cluster.submit,
-    cluster.status,
-    upkeep.gc,
-    cluster.doctor,
-):
-    app.command()(command)
-app.command("import")(weights.import_)
-app.add_typer(dataset.app, name="dataset")
-app.add_typer(stream.app, name="stream")
+
+@app.callback()
+def _options() -> None:
+    """Every option belongs to a command."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; *arguments* stand before those of the process."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    given = [*(arguments or []), *sys.argv[1:]]
-    debug = "--debug" in given
-    try:
-        code = app(given, standalone_mode=False)
-    except KeyboardInterrupt:
-        code = _tell(InterruptedRunError("interrupted", "the same command goes on where it stopped"), debug)
-    except VitpipeError as error:
-        code = _tell(error, debug)
-    except Exception as error:
-        code = _tell_other(error, debug)
-    sys.stdout.flush()
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _tell_other(error: Exception, debug: bool) -> int:
-    """An error that is not ours. Typer carries a click of its own, so usage errors are known by what they can do."""
-    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
-    if callable(show) and isinstance(code, int):
-        show()
-        return code
-    if type(error).__name__ == "Abort":
-        return _tell(InterruptedRunError("interrupted", "the same command goes on where it stopped"), debug)
-    if debug:
-        raise error
-    return _tell(FailedError(f"{type(error).__name__}: {error}", "add --debug to see where"), debug)
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    raise InterruptedRunError("stopped by SIGTERM", "the same command goes on where it stopped")
-
-
-def _tell(error: VitpipeError, debug: bool) -> int:
-    if debug:
-        sys.excepthook(type(error), error, error.__traceback__)
-    for line in str(error).splitlines():
-        print(f"vitpipe: {line}", file=sys.stderr)  # noqa: T201
-    return error.exit_code
+    entrypoint.main(app, arguments)

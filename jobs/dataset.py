@@ -3,93 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import math
-from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import pyarrow.parquet as pq
+import typer
 
-from pipeline.base.errors import DamageError, InputError
+from jobs.base.console import make_progress, print_table, print_text
+from jobs.base.entrypoint import main, new_app
+from jobs.base.options import Debug, Endpoint, Json, Workspace, finish, needed, stores_of
+from pipeline.base.errors import InputError
 from pipeline.base.progress import Progress
-from pipeline.base.store import Store, Stores, open_store
-from pipeline.base.store.reading import open_object
-from pipeline.records.dataset import (
-    DUPLICATES_TABLE,
-    REJECTS_TABLE,
-    DatasetCard,
-    dataset_prefix,
-    read_dataset_card,
-)
+from pipeline.base.store.open import open_store
+from pipeline.base.store.protocol import Stores
+from pipeline.base.units import format_bytes
+from pipeline.records.dataset import DatasetCard
+from pipeline.shard.describe import _open
 
 
-def describe(workspace: str, stores: Stores, name: str) -> dict[str, Any]:
-    """Everything of a dataset's card, and what is counted out of its tables, as plain values.
-
-    Raises InputError when there is no such dataset, DamageError when its card or a table is damaged.
-    """
-    card, target = _open(workspace, stores, name)
-    duplicates = _count(target, DUPLICATES_TABLE, "reason")
-    return {
-        "workspace": workspace,
-        **card.model_dump(mode="json", exclude={"class_names", "class_table", "statistics"}),
-        **card.statistics.model_dump(mode="json", exclude={"label_counts"}),
-        "classes": _classes(card),
-        "balance": _balance(card),
-        "rejects": _count(target, REJECTS_TABLE, "reason"),
-        "duplicates": duplicates,
-        "duplicates_with_other_labels": _count(target, DUPLICATES_TABLE, "labels_differ").get("True", 0),
-    }
-
-
-def _open(workspace: str, stores: Stores, name: str) -> tuple[DatasetCard, Store]:
-    card = read_dataset_card(open_store(workspace, stores), name)
-    return card, open_store(f"{workspace}/{dataset_prefix(name)}", stores)
-
-
-def _count(target: Store, table: str, column: str) -> dict[str, int]:
-    """How many rows have each value of *column*, the most frequent first. Holds a batch of rows at a time."""
-    counts: Counter[str] = Counter()
-    try:
-        with open_object(target, table) as file:
-            for batch in pq.ParquetFile(file).iter_batches(columns=[column]):
-                counts.update(str(value) for value in batch.column(0).to_pylist())
-    except FileNotFoundError:
-        raise DamageError(f"{target.uri}/{table} is missing", "shard the dataset again") from None
-    except (OSError, ValueError):  # how pyarrow tells of bytes that are no parquet
-        raise DamageError(f"{target.uri}/{table} is damaged", "shard the dataset again") from None
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _classes(card: DatasetCard) -> list[dict[str, Any]]:
-    """Number, name and samples of each class; synset and parent where a class table gave them."""
-    rows = [
-        {"number": number, "name": name, "samples": count}
-        for number, (name, count) in enumerate(zip(card.class_names, card.statistics.label_counts, strict=True))
-    ]
-    for row, entry in zip(rows, card.class_table, strict=False):
-        row |= {"synset": entry.synset, "parent": entry.parent}
-    return rows
-
-
-def _balance(card: DatasetCard) -> dict[str, Any]:
-    """How evenly labels fall on classes. ``effective_classes`` is exp(entropy): of equal classes, their number."""
-    counts = card.statistics.label_counts
-    total = sum(counts)
-    if not total:
-        return {"largest": 0, "smallest": 0, "empty": len(counts), "ratio": None, "effective_classes": 0.0}
-    entropy = -sum(count / total * math.log(count / total) for count in counts if count)
-    filled = [count for count in counts if count]
-    return {
-        "largest": max(filled),
-        "smallest": min(filled),
-        "empty": len(counts) - len(filled),
-        "ratio": max(filled) / min(filled),
-        "effective_classes": math.exp(entropy),
-    }
-
-
-def sample(
+def write_sample(
     workspace: str, stores: Stores, name: str, out: str, count: int, seed: int, class_name: str | None
 ) -> dict[str, Any]:
     """Write a contact sheet of *count* samples to the PNG file *out*.
@@ -102,8 +33,11 @@ def sample(
     card, target = _open(workspace, stores, name)
     number = None if class_name is None else _class_number(card, class_name)
     # Imported here: Pillow and what reads samples, which `show` does without.
-    from pipeline.shard.pick import pick, read_picked  # noqa: PLC0415
-    from pipeline.shard.sheet import draw_sheet  # noqa: PLC0415
+    from pipeline.shard.contact_sheet import (
+        draw_sheet,
+        pick,
+        read_picked,
+    )
 
     picked = read_picked(target, pick(target, card, count, seed, number))
     of_class = "" if class_name is None else f" of class {class_name!r}"
@@ -134,7 +68,7 @@ def export_dali_indexes(workspace: str, stores: Stores, name: str, out: str, pro
     if target.local_path("x") == folder / "x":
         raise InputError(f"{out} is the dataset itself", "name another folder: what stands there is the card's")
     # Imported here: what writes shards, which `show` does without.
-    from pipeline.shard.interchange import put_dali_indexes  # noqa: PLC0415
+    from pipeline.shard.dali import put_dali_indexes
 
     num_files = put_dali_indexes(target, card, open_store(str(folder)), progress)
     return {"workspace": workspace, "name": name, "out": str(folder), "files": num_files}
@@ -144,3 +78,182 @@ def _local(out: str) -> Path:
     if "://" in out:
         raise InputError(f"{out} is not a path of this machine", "name a local one")
     return Path(out).expanduser().absolute()
+
+
+_SHOWN_CLASSES = 20  # more of them, and people get the ends of the list
+_SHOWN_AT_AN_END = 8
+
+
+def print_description(found: dict[str, Any]) -> None:
+    """What ``describe`` found, as tables."""
+    facts = [*_facts_of_counts(found), *_facts_of_images(found), *_facts_of_origin(found)]
+    print_table(f"{found['name']} in {found['workspace']}", ("dataset", ""), facts)
+    if found["classes"]:
+        _print_classes(found)
+    for key, title in (("rejects", "Rejected"), ("duplicates", "Duplicates")):
+        if found[key]:
+            rows = [(reason, f"{count:,}", _share(count, found["num_input"])) for reason, count in found[key].items()]
+            print_table(title, ("reason", "images", "of input"), rows)
+
+
+def _facts_of_counts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    told = (
+        f"{found['num_input']:,} = {found['num_samples']:,} written + {found['num_rejected']:,} rejected"
+        f" + {found['num_duplicates']:,} duplicates"
+    )
+    facts = [("input", told)]
+    if found["num_duplicates"]:
+        facts.append(("", f"{found['duplicates_with_other_labels']:,} duplicates had other labels than what was kept"))
+    facts.append(("shards", f"{found['num_shards']:,}, {format_bytes(found['num_bytes'])}"))
+    balance = found["balance"]
+    classes = f"{len(found['classes']):,}" + (f", {balance['empty']:,} of them empty" if balance["empty"] else "")
+    facts.append(("classes", classes))
+    if balance["ratio"] is not None:
+        even = f"as even as {balance['effective_classes']:.1f} equal classes"
+        facts.append(("balance", f"largest / smallest = {balance['ratio']:.3g}; {even}"))
+    if found["num_multi_label"]:
+        facts.append(("several labels", f"{found['num_multi_label']:,} samples"))
+    return facts
+
+
+def _facts_of_images(found: dict[str, Any]) -> list[tuple[str, str]]:
+    total = found["num_samples"]
+    sides = [
+        (f"{axis}, px", "{} to {}, mean {:.1f}".format(*(found[f"{axis}_{what}"] for what in ("min", "max", "mean"))))
+        for axis in ("width", "height")
+    ]
+    facts = [
+        ("formats", _histogram(found["formats"], total)),
+        *sides,
+        ("short side, px", _histogram({_octave(edge): n for edge, n in found["short_sides"].items()}, total)),
+        ("width / height", _histogram({f">= {edge}": n for edge, n in found["aspects"].items()}, total)),
+    ]
+    if found["channel_mean"] is None:
+        return [*facts, ("colours", "not known: images were checked by their headers only")]
+    for what in ("mean", "std"):
+        values = "  ".join(f"{value:.2f}" for value in found[f"channel_{what}"])
+        facts.append((f"{what} of R, G, B", f"{values}  (of 255)"))
+    return facts
+
+
+def _facts_of_origin(found: dict[str, Any]) -> list[tuple[str, str]]:
+    made_of = dict(found["made_of"])
+    facts = []
+    split = made_of.pop("split", None)
+    if isinstance(split, dict):
+        facts.append(("split", _settings(split)))
+    facts += [(f"made of: {what}", _settings(value)) for what, value in made_of.items()]
+    facts += [
+        ("recipe", _settings(found["recipe"])),
+        ("fingerprint", found["fingerprint"]),
+        ("digest", found["digest"]),
+    ]
+    return facts
+
+
+def _settings(value: Any) -> str:
+    """*value* as a person writes it: ``a=1, b=(c=2)``."""
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{key}=({_settings(item)})" if isinstance(item, dict | list) else f"{key}={item}"
+            for key, item in value.items()
+        )
+    if isinstance(value, list):
+        return "; ".join(_settings(item) for item in value)
+    return str(value)
+
+
+def _octave(edge: str) -> str:
+    return f"{edge}-{2 * int(edge) - 1}" if int(edge) > 1 else "1"
+
+
+def _histogram(counts: dict[str, int], total: int) -> str:
+    return ",  ".join(f"{what}: {count:,} ({_share(count, total)})" for what, count in counts.items())
+
+
+def _share(count: int, total: int) -> str:
+    return f"{100 * count / total:.3g} %"
+
+
+def _print_classes(found: dict[str, Any]) -> None:
+    """All classes by size, or both ends of that list when they are many."""
+    classes = sorted(found["classes"], key=lambda row: (-row["samples"], row["number"]))
+    columns = ("class", "name", "samples", "of labels", *(("synset", "parent") if "synset" in classes[0] else ()))
+    total = max(1, sum(row["samples"] for row in classes))
+    rows = [
+        (
+            str(row["number"]),
+            _printable(row["name"]),
+            f"{row['samples']:,}",
+            _share(row["samples"], total),
+            *(_printable(row[key]) for key in columns[4:]),
+        )
+        for row in classes
+    ]
+    title = "Classes"
+    if len(rows) > _SHOWN_CLASSES:
+        left_out = len(rows) - 2 * _SHOWN_AT_AN_END
+        between = ("...", f"({left_out:,} more; all with --json)", *("" for _ in columns[2:]))
+        rows = [*rows[:_SHOWN_AT_AN_END], between, *rows[-_SHOWN_AT_AN_END:]]
+        title = f"Classes: the {_SHOWN_AT_AN_END} largest and the {_SHOWN_AT_AN_END} smallest"
+    print_table(title, columns, rows)
+
+
+def _printable(text: str) -> str:
+    """*text* without what would move the cursor or break the line: names of classes are names of folders."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+app = new_app(no_args_is_help=True, help="Look at a dataset: show, sample, dali-index.")
+Name = Annotated[str, typer.Argument(help="name of the dataset")]
+
+
+@app.command()
+def show(
+    name: Name, workspace: Workspace = None, endpoint: Endpoint = None, as_json: Json = False, debug: Debug = False
+) -> None:
+    """Print the card of a dataset: counts, classes and their balance, sizes, colours, what was left out and why."""
+    from pipeline.shard.describe import describe
+
+    found = describe(needed(workspace), stores_of(workspace, endpoint), name)
+    finish(as_json, found, lambda: print_description(found))
+
+
+@app.command()
+def sample(
+    name: Name,
+    out: Annotated[str, typer.Option(help="PNG file to write")],
+    workspace: Workspace = None,
+    count: Annotated[int, typer.Option(min=1, max=1_000, help="samples to show")] = 48,
+    seed: Annotated[int, typer.Option(min=0, help="which samples: any of the dataset, each as likely")] = 0,
+    class_name: Annotated[str | None, typer.Option("--class", help="samples of this class only")] = None,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a contact sheet of samples drawn at random. Reads only the samples it shows."""
+
+    found = write_sample(needed(workspace), stores_of(workspace, endpoint), name, out, count, seed, class_name)
+    finish(as_json, found, lambda: print_text(f"{found['samples']} samples of {name}: {found['out']}"))
+
+
+@app.command("dali-index")
+def dali_index(
+    name: Name,
+    out: Annotated[str, typer.Option(help="folder to write shard-000000.idx and so on to")],
+    workspace: Workspace = None,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the index that DALI's webdataset reader wants of each shard. Reads no shard.
+
+    Give DALI's `readers.webdataset` the tars as paths and these files as index_paths, in the same order.
+    """
+
+    found = export_dali_indexes(needed(workspace), stores_of(workspace, endpoint), name, out, make_progress())
+    finish(as_json, found, lambda: print_text(f"{found['files']} indexes: {found['out']}"))
+
+
+if __name__ == "__main__":
+    main(app)

@@ -9,18 +9,22 @@ import tempfile
 from collections.abc import Callable
 from importlib import metadata
 
-from pipeline.base.errors import VitpipeError
-from pipeline.base.quantities import format_bytes
-from pipeline.base.store import Stores, open_store
+from jobs.base.console import print_table
+from jobs.base.entrypoint import main
+from jobs.base.options import Debug, Endpoint, Json, Workspace, finish, stores_of
+from pipeline import __version__
+from pipeline.base.errors import RecipeError, VitpipeError
+from pipeline.base.store.open import open_store
+from pipeline.base.store.protocol import Stores
+from pipeline.base.units import format_bytes
 
 # Floors for safety: torch.load and Pillow bugs fixed there, token authentication in Ray.
 _FLOORS = {"torch": (2, 10), "pillow": (12, 3), "ray": (2, 60), "deepspeed": (0, 19), "webdataset": (1, 0)}
 _MIN_DISK_BYTES = 2_000_000_000
-
 Check = tuple[str, bool, str]  # what, fine, detail
 
 
-def doctor(workspace: str | None, stores: Stores) -> list[Check]:
+def run_doctor(workspace: str | None, stores: Stores) -> list[Check]:
     """Every check with its result; none of them starts anything."""
     checks = [_python(), *(_package(name, floor) for name, floor in _FLOORS.items())]
     checks += [_memory(), _disk(), _threads()]
@@ -68,3 +72,19 @@ def _told(what: str, check: Callable[[], str]) -> Check:
         return what, True, check()
     except VitpipeError as error:
         return what, False, str(error)
+
+
+def doctor(workspace: Workspace = None, endpoint: Endpoint = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Check this machine, and with --workspace whether it can be written."""
+
+    checks = run_doctor(workspace, stores_of(workspace, endpoint))
+    result = {"checks": [{"what": what, "fine": fine, "detail": detail} for what, fine, detail in checks]}
+    rows = [(what, "ok" if fine else "PROBLEM", detail) for what, fine, detail in checks]
+    finish(as_json, result, lambda: print_table(f"vitpipe {__version__}", ("check", "", "found"), rows))
+    bad = [what for what, fine, _ in checks if not fine]
+    if bad:
+        raise RecipeError([f"not fit: {', '.join(bad)}"], "doctor")
+
+
+if __name__ == "__main__":
+    main(doctor)

@@ -6,109 +6,18 @@ the baseline has is missing or cannot be compared, or nothing is comparable; and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from jobs.compared import Compared, Line, NotCompared, compare_named
-from jobs.compared import as_json as compared_json
-from jobs.only import Only
-from pipeline.base.errors import FailedError, InputError
-from pipeline.base.store import Store
-from pipeline.evaluate.pairing import has_metric
+import typer
 
-_ROUNDING = 1e-9  # a drop that is exactly as large as allowed passes
+from jobs.base.console import print_text
+from jobs.base.entrypoint import main
+from jobs.base.options import Debug, Endpoint, Evaluator, Json, Task, Workspace, _open, finish
+from pipeline.evaluate.comparison import comparison_json as compared_json
+from pipeline.evaluate.gate import Judgement, Limits, _missing, judge, raise_unless_passed, sentence
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What is allowed: a drop of *max_drop*, in points for shares, else in the metric's unit.
-
-    *confident*: only what is beyond it with its whole 95 % interval counts as worse.
-    """
-
-    metric: str
-    max_drop: float
-    confident: bool = False
-
-    def is_beyond(self, line: Line) -> bool:
-        """True when the drop is larger than allowed."""
-        measured, low, _ = line.comparison.drop
-        return (low if self.confident else measured) > self.max_drop + _ROUNDING
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What the gate found. *missing*: what the baseline has and cannot be judged."""
-
-    limits: Limits
-    compared: Compared
-    failing: tuple[Line, ...]
-    missing: tuple[NotCompared, ...]
-
-    @property
-    def exit_code(self) -> int:
-        """As the module says."""
-        if self.failing:
-            return 1
-        return 2 if self.missing or not self.compared.lines else 0
-
-
-def judge(workspace: Store, baseline: str, candidate: str, limits: Limits, only: Only) -> Judgement:
-    """Compare what both names stand for. Raises InputError for a name or a metric that there is not."""
-    if not limits.max_drop >= 0:
-        raise InputError(f"--max-drop {limits.max_drop:g} is not 0 or more")
-    compared = compare_named(workspace, baseline, candidate, limits.metric, only)
-    failing = tuple(line for line in compared.lines if limits.is_beyond(line))
-    of_baseline = [one for one in compared.not_compared if one.side != "b"]
-    missing = tuple(one for one in of_baseline if has_metric(workspace, one.result, limits.metric))
-    return Judgement(limits, compared, failing, missing)
-
-
-def raise_unless_passed(found: Judgement) -> None:
-    """Raise FailedError with a line for each evaluation that is worse, InputError for what is missing."""
-    worse = [f"worse: {sentence(line, found.limits)}" for line in found.failing]
-    missing = [f"missing: {_missing(one, found.compared)}" for one in found.missing]
-    if worse:
-        raise FailedError("\n".join(worse + missing))
-    if missing:
-        raise InputError("\n".join(missing))
-    if not found.compared.lines:
-        names = f"{found.compared.a.name} and {found.compared.b.name}"
-        raise InputError(
-            f"nothing to judge: no {found.limits.metric} of the baseline can be compared between {names}",
-            "vitpipe scores --compare A B tells what there is",
-        )
-
-
-def sentence(line: Line, limits: Limits) -> str:
-    """``linear on digits: top1 80.00 -> 78.80, worse by 1.20 points (95 % interval ...), 0.5 allowed, n = 899``."""
-    one = line.comparison
-    digits, unit, scale = (2, " points", 100) if one.in_points else (4, "", 1)
-    drop, low, high = one.drop
-    if drop > 0:
-        moved = f"worse by {drop:.{digits}f}{unit} (95 % interval {low:.{digits}f} to {high:.{digits}f})"
-    else:
-        moved = f"better by {0 - drop:.{digits}f}{unit} (95 % interval {0 - high:.{digits}f} to {0 - low:.{digits}f})"
-    return (
-        f"{name_of(line)}: {one.metric} {scale * one.value_a:.{digits}f} -> {scale * one.value_b:.{digits}f}, "
-        f"{moved}, {limits.max_drop:g} allowed, n = {one.num_samples:,}"
-    )
-
-
-def name_of(line: Line | NotCompared) -> str:
-    """The evaluation as people call it."""
-    shots = line.key.settings.get("shots") if line.key.evaluator == "fewshot" else None
-    name = line.key.evaluator if shots is None else f"{shots}-shot"
-    seeds = f" seeds {','.join(str(seed) for seed in line.seeds)}" if any(line.seeds) else ""
-    return f"{name} on {line.key.task}{seeds}"
-
-
-def _missing(one: NotCompared, compared: Compared) -> str:
-    who = "cannot be compared" if one.side == "both" else f"{compared.b.name} has no result to compare"
-    return f"{name_of(one)}: {who}: {one.reason}"
-
-
-def as_json(found: Judgement) -> dict[str, Any]:
+def gate_json(found: Judgement) -> dict[str, Any]:
     """Plain values."""
     return compared_json(found.compared) | {
         "passed": found.exit_code == 0,
@@ -121,7 +30,51 @@ def as_json(found: Judgement) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
-    from jobs.cli import main
+def gate(
+    baseline: Annotated[
+        str, typer.Option(metavar="A", help="what is good now: RUN, RUN@STEP, RUN@last or a digest of weights")
+    ],
+    candidate: Annotated[str, typer.Option(metavar="B", help="what is to take its place, named likewise")],
+    metric: Annotated[str, typer.Option(help="top1, top5, mean_per_class, nll or mAP")] = "top1",
+    max_drop: Annotated[
+        float, typer.Option(help="by how much B may be worse: in points for shares (0.5: 80.0 % -> 79.5 %), else as is")
+    ] = 0.0,
+    workspace: Workspace = None,
+    task: Task = None,
+    evaluator: Evaluator = None,
+    confident: Annotated[
+        bool, typer.Option("--confident", help="fail only where the whole 95 % interval lies beyond --max-drop")
+    ] = False,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """For CI: fail when B is worse than A. Every evaluation that A has is compared with the same one of B.
 
-    main(["gate"])
+    `vitpipe gate -w ws --baseline good@last --candidate new@last --metric top1 --max-drop 0.5`
+
+    Exit code **0**: nothing is worse by more than --max-drop. **1**: something is; one line names each. **2**: it
+    cannot be told, since B lacks a result that A has, or nothing can be compared: a missing result never passes. Where
+    something is worse and something is missing, it is 1.
+
+    What was measured decides. On small test sets that fails by chance now and then; --confident fails only when the
+    drop is beyond doubt, and lets pass what may be one. Compared is as in `vitpipe scores --compare`.
+    """
+    from pipeline.records.score import Only
+
+    store = _open(workspace, endpoint)
+    found = judge(store, baseline, candidate, Limits(metric, max_drop, confident), Only(task, evaluator))
+
+    def show() -> None:
+        for line in found.compared.lines:
+            if line not in found.failing:
+                print_text(f"ok: {sentence(line, found.limits)}")
+        if found.exit_code == 0:
+            print_text(f"passed: {found.compared.b.name} may replace {found.compared.a.name}")
+
+    finish(as_json, {"workspace": store.uri} | gate_json(found), show)
+    raise_unless_passed(found)
+
+
+if __name__ == "__main__":
+    main(gate)

@@ -6,25 +6,28 @@ time, beside trainings, shardings and evaluations.
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
-from pipeline.base.errors import DamageError, InputError
-from pipeline.base.leftover import Leftover
+import typer
+
+from jobs.base.console import make_progress, print_table, print_text
+from jobs.base.entrypoint import main
+from jobs.base.options import Debug, Endpoint, Json, Workspace, finish, needed, stores_of
+from pipeline.base.errors import DamageError, FailedError, InputError
 from pipeline.base.progress import Progress
-from pipeline.base.quantities import format_bytes
-from pipeline.base.store import ObjectInfo, Store
-from pipeline.checkpoints.sweep import find_orphans
-from pipeline.corpus.stage.manifest import MANIFEST, REQUEST
-from pipeline.evaluate.leftovers import find_imported, find_tunings
-from pipeline.shard.stale import find_stale
+from pipeline.base.store.open import open_store
+from pipeline.base.store.protocol import Leftover, Store
+from pipeline.base.units import format_bytes
+from pipeline.checkpoints.retention import find_orphans
+from pipeline.corpus.staging.cleanup import _corpora
+from pipeline.evaluate.cleanup import _features, find_imported, find_tunings
+from pipeline.shard.cleanup import find_stale
 
 OWN_PREFIXES = ("corpora/", "datasets/", "evaluations/", "features/", "imported/", "reports/", "runs/")
 
 
-def gc(workspace: Store, older_than_seconds: float, dry_run: bool, progress: Progress) -> dict[str, Any]:
+def run_gc(workspace: Store, older_than_seconds: float, dry_run: bool, progress: Progress) -> dict[str, Any]:
     """Find, and unless *dry_run* remove; what was found, by kind, with keys, bytes and reasons.
 
     What a killed writer left counts once it is *older_than_seconds* old: it might be somebody's who is at it. Files of
@@ -76,38 +79,6 @@ def _unless_unknown(what: str, find: Callable[[], Iterable[Leftover]], problems:
         return []
 
 
-def _corpora(workspace: Store, older_than_seconds: float) -> Iterator[Leftover]:
-    """Copies that were begun, and whose manifest never came. What is listed is not held: corpora are large."""
-    newest: dict[str, float] = defaultdict(float)
-    begun, ended = set[str](), set[str]()
-    for info in workspace.list("corpora/"):
-        _, name, rest = f"{info.key}/".split("/", 2)
-        newest[name] = max(newest[name], info.modified)
-        if rest == f"{REQUEST}/":
-            begun.add(name)
-        elif rest == f"{MANIFEST}/":
-            ended.add(name)
-    oldest = time.time() - older_than_seconds
-    for name in sorted(begun - ended):
-        if newest[name] < oldest:
-            for info in workspace.list(f"corpora/{name}/"):
-                yield Leftover(info.key, info.num_bytes, f"its {MANIFEST} never came")
-
-
-def _features(workspace: Store, older_than_seconds: float) -> Iterator[Leftover]:
-    """Parts of features whose card never came."""
-    groups: dict[str, list[ObjectInfo]] = defaultdict(list)
-    for info in workspace.list("features/"):
-        groups[info.key.split("/")[1]].append(info)
-    oldest = time.time() - older_than_seconds
-    for identifier, infos in groups.items():
-        has_card = any(info.key == f"features/{identifier}/features.json" for info in infos)
-        if not has_card and max(info.modified for info in infos) < oldest:
-            for info in infos:
-                if info.key.startswith(f"features/{identifier}/part-"):
-                    yield Leftover(info.key, info.num_bytes, "their features.json never came")
-
-
 def describe(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """Rows of a table: kind, key, size, why."""
     return [
@@ -127,7 +98,42 @@ def summary(result: dict[str, Any]) -> str:
     )
 
 
-if __name__ == "__main__":
-    from jobs.cli import main
+def gc(
+    where: Annotated[str | None, typer.Argument(metavar="WORKSPACE", help="folder or s3://bucket/prefix")] = None,
+    workspace: Workspace = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what would be removed")] = False,
+    older_than: Annotated[
+        float, typer.Option(min=0.0, help="hours after which an unfinished write counts as given up")
+    ] = 24.0,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Remove what killed work left in a workspace; never what a card names or somebody may read.
 
-    main(["gc"])
+    That is: files of checkpoints that were never committed, claims of datasets that nobody makes any more, datasets
+    and corpora that were given up unfinished, features whose card never came, imported weights without a name or a
+    result, what fine-tunings kept that nobody asks for any more, unfinished writes. `vitpipe gc WORKSPACE --dry-run`
+    tells it first.
+    """
+
+    if where and workspace and where != workspace:
+        raise InputError("two workspaces were given", "leave one out")
+    uri = needed(where or workspace)
+    result = run_gc(open_store(uri, stores_of(uri, endpoint)), older_than * 3600, dry_run, make_progress())
+
+    def show() -> None:
+        rows = describe(result)
+        if rows:
+            print_table("Leftovers", ("kind", "object", "size", "why"), rows)
+        print_text(summary(result))
+
+    finish(as_json, result, show)
+    if result["problems"]:
+        raise FailedError(
+            "; ".join(result["problems"]), "mend what is named; a resumed run sets its damaged checkpoints aside"
+        )
+
+
+if __name__ == "__main__":
+    main(gc)

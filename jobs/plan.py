@@ -4,212 +4,158 @@ but the card of the dataset, where it is there.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
-import torch
+import typer
 
-from jobs.recipe import ChainRecipe
-from pipeline.base.errors import InputError, RecipeError, StoreAccessError
-from pipeline.base.store import open_store
-from pipeline.base.world import allowed_world_sizes
-from pipeline.checkpoints.retention import Retention
-from pipeline.models.config import ViTConfig
-from pipeline.models.cost import activation_bytes_per_image, flops_per_image
-from pipeline.models.vit import ViT
-from pipeline.pretrain.data import Mixed, TrainingData, read_training_data
-from pipeline.pretrain.objectives.cost import extra_flops_per_image, pretraining_flops_per_image, reads_all_tokens
-from pipeline.pretrain.objectives.make import make_objective
-from pipeline.pretrain.recipe import PretrainRecipe
-from pipeline.pretrain.run import architecture, check_recipe, world_sizes
-from pipeline.train.engine_config import check_engine
-from pipeline.train.memory import model_state_bytes
-from pipeline.train.recipe import EngineRecipe, accumulation
+from jobs.base.console import print_table, print_text
+from jobs.base.entrypoint import main
+from jobs.base.options import Debug, Endpoint, Json, Overrides, Recipe, Workspace, changes, finish
+from jobs.base.recipe import load_chain, require
+from pipeline.base.store.open import open_store
+from pipeline.base.units import format_bytes, format_seconds
 
-_STAGES = (0, 1, 2, 3)
-_ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-_STATE_BYTES = 4  # checkpoints hold float32
+_SI = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
+_SECONDS_OF_A_DAY = 86_400
 
 
-@dataclass(frozen=True)
-class Assumed:
-    """What is given on the command line: 0 stands for not given."""
-
-    images: int = 0
-    classes: int = 0
-    mfu: float = 0.4  # of well-tuned transformers on one node or some
-    peak_tflops: float = 0.0
-
-
-_CLASSES = 1_000  # where nothing tells: ImageNet-1k's
-_DEFAULT_TFLOPS = 312.0  # NVIDIA A100, bf16 without sparsity (its data sheet)
+def print_plan(found: dict[str, Any]) -> None:
+    """As tables: the training, batches, memory, checkpoints."""
+    for note in found["assumed"]:
+        print_text(f"assumed: {note}")
+    print_table(f"Plan of {found['run']}", ("training", ""), [*_facts(found), *_compute(found)])
+    print_table("Batches of the world sizes at which they stay the same", _BATCH_COLUMNS, _batches(found["batch"]))
+    blocks = "" if found["checkpoint_blocks"] else "not "
+    title = f"Memory of a rank while it updates; * as in the recipe, where blocks are {blocks}checkpointed"
+    print_table(title, _MEMORY_COLUMNS, [_memory(row) for row in found["memory"]])
+    print_table("Checkpoints", ("part", "size"), _checkpoints(found["checkpoints"]))
 
 
-def plan(chain: ChainRecipe, recipe: PretrainRecipe, assumed: Assumed) -> dict[str, Any]:
-    """Everything about *recipe* as plain values. Raises RecipeError where training would refuse it."""
-    data, images, notes = _data(chain, recipe, assumed)
-    check_recipe(recipe, data)
-    config = architecture(recipe, data)
-    ranks = world_sizes(recipe)[0]
-    num_parameters = _parameters(config, recipe)
-    return {
-        "run": recipe.run,
-        "assumed": notes,
-        "model": {
-            "parameters": num_parameters,
-            "tokens_per_image": config.num_tokens,
-            "image_size": config.image_size,
-            "classes": config.num_classes,
-        },
-        "training": _training(recipe, images, config),
-        "batch": {"batch_size": recipe.stream.batch_size, "workers": ranks, "worlds": _worlds(recipe)},
-        "compute": _compute(recipe, config, ranks, assumed),
-        "checkpoint_blocks": recipe.checkpoint_blocks,
-        "memory": _memory(recipe, config, num_parameters),
-        "checkpoints": _checkpoints(recipe, num_parameters, ranks),
-    }
+def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    model, training = found["model"], found["training"]
+    epochs = "not known" if training["epochs"] is None else f"{training['epochs']:.4g} of {training['images']:,} images"
+    return [
+        ("parameters", f"{model['parameters']:,}"),
+        ("tokens of an image", f"{model['tokens_per_image']:,} at {model['image_size']} px"),
+        ("classes", f"{model['classes']:,}"),
+        ("steps", f"{training['steps']:,}, {training['warmup_share']:.1%} of them warm-up"),
+        ("samples", f"{training['samples']:,}"),
+        ("epochs", epochs),
+        ("tokens", f"{training['tokens']:.3g}"),
+    ]
 
 
-def _data(chain: ChainRecipe, recipe: PretrainRecipe, assumed: Assumed) -> tuple[TrainingData, int, list[str]]:
-    """The dataset, or what stands for it; its images, 0 when not known; and what was assumed about it."""
-    found: TrainingData | None = None
-    notes: list[str] = []
-    try:
-        found = read_training_data(open_store(chain.workspace, chain.stores), recipe)
-    except (InputError, StoreAccessError) as error:
-        notes.append(f"the dataset was not read: {error.what}")
-    images = assumed.images or (found.num_samples if found else 0)
-    classes = assumed.classes or (len(found.class_names) if found else recipe.model.num_classes)
-    labels = recipe.objective.labels
-    if not classes and labels != "none":
-        classes = _CLASSES
-        notes.append(f"{classes:,} classes: not known; add --classes K")
-    elif not found or assumed.classes:
-        notes.append(f"{classes:,} classes" if labels != "none" else "no classes: the objective needs no labels")
-    if not found or assumed.images:
-        notes.append(f"{images:,} images" if images else "images: not known, so no epochs; add --images N")
-    names = tuple(map(str, range(classes)))
-    if found and classes == len(found.class_names):
-        names = found.class_names
-    digest = found.digest if found else ""
-    # What training checks needs some number of images; one that is not known refuses nothing.
-    return Mixed(" + ".join(recipe.dataset_weights), digest, names, images or recipe.stream.batch_size), images, notes
+def _compute(found: dict[str, Any]) -> list[tuple[str, str]]:
+    compute = found["compute"]
+    rank = f"{compute['mfu']:.0%} of {compute['peak_tflops']:g} TFLOP/s on each of {found['batch']['workers']} ranks"
+    forward, training = compute["flops_per_image_forward"], compute["flops_per_image_training"]
+    return [
+        ("FLOPs of an image", f"{_si(forward)} forward, {_si(training)} with backward"),
+        ("FLOPs forward by part", ", ".join(f"{n} {c / forward:.1%}" for n, c in _parts(compute).items())),
+        ("FLOPs of a step", _si(compute["flops_per_step"])),
+        ("FLOPs in all", _si(compute["flops_total"])),
+        ("time", f"{_long(compute['total_seconds'])} at {rank}"),
+        ("", f"{_long(compute['step_seconds'])} a step, {compute['images_per_second']:,.0f} images/s"),
+        ("", f"{compute['rank_hours']:,.1f} hours of a rank in all"),
+    ]
 
 
-def _parameters(config: ViTConfig, recipe: PretrainRecipe) -> int:
-    """Of all that is trained: of the objective too."""
-    with torch.device("meta"):
-        network = make_objective(recipe.objective).network(ViT(config))
-    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+def _parts(compute: dict[str, Any]) -> dict[str, int]:
+    return {name: count for name, count in compute["flops_by_part_forward"].items() if count}
 
 
-def _training(recipe: PretrainRecipe, images: int, config: ViTConfig) -> dict[str, Any]:
-    samples = recipe.steps * recipe.stream.batch_size
-    return {
-        "steps": recipe.steps,
-        "samples": samples,
-        "images": images or None,
-        "epochs": samples / images if images else None,
-        "warmup_share": recipe.schedule.span("warmup", recipe.stream.batch_size) / samples,
-        "tokens": samples * config.num_tokens,
-    }
+_BATCH_COLUMNS = ("workers", "micro-batch x accumulation x workers = batch", "")
 
 
-def _worlds(recipe: PretrainRecipe) -> list[dict[str, Any]]:
-    """How each world size that gives the same global batches would divide them."""
+def _batches(batch: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
-    used = world_sizes(recipe)
-    for size in allowed_world_sizes(recipe.stream.partitions):
-        row: dict[str, Any] = {"world_size": size, "in_recipe": size in used}
-        try:
-            micro, steps = accumulation(recipe.stream.batch_size, size, recipe.engine.micro_batch_size)
-            row |= {"micro_batch_size": micro, "accumulation": steps, "problem": None}
-        except RecipeError as error:
-            row |= {"micro_batch_size": None, "accumulation": None, "problem": error.problems[0]}
-        rows.append(row)
-    return rows
-
-
-def _compute(recipe: PretrainRecipe, config: ViTConfig, ranks: int, assumed: Assumed) -> dict[str, Any]:
-    """Model FLOPs: what is computed again, as with activation checkpointing, is not among them."""
-    extra = extra_flops_per_image(recipe.objective, config)
-    forward = flops_per_image(config, all_rows=reads_all_tokens(recipe.objective))
-    training = pretraining_flops_per_image(recipe.objective, config)
-    step = training * recipe.stream.batch_size
-    total = step * recipe.steps
-    tflops = assumed.peak_tflops or recipe.resources.peak_flops / 1e12 or _DEFAULT_TFLOPS
-    rate = ranks * tflops * 1e12 * assumed.mfu
-    return {
-        "flops_per_image_forward": forward.total + extra,
-        "flops_by_part_forward": asdict(forward) | ({"objective": extra} if extra else {}),
-        "flops_per_image_training": training,
-        "flops_per_step": step,
-        "flops_total": total,
-        "mfu": assumed.mfu,
-        "peak_tflops": tflops,
-        "step_seconds": step / rate,
-        "images_per_second": recipe.stream.batch_size * rate / step,
-        "total_seconds": total / rate,
-        "rank_hours": total / rate * ranks / 3600,
-    }
-
-
-def _memory(recipe: PretrainRecipe, config: ViTConfig, num_parameters: int) -> list[dict[str, Any]]:
-    """Of a rank while it updates, by world size (fewest and most of the recipe) and ZeRO stage."""
-    rows = []
-    element = _ELEMENT_BYTES[recipe.engine.precision]
-    for ranks in sorted({world_sizes(recipe)[0], world_sizes(recipe)[-1]}):
-        micro, steps = accumulation(recipe.stream.batch_size, ranks, recipe.engine.micro_batch_size)
-        kept, checkpointed = (
-            micro * activation_bytes_per_image(config, element, again, all_rows=reads_all_tokens(recipe.objective))
-            for again in (False, True)
+    for row in batch["worlds"]:
+        size = row["world_size"]
+        told = row["problem"] or (
+            f"{row['micro_batch_size']:,} x {row['accumulation']:,} x {size:,} = {batch['batch_size']:,}"
         )
-        for stage in _STAGES:
-            engine = recipe.engine.model_copy(update={"zero_stage": stage})
-            if not _possible(engine):
-                continue
-            state = model_state_bytes(num_parameters, engine, recipe.optimizer, ranks, accumulation_steps=steps)
-            rows.append(
-                {
-                    "world_size": ranks,
-                    "zero_stage": stage,
-                    "in_recipe": stage == recipe.engine.zero_stage,
-                    **{f"{part}_bytes": num_bytes for part, num_bytes in state.items()},
-                    "state_bytes": sum(state.values()),
-                    "micro_batch_size": micro,
-                    "activation_bytes": kept,
-                    "activation_bytes_checkpointed": checkpointed,
-                    "bytes": sum(state.values()) + (checkpointed if recipe.checkpoint_blocks else kept),
-                }
-            )
+        rows.append((f"{size:,}", told, "in the recipe" if row["in_recipe"] else ""))
     return rows
 
 
-def _possible(engine: EngineRecipe) -> bool:
-    try:
-        check_engine(engine)
-    except RecipeError:
-        return False
-    return True
+_MEMORY_COLUMNS = (
+    "workers",
+    "ZeRO",
+    "weights",
+    "optimizer",
+    "EMA",
+    "buffers",
+    "gradients",
+    "state",
+    "activations of",
+    "checkpointed",
+    "state and activations",
+)
 
 
-def _checkpoints(recipe: PretrainRecipe, num_parameters: int, ranks: int) -> dict[str, Any]:
-    """Their expected size, apart from some kilobytes of names and cards."""
-    moments = {"adamw": 2, "sgd": 1 if recipe.optimizer.momentum else 0}[recipe.optimizer.name]
-    has_ema = recipe.optimizer.ema > 0
-    whole = _STATE_BYTES * num_parameters
-    sizes = {
-        "fragments_bytes": whole * (1 + moments + has_ema),
-        "weights_bytes": whole,
-        "ema_weights_bytes": whole * has_ema,
-    }
-    steps = [*range(0, recipe.steps, recipe.checkpoint_every), recipe.steps]  # 0: of the untrained network
-    kept = len(steps) - len(Retention(recipe.keep_last, recipe.keep_every).superfluous(steps))
-    size = sum(sizes.values())
-    return sizes | {
-        "bytes": size,
-        "bytes_of_a_rank": sizes["fragments_bytes"] // ranks,
-        "written": len(steps),
-        "kept": kept,
-        "kept_bytes": kept * size,
-    }
+def _memory(row: dict[str, Any]) -> list[str]:
+    parts = [row[f"{part}_bytes"] for part in ("weights", "optimizer", "ema", "buffers", "gradients", "state")]
+    return [
+        f"{row['world_size']:,}",
+        f"{row['zero_stage']}{'*' if row['in_recipe'] else ''}",
+        *map(format_bytes, parts),
+        f"{row['micro_batch_size']:,} images: {format_bytes(row['activation_bytes'])}",
+        format_bytes(row["activation_bytes_checkpointed"]),
+        format_bytes(row["bytes"]),
+    ]
+
+
+def _checkpoints(found: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("rank files", f"{format_bytes(found['fragments_bytes'])}, {format_bytes(found['bytes_of_a_rank'])} of a rank"),
+        ("model.safetensors", format_bytes(found["weights_bytes"])),
+    ]
+    if found["ema_weights_bytes"]:
+        rows.append(("ema.safetensors", format_bytes(found["ema_weights_bytes"])))
+    return [
+        *rows,
+        ("one checkpoint", format_bytes(found["bytes"])),
+        ("all", f"{found['written']:,} written, {found['kept']:,} kept: {format_bytes(found['kept_bytes'])}"),
+    ]
+
+
+def _si(value: float) -> str:
+    scale, letter = next(((scale, letter) for scale, letter in _SI if value >= scale), (1.0, ""))
+    return f"{value / scale:.3g} {letter}FLOP"
+
+
+def _long(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    return f"{seconds / _SECONDS_OF_A_DAY:.1f} days" if seconds > 2 * _SECONDS_OF_A_DAY else format_seconds(seconds)
+
+
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    workspace: Workspace = None,
+    images: Annotated[int, typer.Option(min=0, help="of the dataset; 0: as its card says")] = 0,
+    classes: Annotated[int, typer.Option(min=0, help="of the dataset; 0: as its card says, or the recipe")] = 0,
+    mfu: Annotated[float, typer.Option(min=0.001, max=1, help="share of the peak that training reaches")] = 0.4,
+    peak_tflops: Annotated[
+        float, typer.Option(min=0, help="of a rank; 0: resources.peak_flops of the recipe, else 312 (A100, bf16)")
+    ] = 0.0,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """What the pretraining of a recipe will take: memory of a rank by ZeRO stage, FLOPs, time, batches, checkpoints.
+
+    Nothing is started or written. The dataset need not be there: give --images and --classes instead.
+    """
+    from pipeline.pretrain.estimate import Assumed
+    from pipeline.pretrain.estimate import plan as make_plan
+
+    chain = load_chain(recipe, overrides or [], changes(workspace, endpoint))
+    section = require(chain.pretrain, "pretrain", recipe)
+    found = make_plan(open_store(chain.workspace, chain.stores), section, Assumed(images, classes, mfu, peak_tflops))
+    finish(as_json, found, lambda: print_plan(found))
+
+
+if __name__ == "__main__":
+    main(plan)

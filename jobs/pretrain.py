@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from jobs.cluster import connected, import_torch_first, require_cpus
-from jobs.code_version import code_version
-from jobs.recipe import ChainRecipe
+import typer
+
+from jobs.base.console import make_progress, print_text
+from jobs.base.entrypoint import code_version, main
+from jobs.base.options import Address, Debug, Endpoint, Json, Overrides, Recipe, Workspace, changes, finish
+from jobs.base.ray_session import connected, import_torch_first, require_cpus
+from jobs.base.recipe import ChainRecipe, load_chain, require
 from pipeline.base.progress import Progress
-from pipeline.base.store import Store, open_store
-from pipeline.pretrain.data import read_training_data
-from pipeline.pretrain.lineage import extend
+from pipeline.base.store.open import open_store
+from pipeline.base.store.protocol import Store
+from pipeline.pretrain.plan import check_recipe, read_training_data, world_sizes
 from pipeline.pretrain.recipe import PretrainRecipe
-from pipeline.pretrain.run import check_recipe, open_run, world_sizes
+from pipeline.pretrain.run_card import extend, open_run
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Lineage:
 _PLAIN = Lineage()
 
 
-def pretrain(
+def run_pretrain(
     chain: ChainRecipe,
     recipe: PretrainRecipe,
     progress: Progress,
@@ -53,7 +58,7 @@ def check_weights(workspace: Store, chain: ChainRecipe, recipe: PretrainRecipe, 
     if not recipe.init:
         return ""
     # Imported here: it brings torch along, which recipes without init do without until they are found right.
-    from pipeline.pretrain.initial import check_initial  # noqa: PLC0415
+    from pipeline.pretrain.initial_weights import check_initial
 
     return check_initial(workspace, chain.stores, recipe, parent)
 
@@ -61,14 +66,46 @@ def check_weights(workspace: Store, chain: ChainRecipe, recipe: PretrainRecipe, 
 def pretrain_connected(chain: ChainRecipe, recipe: PretrainRecipe, progress: Progress) -> list[int]:
     """Train on the cluster that ray is connected to."""
     # Imported here: it brings ray and DeepSpeed along, which a refused recipe does without.
-    from pipeline.pretrain.stage import pretrain as pretrain_stage  # noqa: PLC0415
+    from pipeline.pretrain.stage import pretrain as pretrain_stage
 
     require_cpus("pretrain", world_sizes(recipe)[-1] * recipe.resources.cpus)
     workspace = open_store(chain.workspace, chain.stores)
     return pretrain_stage(workspace, chain.stores, recipe, code_version=code_version(), progress=progress)
 
 
-if __name__ == "__main__":
-    from jobs.cli import main
+def pretrain(
+    recipe: Recipe = "tiny",
+    overrides: Overrides = None,
+    workspace: Workspace = None,
+    run_name: Annotated[str | None, typer.Option("--run", help="name of the run; wins over the recipe's")] = None,
+    dataset: Annotated[str | None, typer.Option(help="name of the dataset; wins over the recipe's")] = None,
+    parent: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN@STEP", help="fork: a new run that goes on from another's checkpoint"),
+    ] = None,
+    extend: Annotated[
+        int, typer.Option(min=0, metavar="STEPS", help="let the run have this many steps in all; 0: as many as it has")
+    ] = 0,
+    endpoint: Endpoint = None,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Pretrain the run of a recipe, or go on with it from its newest checkpoint.
 
-    main(["pretrain"])
+    A fork (--from) takes over weights, optimizer and stream position; learning rate, schedule, steps, augmentation may
+    be others. --extend lengthens a run as if it had been that long from the start: with a constant or rsqrt schedule,
+    or before a cool-down begins.
+    """
+
+    named = [f"pretrain.run={run_name}"] if run_name else []
+    named += [f"pretrain.dataset={dataset}"] if dataset else []
+    chain = load_chain(recipe, named + (overrides or []), changes(workspace, endpoint))
+    section = require(chain.pretrain, "pretrain", recipe)
+    steps = run_pretrain(chain, section, make_progress(), address, debug, Lineage(parent, extend))
+    result = {"workspace": chain.workspace, "run": section.run, "checkpoints": steps}
+    finish(as_json, result, lambda: print_text(f"run {section.run}: checkpoints of steps {', '.join(map(str, steps))}"))
+
+
+if __name__ == "__main__":
+    main(pretrain)

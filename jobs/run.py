@@ -7,17 +7,23 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from jobs.cluster import connected, import_torch_first
+import typer
+
+from jobs.base.console import make_progress
+from jobs.base.entrypoint import main
+from jobs.base.options import Address, Debug, Endpoint, Json, Overrides, Recipe, Workspace, changes
+from jobs.base.ray_session import connected, import_torch_first
+from jobs.base.recipe import ChainRecipe, load_chain, require
 from jobs.evaluate import evaluate_connected
 from jobs.pretrain import check_weights, pretrain_connected
-from jobs.recipe import ChainRecipe, require
-from jobs.report import report
+from jobs.report import run_report as report
+from jobs.report import show_summary
 from jobs.shard import list_sources, shard_connected
 from pipeline.base.errors import MismatchError
 from pipeline.base.progress import Progress
-from pipeline.base.store import open_store
+from pipeline.base.store.open import open_store
 from pipeline.records.run import run_prefix
 
 
@@ -35,7 +41,7 @@ class Stopwatch:
         self.seconds[stage] = round(time.monotonic() - started, 3)
 
 
-def run(
+def run_run(
     chain: ChainRecipe, source: str, progress: Progress, address: str | None, debug: bool, out: Path | None
 ) -> dict[str, Any]:
     """shard, pretrain, evaluate, report; the report's summary. *source* is the recipe's name, for errors."""
@@ -69,9 +75,9 @@ def _check_before_start(chain: ChainRecipe) -> None:
     if recipe is None or workspace.head(f"{run_prefix(recipe.run)}/run.json") is None:
         return
     # Imported here: it brings torch along, which a first run's checks do without.
-    from jobs.code_version import code_version  # noqa: PLC0415
-    from pipeline.pretrain.data import read_training_data  # noqa: PLC0415
-    from pipeline.pretrain.run import open_run  # noqa: PLC0415
+    from jobs.base.entrypoint import code_version
+    from pipeline.pretrain.plan import read_training_data
+    from pipeline.pretrain.run_card import open_run
 
     try:
         data = read_training_data(workspace, recipe)
@@ -80,7 +86,21 @@ def _check_before_start(chain: ChainRecipe) -> None:
     open_run(workspace, recipe, data, code_version())
 
 
-if __name__ == "__main__":
-    from jobs.cli import main
+def run(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    workspace: Workspace = None,
+    out: Annotated[Path | None, typer.Option(help="folder to copy page, scores and summary to")] = None,
+    endpoint: Endpoint = None,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """The whole chain of a recipe: shard, pretrain, evaluate, report."""
 
-    main(["run"])
+    chain = load_chain(recipe, overrides or [], changes(workspace, endpoint))
+    show_summary(run_run(chain, recipe, make_progress(), address, debug, out), as_json)
+
+
+if __name__ == "__main__":
+    main(run)

@@ -2,193 +2,251 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
+import typer
 
-from jobs.only import Only
-from pipeline.base.errors import InputError, StoreAccessError
-from pipeline.base.store import Store
-from pipeline.records.imported import ImportedCard, list_imported_cards
-from pipeline.records.run import CheckpointCard, list_checkpoint_cards, list_retired_cards, list_runs, read_run_card
-from pipeline.records.score import PIXELS, EvaluationResult, Score, list_results
-from pipeline.report.scores import Joined, join_results, score_rows, scores_table
-from pipeline.report.tables import Cell, Row, TaskTable, task_tables
-from pipeline.report.words import ORACLE_WORDS, is_oracle
+from jobs.base.console import print_table, print_text
+from jobs.base.entrypoint import main
+from jobs.base.options import Debug, Endpoint, Evaluator, Json, Task, Workspace, _open, finish
+from pipeline.base.errors import InputError
+from pipeline.base.store.protocol import Store
+from pipeline.evaluate.comparison import ComparisonTable as Compared
+from pipeline.evaluate.comparison import Line, _who, compare_named, comparison_json, require_lines
+from pipeline.evaluate.recipe import settings_in_short
+from pipeline.records.evaluators import HEADLINES
+from pipeline.report import query as job
+from pipeline.report.formatting import ORACLE_WORDS, interval, is_oracle, number
+from pipeline.report.query import Scores, Wanted, cells_of, wants_metric
+from pipeline.report.tables import SOURCE, Cell, Row, TaskTable, published_of
 
-ALL_METRICS = "all"
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is asked for; None: everything, and of metrics the headline of each evaluation. With *step*, the baselines
-    stay, since a score is read against them."""
-
-    runs: tuple[str, ...] = ()
-    only: Only = field(default_factory=Only)
-    metric: str | None = None
-    step: int | None = None
+Rows = list[tuple[str, ...]]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """The scores of one run, or of weights that belong to no run, as they are stored and as tables."""
-
-    name: str
-    rows: tuple[Score, ...]
-    tables: tuple[TaskTable, ...]
+def comparison_rows(found: Compared) -> Rows:
+    """For people, one row for each line."""
+    return [_row(line) for line in found.lines]
 
 
-def find_scores(workspace: Store, wanted: Wanted) -> list[Scores]:
-    """What is recorded of the runs that are asked for, else of everything in the workspace.
+COLUMNS = ("task", "evaluator", "metric", "A", "B", "B - A", "95 % interval", "B better", "p", "p (Holm)", "n", "seeds")
 
-    Raises InputError for a run that there is not, and when nothing is left, naming what there is.
-    """
-    results = list_results(workspace)
-    imported = {card.name: card for card in list_imported_cards(workspace)}
-    runs = list_runs(workspace)
-    chosen = wanted.runs or runs
-    cards = {run: _cards(workspace, run) for run in chosen if run in runs or run not in imported}
-    found = [(run, join_results(cards[run], results)) for run in cards]
-    found += [
-        (name, _of_imported(card, results)) for name, card in imported.items() if name in wanted.runs or not wanted.runs
+
+def _row(line: Line) -> tuple[str, ...]:
+    one = line.comparison
+    scale, digits, sign = (100, 2, " %") if one.in_points else (1, 4, "")
+    change, low, high = (f"{scale * value:+.{digits}f}" for value in (one.difference, one.low, one.high))
+    settings = settings_in_short(line.key)
+    return (
+        line.key.task,
+        f"{line.key.evaluator} ({settings})" if settings else line.key.evaluator,
+        one.metric,
+        f"{scale * one.value_a:.{digits}f}{sign}",
+        f"{scale * one.value_b:.{digits}f}{sign}",
+        change,
+        f"[{low}, {high}]",
+        _odds(one.probability),
+        f"{one.p:.2g}",
+        f"{line.p_holm:.2g}",
+        f"{one.num_samples:,}",
+        ",".join(str(seed) for seed in line.seeds),
+    )
+
+
+def _odds(probability: float) -> str:
+    if probability > 0.999:
+        return "> 99.9 %"
+    return "< 0.1 %" if probability < 0.001 else f"{100 * probability:.1f} %"
+
+
+def reason_rows(found: Compared) -> Rows:
+    """What could not be compared, and why."""
+    return [
+        (
+            one.key.task,
+            f"{one.key.evaluator} ({settings_in_short(one.key)})",
+            ",".join(str(seed) for seed in one.seeds),
+            f"{_who(found, one)}{one.reason}",
+        )
+        for one in found.not_compared
     ]
-    if not wanted.runs:
-        found += _of_no_name(results, cards.values(), imported.values())
-    scores = [_scores(name, joined, wanted) for name, joined in found]
-    left = [one for one in scores if one.rows]
-    if not left:
-        raise _nothing([item for _, joined in found for item in joined], wanted)
-    return left
 
 
-def _cards(workspace: Store, run: str) -> list[CheckpointCard]:
-    read_run_card(workspace, run)
-    return [*list_checkpoint_cards(workspace, run), *list_retired_cards(workspace, run)]
+ScoreRows = list[tuple[str, ...]]
+SCORE_COLUMNS = ("run", "of", "evaluator", "settings", "metric", "value", "95 % interval", "n", "seeds")
 
 
-def _of_imported(card: ImportedCard, results: Iterable[EvaluationResult]) -> tuple[Joined, ...]:
-    return tuple(Joined(result, None, None) for result in results if result.key.weights_digest == card.weights.sha256)
+def printed(found: list[Scores], wanted: Wanted) -> list[tuple[str, ScoreRows]]:
+    """One table for each task: (title, rows of COLUMNS)."""
+    tasks = sorted({table.task for scores in found for table in scores.tables})
+    by_task: dict[str, ScoreRows] = {task: [] for task in tasks}
+    published: dict[str, ScoreRows] = {}
+    for scores in found:
+        for table in scores.tables:
+            for row in table.rows:
+                if _is_printed(row, wanted.metric):
+                    by_task[table.task] += [
+                        _printed(scores.name, of, row, cell) for of, cell in cells_of(row) if cell is not None
+                    ]
+            if wants_metric("top1", wanted.metric):
+                published[table.task] = published.get(table.task) or _published(table)
+    return [(task, rows + published.get(task, [])) for task, rows in by_task.items() if rows]
 
 
-def _of_no_name(
-    results: Iterable[EvaluationResult], cards: Iterable[list[CheckpointCard]], imported: Iterable[ImportedCard]
-) -> list[tuple[str, tuple[Joined, ...]]]:
-    """Results of weights whose run is gone, by their digest."""
-    known = {card.weights.sha256 for run in cards for card in run} | {card.weights.sha256 for card in imported}
-    alone: dict[str, list[Joined]] = {}
-    for result in results:
-        if result.key.weights_digest not in known | {PIXELS}:
-            alone.setdefault(result.key.weights_digest, []).append(Joined(result, None, None))
-    return [(f"weights {digest[:12]}", tuple(joined)) for digest, joined in sorted(alone.items())]
+def _is_printed(row: Row, wanted: str | None) -> bool:
+    return row.is_headline if wanted is None else wants_metric(row.metric, wanted)
 
 
-def _scores(name: str, joined: tuple[Joined, ...], wanted: Wanted) -> Scores:
-    kept = tuple(item for item in joined if wanted.only.wants(item.result.key) and _is_of(item, wanted.step))
-    if all(item.baseline for item in kept):  # nothing that was asked for, only what it would be held against
-        kept = kept if wanted.step in (None, 0) else ()
-    rows = tuple(row for row in score_rows(name, kept) if wants_metric(row.metric, wanted.metric))
-    return Scores(name, rows, task_tables(kept))
+def _printed(name: str, of: str, row: Row, cell: Cell) -> tuple[str, ...]:
+    metric = f"{row.metric}: {ORACLE_WORDS}" if is_oracle(row.metric) else row.metric
+    return (
+        name,
+        of,
+        row.key.evaluator,
+        settings_in_short(row.key),
+        metric,
+        number(row.metric, cell.value),
+        interval(row.metric, cell.low, cell.high),
+        f"{cell.num_samples:,}",
+        _spread(row.metric, cell),
+    )
 
 
-def _is_of(item: Joined, step: int | None) -> bool:
-    return step is None or item.step == step or item.baseline is not None
+def _spread(metric: str, cell: Cell) -> str:
+    """The seeds, and the standard deviation over them, or over the trainings of one."""
+    if cell.deviation is not None:
+        return f"{len(cell.seeds)}: ± {number(metric, cell.deviation)}"
+    if cell.runs is not None:
+        return f"{cell.seeds[0]}; all trainings {number(metric, cell.runs[0])} ± {number(metric, cell.runs[1])}"
+    return str(cell.seeds[0])
 
 
-def wants_metric(metric: str, wanted: str | None) -> bool:
-    """True for a metric that is asked for; nothing asked for: every one."""
-    return wanted in (None, ALL_METRICS) or metric == wanted
+def _published(table: TaskTable) -> ScoreRows:
+    return [
+        (
+            SOURCE,
+            one.name,
+            one.evaluator,
+            one.source,
+            "top1",
+            f"{100 * one.value:.2f} %",
+            *"---",
+        )
+        for one in published_of(table)
+    ]
 
 
-def _nothing(joined: list[Joined], wanted: Wanted) -> InputError:
-    """Why nothing is left, and what there is."""
-    if not joined:
-        return InputError("no evaluation is recorded", "evaluate a run with: vitpipe evaluate RUN -w WORKSPACE")
-    keys = [item.result.key for item in joined]
-    there = {
-        "task": {key.task for key in keys},
-        "evaluator": {key.evaluator for key in keys},
-        "metric": {metric.name for item in joined for metric in item.result.metrics},
-        "step": {str(item.step) for item in joined if item.step is not None},
-    }
-    given = {"task": wanted.only.task, "evaluator": wanted.only.evaluator, "metric": wanted.metric, "step": wanted.step}
-    asked = " ".join(f"--{name} {value}" for name, value in given.items() if value is not None)
-    names = [name for name, value in given.items() if value is not None]
-    listed = "; ".join(f"{name}s: {', '.join(sorted(there[name], key=_by_number))}" for name in names)
-    return InputError(f"nothing recorded matches {asked}" if asked else "no score is recorded", listed)
+def further_metrics(found: list[Scores]) -> list[str]:
+    """The names of what is recorded beside the headlines."""
+    names = {row.metric for scores in found for table in scores.tables for row in table.rows}
+    return sorted(names - set(HEADLINES), key=lambda name: (is_oracle(name), name))
 
 
-def _by_number(text: str) -> tuple[int, str]:
-    return (int(text), "") if text.isdigit() else (-1, text)
+def scores(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="runs; none: everything in the workspace")
+    ] = None,
+    workspace: Workspace = None,
+    task: Task = None,
+    evaluator: Evaluator = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="one metric (top1, top5, mean_per_class, nll, ece, mAP), or all; default: the headline"),
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="only the checkpoint of this step, beside the baselines")
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="is B better than A? each RUN, RUN@STEP, RUN@last or a digest of weights"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="file to write every score to, .parquet or .csv, for pandas or DuckDB")
+    ] = None,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """What was measured, with intervals; or with --compare, whether one checkpoint is better than another.
+
+    `vitpipe scores -w ws` shows everything, `vitpipe scores RUN -w ws --task digits --metric all` more of less. A value
+    over several seeds is their mean, and ± is the standard deviation over them. The 95 % interval is over test images.
+
+    `vitpipe scores -w ws --compare RUN@1000 RUN@2000` compares each evaluation that both have, image by image: by how
+    much B is better, with which probability, and with which p (McNemar's for one seed; adjusted by Holm for the whole
+    table). Over several seeds, what each found on an image is averaged first. What cannot be compared is told with
+    the reason.
+
+    A metric called `oracle_...` shows what choosing on the test data would have promised. It is no result.
+
+    `vitpipe scores -w ws --out scores.parquet`, then `pandas.read_parquet("scores.parquet")`, or in DuckDB
+    `SELECT * FROM 'scores.parquet'`.
+    """
+    store = _open(workspace, endpoint)
+    if compare:
+        given = {"a RUN": runs, "--step": step is not None, "--out": out}
+        unwanted = [name for name, value in given.items() if value]
+        if unwanted:
+            raise InputError(f"--compare takes no {unwanted[0]}", "write RUN@STEP RUN@STEP behind --compare")
+        _compare(store, compare, metric, task, evaluator, as_json)
+    else:
+        _scores(store, tuple(runs or ()), (task, evaluator, metric, step), out, as_json)
 
 
-def cells_of(row: Row) -> list[tuple[str, Cell | None]]:
-    """The values of a row, each with whose it is: the baselines first."""
-    steps = [(f"step {step}", cell) for step, cell in sorted(row.steps.items())]
-    return [("raw pixels", row.pixels), ("untrained", row.untrained), ("imported", row.imported), *steps]
+def _scores(
+    store: Store,
+    runs: tuple[str, ...],
+    filters: tuple[str | None, str | None, str | None, int | None],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    from pipeline.records.score import Only
+
+    task, evaluator, metric, step = filters
+    wanted = job.Wanted(runs, Only(task, evaluator), metric, step)
+    if out is not None:
+        job.check_out(out)
+    found = job.find_scores(store, wanted)
+    num_rows = job.write_scores(found, out) if out is not None else 0
+    result = {"workspace": store.uri} | job.scores_json(found, wanted) | ({"out": str(out)} if out else {})
+
+    def show() -> None:
+        if out is not None:
+            print_text(f"{num_rows} scores in {out}")
+            return
+        for title, rows in printed(found, wanted):
+            print_table(title, SCORE_COLUMNS, rows)
+        more = further_metrics(found) if metric is None else []
+        if more:
+            print_text(f"also recorded: {', '.join(more)} (--metric NAME, or --metric all)")
+
+    finish(as_json, result, show)
 
 
-def as_json(found: list[Scores], wanted: Wanted) -> dict[str, Any]:
-    """Plain values: every score, those apart that were chosen on test data, and the means over seeds."""
-    rows = [row.model_dump(mode="json") for scores in found for row in scores.rows]
-    return {
-        "scores": [row for row in rows if not is_oracle(row["metric"])],
-        "no_results": {"what": ORACLE_WORDS, "scores": [row for row in rows if is_oracle(row["metric"])]},
-        "means": [
-            _mean_json(scores.name, of, row, cell)
-            for scores in found
-            for table in scores.tables
-            for row in table.rows
-            if not is_oracle(row.metric) and wants_metric(row.metric, wanted.metric)
-            for of, cell in cells_of(row)
-            if cell is not None
-        ],
-    }
+def _compare(
+    store: Store,
+    names: tuple[str, str],
+    metric: str | None,
+    task: str | None,
+    evaluator: str | None,
+    as_json: bool,
+) -> None:
+    from pipeline.records.score import Only
 
+    found = compare_named(store, *names, metric, Only(task, evaluator))
+    require_lines(found)
 
-def _mean_json(name: str, of: str, row: Row, cell: Cell) -> dict[str, Any]:
-    return {
-        "run": name,
-        "of": of,
-        "task": row.task,
-        "evaluator": row.evaluator,
-        "settings": row.key.settings,
-        "protocol_version": row.key.protocol_version,
-        "metric": row.metric,
-        "value": cell.value,
-        "low": cell.low,
-        "high": cell.high,
-        "std_over_seeds": cell.deviation,
-        "seeds": list(cell.seeds),
-        "num_samples": cell.num_samples,
-    }
+    def show() -> None:
+        print_table(f"A: {found.a.name}, B: {found.b.name}", COLUMNS, comparison_rows(found))
+        for line in found.lines:
+            words = line.comparison.sentence(found.a.name, found.b.name)
+            print_text(f"{line.key.evaluator} on {line.key.task}: {words}")
+        if found.not_compared:
+            columns = ("task", "evaluator", "seeds", "why")
+            print_table("Not compared", columns, reason_rows(found))
 
-
-def check_out(out: Path) -> None:
-    """Raise InputError for a file of a kind that is not written."""
-    if out.suffix not in (".parquet", ".csv"):
-        raise InputError(f"--out {out}: its name must end with .parquet or .csv")
-
-
-def write_scores(found: list[Scores], out: Path) -> int:
-    """Write every score, one row for each metric of each evaluation, and tell how many rows there are."""
-    table = scores_table(row for scores in found for row in scores.rows)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.suffix == ".csv":
-            pa_csv.write_csv(table, out)
-        else:
-            pq.write_table(table, out, compression="zstd")
-    except OSError as error:
-        raise StoreAccessError(f"{out} cannot be written: {error.strerror or error}", "choose another --out") from None
-    return int(table.num_rows)
+    finish(as_json, {"workspace": store.uri} | comparison_json(found), show)
 
 
 if __name__ == "__main__":
-    from jobs.cli import main
-
-    main(["scores"])
+    main(scores)

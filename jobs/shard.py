@@ -5,22 +5,28 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from jobs.cluster import cluster_cpus, connected, require_cpus
-from jobs.corpora.embedded import resolve_source
-from jobs.recipe import ChainRecipe, ShardStage
-from pipeline.base.errors import FailedError
+import typer
+
+from jobs.base.console import make_progress, print_table, print_text
+from jobs.base.entrypoint import main
+from jobs.base.options import Address, Debug, Endpoint, Json, Overrides, Workspace, changes, finish, needed, stores_of
+from jobs.base.ray_session import cluster_cpus, connected, require_cpus
+from jobs.base.recipe import ChainRecipe, ShardStage, load_chain, require
+from pipeline.base.config import apply_overrides, build
+from pipeline.base.errors import FailedError, InputError
 from pipeline.base.progress import Progress
-from pipeline.base.store import Store, open_store
-from pipeline.corpus import open_corpus
+from pipeline.base.store.open import open_store
+from pipeline.base.store.protocol import Store
+from pipeline.corpus.embedded.corpora import resolve_source
+from pipeline.corpus.listing import open_corpus
 from pipeline.corpus.prepare import Preparation, prepare
 from pipeline.corpus.scan import Scanner
 from pipeline.records.corpus import Corpus
 from pipeline.records.dataset import WORK, DatasetCard, dataset_prefix, read_dataset_card
-from pipeline.shard.commit import read_shards, sweep
+from pipeline.shard.commit import Identity, claim, find_existing, identity_of, read_shards, sweep
 from pipeline.shard.estimate import Estimate, estimate
-from pipeline.shard.identity import Identity, claim, find_existing, identity_of
 from pipeline.shard.plan import num_shards, total_bytes
 from pipeline.shard.recipe import ShardRecipe
 
@@ -45,7 +51,7 @@ class _Part:
     existing: DatasetCard | None
 
 
-def shard(recipe: ChainRecipe, progress: Progress, address: str | None, debug: bool) -> list[DatasetCard]:
+def run_shard(recipe: ChainRecipe, progress: Progress, address: str | None, debug: bool) -> list[DatasetCard]:
     """List every source first, so that a missing one is told before a cluster starts; then make the datasets.
 
     Datasets that are there already are digested, and what is damaged of them is made again.
@@ -125,8 +131,8 @@ def _shard_stage(listed: Listed, recipe: ChainRecipe, progress: Progress, check_
 
 def _make(listed: Listed, recipe: ChainRecipe, undone: list[_Part], progress: Progress) -> None:
     # Imported here: these bring ray along, which a refused recipe does without.
-    from pipeline.corpus.spread import on_cluster  # noqa: PLC0415
-    from pipeline.shard.build import Sharding, build_dataset  # noqa: PLC0415
+    from pipeline.corpus.ray_executor import on_cluster
+    from pipeline.shard.stage import Sharding, build_dataset
 
     stage, plain = listed.stage, _plain(listed.stage)
     work = _work_of(stage, recipe)
@@ -176,7 +182,7 @@ def _is_whole(part: _Part, progress: Progress, check_existing: bool) -> bool:
         return False
     if check_existing:
         # Imported here: it brings ray along.
-        from pipeline.shard.repair import clear_damage, find_damage  # noqa: PLC0415
+        from pipeline.shard.stage import clear_damage, find_damage
 
         problems = find_damage(part.target, part.existing, progress)
         if problems:
@@ -200,7 +206,63 @@ def as_result(card: DatasetCard) -> dict[str, Any]:
     return card.model_dump(include=fields)
 
 
-if __name__ == "__main__":
-    from jobs.cli import main
+def shard(
+    source: Annotated[
+        str, typer.Argument(help="folder, file, s3:// prefix or object, embedded://NAME/SPLIT; or a recipe")
+    ],
+    overrides: Overrides = None,
+    workspace: Workspace = None,
+    name: Annotated[str | None, typer.Option(help="name of the dataset")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what it will cost, and write nothing")] = False,
+    endpoint: Endpoint = None,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Shard a corpus into WebDataset tars, or all corpora of a recipe. Given again, damaged shards are made anew.
 
-    main(["shard"])
+    `vitpipe shard photos/ --workspace ws --name photos seed=1 max_samples=5000 duplicates.within=pixels`
+    """
+    if source.endswith((".yaml", ".yml")):
+        chain = load_chain(source, overrides or [], changes(workspace, endpoint))
+        require(chain.shard, "shard", source)
+    else:
+        if not name:
+            raise InputError("which name should the dataset have?", "add --name NAME")
+        section = build(ShardStage, apply_overrides({"source": source, "name": name}, overrides or []), "shard")
+        chain = ChainRecipe(workspace=needed(workspace), stores=stores_of(workspace, endpoint), shard=(section,))
+    if dry_run:
+        _show_estimates(chain, as_json)
+    else:
+        _show_datasets(chain, address, as_json, debug)
+
+
+def _show_estimates(chain: ChainRecipe, as_json: bool) -> None:
+
+    found = estimate_all(chain)
+    result = {"workspace": chain.workspace, "estimates": {name: cost.as_json() for name, cost in found}}
+    finish(as_json, result, lambda: print_text("\n".join(f"{name}: {cost}" for name, cost in found)))
+
+
+def _show_datasets(chain: ChainRecipe, address: str | None, as_json: bool, debug: bool) -> None:
+
+    cards = run_shard(chain, make_progress(), address, debug)
+    columns = ("dataset", "input", "written", "rejected", "duplicates", "shards", "digest")
+    rows = [
+        (
+            card.name,
+            f"{card.num_input:,}",
+            f"{card.num_samples:,}",
+            f"{card.num_rejected:,}",
+            f"{card.num_duplicates:,}",
+            f"{card.num_shards:,}",
+            card.digest[:16],
+        )
+        for card in cards
+    ]
+    result = {"workspace": chain.workspace, "datasets": [as_result(card) for card in cards]}
+    finish(as_json, result, lambda: print_table(chain.workspace, columns, rows))
+
+
+if __name__ == "__main__":
+    main(shard)

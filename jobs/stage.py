@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from jobs.base.console import make_progress, print_table, print_text
+from jobs.base.entrypoint import main
+from jobs.base.options import Debug, Endpoint, Json, Workspace, bucket_settings, finish
+from jobs.base.recipe import ChainRecipe
+from pipeline.base.config import apply_overrides, build
 from pipeline.base.errors import InputError
 from pipeline.base.progress import Progress
-from pipeline.base.quantities import format_bytes, format_seconds
-from pipeline.base.store import BucketSettings, Stores, normalise_uri, open_store
-from pipeline.corpus.stage import (
-    DATA,
-    Estimate,
-    StageRecipe,
-    corpus_prefix,
-    estimate_stage,
-    open_source,
-    stage_corpus,
-)
-from pipeline.corpus.stage.build import Stage
-from pipeline.corpus.stage.listing import Source
-from pipeline.corpus.stage.verify import Depth
+from pipeline.base.store.open import normalise_uri, open_store
+from pipeline.base.store.protocol import BucketSettings, Stores
+from pipeline.base.units import format_bytes, format_seconds
+from pipeline.corpus.staging.estimate import Estimate, estimate_stage
+from pipeline.corpus.staging.manifest import DATA, corpus_prefix
+from pipeline.corpus.staging.plan import Source, open_source
+from pipeline.corpus.staging.recipe import StageRecipe
+from pipeline.corpus.staging.stage import Stage, stage_corpus
+from pipeline.corpus.staging.verify import Depth
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class StagedCorpus:
         return f"{self.uri}: {done[self.stage.outcome]}: {kept}, digest {manifest.digest[:12]}{note}"
 
 
-def stage(
+def run_stage(
     source: str,
     target: str,
     recipe: StageRecipe,
@@ -129,7 +132,65 @@ def _with_limits(uri: str, stores: Stores | None, recipe: StageRecipe) -> Stores
     return {**(stores or {}), bucket: settings.model_copy(update=limits)}
 
 
-if __name__ == "__main__":
-    from jobs.cli import main
+def stage(
+    source: Annotated[str, typer.Argument(help="what to copy: an s3:// prefix or object, or a folder")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="the workspace, unless --workspace or --to says where to; then changes, like part_bytes=64MB or"
+            " stores.BUCKET.requester_pays=true"
+        ),
+    ] = None,
+    workspace: Workspace = None,
+    name: Annotated[str | None, typer.Option(help="name of the corpus in the workspace; default: the source's")] = None,
+    to: Annotated[str | None, typer.Option(help="folder or s3:// prefix to copy to, instead of a workspace")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="patterns to take, like '*.jpg' or 'train/**'")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="patterns to leave out; they win")] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="requests at once")] = 8,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what it will cost, and write nothing")] = False,
+    check: Annotated[str, typer.Option(help="how a corpus that is there is compared: sizes or digests")] = "sizes",
+    source_endpoint: Annotated[str | None, typer.Option(help="S3 endpoint of the source's bucket")] = None,
+    source_profile: Annotated[str | None, typer.Option(help="credentials profile for the source's bucket")] = None,
+    anonymous: Annotated[bool, typer.Option("--anonymous", help="read the source without credentials")] = False,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Copy a corpus into the workspace: verified, resumable, with a manifest. Given again, it mends what is damaged.
 
-    main(["stage"])
+    `vitpipe stage s3://bucket/photos ws --exclude '*.txt'`
+    """
+    from pipeline.corpus.staging.recipe import StageRecipe
+
+    if check not in ("sizes", "digests"):
+        raise InputError(f"--check {check}: there are sizes and digests")
+    if overrides and "=" not in overrides[0] and not workspace and not to:
+        workspace, *overrides = overrides
+    target = target_uri(source, workspace, name, to)
+    options = {"include": include or [], "exclude": exclude or [], "parallel": parallel}
+    tree = apply_overrides(options, overrides or [])
+    named = build(ChainRecipe, {"workspace": target, "stores": tree.pop("stores", {})}, "stage").stores
+    recipe = build(StageRecipe, tree, "stage")
+    reached = {"endpoint": source_endpoint, "profile": source_profile, "anonymous": anonymous or None}
+    source_stores = named | bucket_settings(source, reached, named)
+    if dry_run:
+        estimated = estimate(source, recipe, make_progress(), source_stores=source_stores)
+        shown = describe(estimated)
+        finish(as_json, dataclasses.asdict(estimated), lambda: print_table(source, ("", "estimate"), shown))
+        return
+    target_stores = named | bucket_settings(target, {"endpoint": endpoint}, named)
+    done = run_stage(
+        source,
+        target,
+        recipe,
+        make_progress(),
+        source_stores=source_stores,
+        target_stores=target_stores,
+        check="digests" if check == "digests" else "sizes",
+    )
+    text = f"{done.as_text()}\nto shard it: vitpipe shard {done.data_uri} --name NAME -w WORKSPACE"
+    finish(as_json, done.as_result(), lambda: print_text(text))
+
+
+if __name__ == "__main__":
+    main(stage)

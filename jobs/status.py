@@ -2,19 +2,127 @@
 
 from __future__ import annotations
 
+import datetime
+import time
+from collections.abc import Iterable
 from typing import Any
 
-from jobs.status_evaluations import Rows, describe_evaluations, evaluations
+from jobs.base.console import print_table
+from jobs.base.entrypoint import main
+from jobs.base.options import Debug, Endpoint, Json, Workspace, finish, needed, stores_of
 from jobs.verify import dataset_names
-from pipeline.base.errors import DamageError, InputError
-from pipeline.base.quantities import format_bytes
-from pipeline.base.store import Store
+from pipeline.base.errors import DamageError, InputError, VitpipeError
+from pipeline.base.store.open import open_store
+from pipeline.base.store.protocol import Store
+from pipeline.base.units import format_bytes
+from pipeline.evaluate.discovery import by_state, kept_suites, plan_all
+from pipeline.evaluate.ledger import Ledger
 from pipeline.records.dataset import read_dataset_card
 from pipeline.records.imported import ImportedCard, list_imported_cards
+from pipeline.records.ledger import Claim, Failure, suite_prefix
 from pipeline.records.run import extended, list_steps, read_checkpoint_card, read_run_card
 
+Rows = list[tuple[str, ...]]
+_SHOWN = 20  # lines of a table, on a terminal; --json has them all
+_STATES = ("due", "waiting", "running", "done", "failed", "cancelled")
 
-def status(workspace: Store) -> dict[str, Any]:
+
+def evaluations(workspace: Store, runs: Iterable[str]) -> dict[str, Any]:
+    """One listing of the ledger, and small reads of what is neither recorded nor untouched.
+
+    *runs*: of which suites are told; names of imported weights too.
+    """
+    ledger, now = Ledger(workspace, ""), time.time()
+    ledger.refresh()
+    running, failed = [], []
+    for evaluation_id, entry in sorted(ledger.view.items()):
+        state = entry.state(now)
+        if state == "running" and entry.claim is not None:
+            running.append(_running(evaluation_id, entry.claim))
+        elif state in ("failed", "waiting", "due") and entry.failure is not None:
+            failed.append(_failed(evaluation_id, entry.failure, state))
+    return {
+        "recorded": sum(entry.is_recorded for entry in ledger.view.values()),
+        "running": running,
+        "failed": [one for one in failed if one["kind"] != "released"],
+        "suites": [suite for run in runs for suite in _suites(workspace, ledger, run)],
+    }
+
+
+def _running(evaluation_id: str, claim: Claim) -> dict[str, Any]:
+    who = f"{claim.owner.place.partition(' ')[0]}:{claim.owner.pid}"
+    return {"id": evaluation_id, "run": claim.run, "name": claim.name, "who": who, "since": _moment(claim.since)}
+
+
+def _failed(evaluation_id: str, failure: Failure, state: str) -> dict[str, Any]:
+    return {
+        "id": evaluation_id,
+        "run": failure.run,
+        "name": failure.name,
+        "kind": failure.kind,
+        "reason": failure.reason,
+        "tries": failure.errors + failure.losses,
+        "at": _moment(failure.at),
+        "state": state,
+        "retry_after": None if failure.retry_after is None else _moment(failure.retry_after),
+    }
+
+
+def _suites(workspace: Store, ledger: Ledger, run: str) -> list[dict[str, Any]]:
+    """The suites that *run* was last asked to be judged on, and the names of their evaluations by state."""
+    if not any(True for _ in workspace.list(suite_prefix(run))):
+        return []
+    seen = Ledger(workspace, run)
+    seen.view = ledger.view
+    seen.refresh_cancelled()
+    found = []
+    for name, recipe in kept_suites(workspace, run).items():
+        row: dict[str, Any] = {"run": run, "suite": name}
+        try:
+            states = by_state(plan_all(workspace, run, [recipe]), seen)
+        except VitpipeError as error:  # a dataset of it is gone
+            found.append(row | {"problem": str(error)})
+            continue
+        found.append(row | {state: [item.name for item in states[state]] for state in _STATES})  # type: ignore[index]
+    return found
+
+
+def describe_evaluations(found: dict[str, Any]) -> list[tuple[str, list[str], Rows]]:
+    """As tables: (title, columns, rows)."""
+    suites: Rows = [
+        (one["run"], one["suite"], *(str(len(one.get(state, []))) for state in _STATES)) for one in found["suites"]
+    ]
+    title = f"Evaluations: {found['recorded']} recorded"
+    tables = [(title, ["run", "suite", *_STATES], suites)]
+    problems: Rows = [(one["run"], one["suite"], one["problem"]) for one in found["suites"] if "problem" in one]
+    if problems:
+        tables.append(("Suites that cannot be planned", ["run", "suite", "problem"], problems))
+    running: Rows = [(one["run"], one["name"], one["who"], one["since"]) for one in found["running"]]
+    failed: Rows = [
+        (one["run"], one["name"], str(one["tries"]), one["retry_after"] or "never by itself", one["reason"])
+        for one in found["failed"]
+    ]
+    if running:
+        tables.append((_title("Running", running), ["run", "evaluation", "who", "since"], running[:_SHOWN]))
+    if failed:
+        columns = ["run", "evaluation", "tries", "next try", "reason"]
+        tables.append((_title("Failed", failed), columns, failed[:_SHOWN]))
+    queue: Rows = [(one["run"], name) for one in found["suites"] for name in one.get("due", [])]
+    if queue:
+        tables.append((_title("Queue", queue), ["run", "evaluation"], queue[:_SHOWN]))
+    return tables
+
+
+def _title(what: str, rows: Rows) -> str:
+    return f"{what}: {len(rows)}" + (f", the first {_SHOWN}" if len(rows) > _SHOWN else "")
+
+
+def _moment(seconds: float) -> str:
+    """As people of any time zone read it."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def run_status(workspace: Store) -> dict[str, Any]:
     """Datasets, runs, imported weights, evaluations and reports, as plain values."""
     keys = [info.key for prefix in ("runs/", "reports/") for info in workspace.list(prefix)]
     runs = _names(keys, "runs/", "/run.json")
@@ -111,7 +219,22 @@ def describe(found: dict[str, Any]) -> list[tuple[str, list[str], Rows]]:
     return tables
 
 
-if __name__ == "__main__":
-    from jobs.cli import main
+def status(
+    workspace: Workspace = None,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """What a workspace holds: datasets, runs and their checkpoints, imported weights, evaluations, reports."""
 
-    main(["status"])
+    found = run_status(open_store(needed(workspace), stores_of(workspace, endpoint)))
+
+    def show() -> None:
+        for title, columns, rows in describe(found):
+            print_table(title, columns, rows)
+
+    finish(as_json, found, show)
+
+
+if __name__ == "__main__":
+    main(status)

@@ -2,204 +2,135 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-import time
-from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
-from pipeline.base.config import apply_overrides, build
-from pipeline.base.progress import Progress
-from pipeline.base.store import Store, Stores, open_store
-from pipeline.base.world import World
-from pipeline.records.dataset import dataset_prefix
+import typer
+
+from jobs.base.console import make_progress, print_table, print_text
+from jobs.base.entrypoint import main, new_app
+from jobs.base.options import Debug, Endpoint, Json, Workspace, finish, needed, stores_of
+from pipeline.base.errors import FailedError
+from pipeline.base.store.open import open_store
+from pipeline.base.store.protocol import Store
+from pipeline.base.units import format_bytes
 from pipeline.stream.audit_check import check_audit
-from pipeline.stream.batch import StreamPlan
-from pipeline.stream.dataset import DatasetReader
-from pipeline.stream.order import check_world
-from pipeline.stream.quality import shuffle_quality
-from pipeline.stream.recipe import StreamRecipe
-from pipeline.stream.stopwatch import StageTime, time_building, time_fetching
-
-_WINDOWS = (1_000, 10_000, 100_000)  # beside the recipe's own
-_LARGEST_WINDOW = 4_000_000  # a window is judged whole, in memory
-_TAKEN = 3  # batches that stand ready, to see what handing over alone takes
-_SLOW = 0.7  # a loader that reaches less of what its stages allow is held up by something else
-_WAYS_OUT = {
-    "fetch": "a nearer store helps, or a cache that holds the dataset from the second epoch on",
-    "order": "a larger batch_size makes it cheaper",
-    "read": "check=header reads without comparing digests",
-    "decode": "smaller images help (vitpipe shard with reencode), or more cores",
-    "augment": "fewer RandAugment layers or filter=bilinear help, or more cores",
-    "collate": "a smaller augment.size helps, or more cores",
-    "hand-over": "a smaller augment.size helps, or more ranks",
-}
 
 
-def bench(
-    workspace: str,
-    stores: Stores,
-    name: str,
-    overrides: list[str],
-    seconds: float,
-    world_size: int | None,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Measure dataset *name* under the StreamRecipe that *overrides* make, as plain values.
-
-    Raises InputError when there is no such dataset, RecipeError for a recipe or a world size that cannot be, and
-    DamageError at a damaged sample.
-    """
-    recipe = build(StreamRecipe, apply_overrides({}, overrides), "stream")
-    plan = StreamPlan(recipe, seed=0, world=World(0, world_size or recipe.partitions))
-    check_world(plan.world.size, recipe.partitions, recipe.batch_size)
-    store = open_store(workspace, stores)
-    in_place = store.local_path(dataset_prefix(name)) is not None
-    with tempfile.TemporaryDirectory(prefix="vitpipe-stream-bench-") as cache:  # empty, so that fetching is measured
-        reader = DatasetReader(
-            store,
-            name,
-            check=recipe.check,
-            access=recipe.access,
-            cache=Path(cache),
-            cache_bytes=recipe.cache_bytes,
-        )
-        try:
-            stages = _stages(reader, plan, seconds, in_place, progress)
-            loaders = [_load(reader, plan, workers, seconds, progress) for workers in (0, _workers(recipe))]
-        finally:
-            reader.close()
-    stages.append(loaders[-1].hand_over)
-    limit, told = bottleneck(stages, loaders[-1].workers, num_cores(), loaders[-1].rate)
-    stages.append(loaders[-1].wait)
-    return {
-        "workspace": workspace,
-        "name": name,
-        "recipe": recipe.model_dump(mode="json"),
-        "world_size": plan.world.size,
-        "batch_of_a_rank": plan.num_samples,
-        "cores": num_cores(),
-        "stages": [_plain(stage) for stage in stages],
-        "loader": [{"workers": one.workers, "samples_per_second": one.rate} for one in loaders],
-        "bottleneck": {"stage": limit, "told": told},
-        "shuffle": _qualities(reader, recipe),
-    }
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def _workers(recipe: StreamRecipe) -> int:
-    return recipe.workers or num_cores()
-
-
-def _stages(
-    reader: DatasetReader, plan: StreamPlan, seconds: float, in_place: bool, progress: Progress
-) -> list[StageTime]:
-    fetched: list[StageTime] = []
-    shards = None
-    if not (in_place or reader.is_ranged):
-        progress.say(f"fetching shards for {seconds:g} s")
-        taken, shards = time_fetching(reader, plan, seconds)
-        fetched.append(taken)
-    progress.say(f"building batches stage by stage for {seconds:g} s")
-    return fetched + time_building(reader, plan, seconds, shards)
-
-
-class Loaded(NamedTuple):
-    """What the loader did with some workers: samples per second, and handing over batches that stood ready.
-
-    ``wait``: how long somebody who does nothing with a batch waits for the next.
-    """
-
-    workers: int
-    rate: float
-    hand_over: StageTime
-    wait: StageTime
-
-
-def _load(reader: DatasetReader, plan: StreamPlan, workers: int, seconds: float, progress: Progress) -> Loaded:
-    # Imported here: with torch, which the audit does without.
-    from pipeline.stream.loader import StreamLoader  # noqa: PLC0415
-
-    progress.say(f"the loader with {workers} workers for {seconds:g} s")
-    recipe = plan.recipe.model_copy(update={"workers": workers, "audit": False})
-    loader = StreamLoader(reader, recipe, seed=plan.seed, world=plan.world, labels="none", say=progress.say)
-    try:
-        for _ in range(max(1, workers)):  # until every process has begun
-            next(loader)
-        started, taken, passed, wait = time.perf_counter(), 0, 0.0, StageTime("wait")
-        while passed < seconds:
-            wait.add(plan.num_samples, _seconds_of_next(loader))
-            taken, passed = taken + plan.num_samples, time.perf_counter() - started
-        hand_over = StageTime("hand-over", plan.num_samples, plan.num_samples)
-        if workers:  # let some be built
-            time.sleep(min(_TAKEN * plan.num_samples * passed / taken, 2 * seconds))
-            hand_over.seconds = min(_seconds_of_next(loader) for _ in range(_TAKEN))
-    finally:
-        loader.close()
-    return Loaded(workers, taken / passed, hand_over, wait)
-
-
-def _seconds_of_next(loader: Any) -> float:
-    started = time.perf_counter()
-    next(loader)
-    return time.perf_counter() - started
-
-
-def bottleneck(stages: Sequence[StageTime], workers: int, cores: int, rate: float) -> tuple[str, str]:
-    """The stage that limits the stream, and one sentence that says so.
-
-    *stages* are of one process; building is done by *workers* processes on *cores*, fetching and handing over are not
-    spread. *rate* is what the loader reached, in samples per second.
-    """
-    per_sample = {stage.stage: 1 / stage.rate for stage in stages if stage.rate}
-    alone = {name: 1 / per_sample[name] for name in ("fetch", "hand-over") if name in per_sample}
-    building = {name: cost for name, cost in per_sample.items() if name not in alone}
-    total, heaviest = sum(building.values()), max(building, key=lambda name: building[name])
-    processes = min(workers, cores)
-    possible = alone | {heaviest: processes / total}
-    limit = min(possible, key=lambda name: possible[name])
-    if limit == heaviest:
-        of = f"it takes {building[limit] / total:.0%} of the {1e3 * total:.2f} ms that a process works on a sample"
-        told = f"{limit} limits the stream: {of}; {processes} processes can do {possible[limit]:.0f} samples/s"
-    else:
-        told = f"{limit} limits the stream: it gives {possible[limit]:.0f} samples/s"
-    if rate < _SLOW * possible[limit]:
-        return limit, f"{told}; but the loader reaches {rate:.0f}, so something else on this machine takes its time"
-    return limit, f"{told}; {_WAYS_OUT[limit]}"
-
-
-def _plain(stage: StageTime) -> dict[str, Any]:
-    return {
-        "stage": stage.stage,
-        "samples_per_second": stage.rate,
-        "microseconds_per_sample": 1e6 / stage.rate if stage.rate else None,
-        "bytes_per_second": stage.num_bytes / stage.seconds if stage.num_bytes and stage.seconds else None,
-    }
-
-
-def _qualities(reader: DatasetReader, recipe: StreamRecipe) -> list[dict[str, Any]]:
-    """Shuffle quality of the recipe's window and of some others that make a difference."""
-    largest = -(-reader.card.num_samples // recipe.partitions)  # a window over a partition: more changes nothing
-    windows = {min(window, largest) for window in (*_WINDOWS, recipe.window)}
-    return [
-        asdict(
-            shuffle_quality(
-                reader.shards.sizes, batch_size=recipe.batch_size, partitions=recipe.partitions, window=window
-            )
-        )
-        | {"is_chosen": window == min(recipe.window, largest)}
-        for window in sorted(windows)
-        if window <= _LARGEST_WINDOW
-    ]
-
-
-def audit(workspace: Store, run: str) -> dict[str, Any]:
+def run_audit(workspace: Store, run: str) -> dict[str, Any]:
     """What the audit log of *run* proves, as plain values. Raises InputError when there is no such run, or no log."""
     found = check_audit(workspace, run)
     return {"workspace": workspace.uri} | asdict(found) | {"is_exact": found.is_exact}
+
+
+def print_bench(found: dict[str, Any]) -> None:
+    """Stages, the loader as a whole, shuffle quality, and what limits the stream."""
+    rank = f"one rank of {found['world_size']}, {found['batch_of_a_rank']:,} samples of each batch"
+    print_table(f"{found['name']}: {rank}", ("stage, one process", "samples/s", "us a sample", "read"), _stages(found))
+    loaders = [(str(one["workers"]), f"{one['samples_per_second']:,.0f}") for one in found["loader"]]
+    print_table(f"The loader as a whole, {found['cores']} cores", ("workers", "samples/s"), loaders)
+    title = "Shuffling within an epoch, in parts of what a permutation of all samples does"
+    print_table(title, _QUALITIES, [_quality(one) for one in found["shuffle"]])
+    print_text(found["bottleneck"]["told"])
+
+
+def _stages(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for stage in found["stages"]:
+        speed, cost = stage["samples_per_second"], stage["microseconds_per_sample"]
+        read = f"{format_bytes(int(stage['bytes_per_second']))}/s" if stage["bytes_per_second"] else ""
+        rows.append((stage["stage"], f"{speed:,.0f}", "" if cost is None else f"{cost:,.1f}", read))
+    return rows
+
+
+_QUALITIES = (
+    "window",
+    "distance of neighbours",
+    "of samples of a shard",
+    "neighbours in one batch",
+    "shards of a batch",
+    "largest share",
+    "shards open",
+)
+
+
+def _quality(one: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        f"{one['window']:,}{' (chosen)' if one['is_chosen'] else ''}",
+        f"{one['neighbour_distance']:.3g}",
+        f"{one['shard_distance']:.3g}",
+        f"{one['close_neighbours']:.3g} times",
+        f"{one['shards_of_a_batch']:.0f} (by chance {one['shards_by_chance']:.0f})",
+        f"{one['largest_share']:.1%}",
+        f"{one['open_shards']:,}",
+    )
+
+
+def print_audit(found: dict[str, Any]) -> None:
+    """The history that the newest weights have seen, and what was proven of it or the first problems."""
+    segments = [
+        (one["attempt"], f"{one['start']:,}", f"{one['stop']:,}", str(one["world_size"])) for one in found["segments"]
+    ]
+    print_table(f"{found['run']}: what its newest weights have seen", ("attempt", "from", "to", "ranks"), segments)
+    for problem in found["problems"]:
+        print_text(problem)
+    if not found["is_exact"]:
+        print_text(f"{found['num_problems']:,} problems" + (", the first above" if found["problems"] else ""))
+        return
+    epochs = ", ".join(f"{count} whole epochs of {name}" for name, count in found["whole_epochs"].items())
+    print_text(
+        f"proven: positions 0 to {found['end']:,} were each handed out once, with the sample that the order names"
+    )
+    print_text(f"{epochs}, each sample once in each; {found['num_replaced']:,} damaged samples replaced")
+
+
+app = new_app(no_args_is_help=True, help="The stream of a dataset into training: bench, audit.")
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="name of the dataset")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="what pretrain.stream would say, like batch_size=1024 workers=4 augment.size=160"),
+    ] = None,
+    workspace: Workspace = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="of each measurement; there are three or four")] = 10.0,
+    world_size: Annotated[
+        int | None, typer.Option(min=1, help="measure one rank of so many; default: of as many as there are partitions")
+    ] = None,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure each stage of the stream on real samples in stream order, then the loader; name the bottleneck.
+
+    Stages are measured in one process; the loader in the rank itself and with *workers* loader processes (default: one
+    for each core). Nothing is written to the workspace. How well the order shuffles is told as well.
+    """
+    from pipeline.stream.benchmark import bench as run_bench
+
+    found = run_bench(
+        needed(workspace), stores_of(workspace, endpoint), name, overrides or [], seconds, world_size, make_progress()
+    )
+    finish(as_json, found, lambda: print_bench(found))
+
+
+@app.command()
+def audit(
+    run: Annotated[str, typer.Argument(help="name of a run that was trained with stream.audit=true")],
+    workspace: Workspace = None,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Prove from the audit log of a run that each sample was seen exactly once per epoch. Exits 1 when it was not."""
+
+    found = run_audit(open_store(needed(workspace), stores_of(workspace, endpoint)), run)
+    finish(as_json, found, lambda: print_audit(found))
+    if found["num_problems"]:
+        raise FailedError(f"{run}: {found['num_problems']} problems; first: {found['problems'][0]}")
+
+
+if __name__ == "__main__":
+    main(app)

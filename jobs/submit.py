@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+import typer
 import yaml
 
-from jobs.recipe import ChainRecipe
+from jobs.base.console import make_progress, print_text
+from jobs.base.entrypoint import main
+from jobs.base.options import Debug, Endpoint, Json, Overrides, Recipe, Workspace, changes, finish
+from jobs.base.recipe import ChainRecipe, load_chain
 from pipeline.base.digests import fingerprint
-from pipeline.base.errors import FailedError, RefusedError
+from pipeline.base.errors import FailedError, InputError, RefusedError
 from pipeline.base.progress import Progress
-from pipeline.base.store import normalise_uri
+from pipeline.base.store.open import normalise_uri
 
 STAGES = ("run", "shard", "pretrain", "evaluate", "report")
 _RECIPE = "recipe.yaml"
 _AGENT_SECONDS = 60.0  # a cluster that has just started answers 500 until the agent of its head is up
 
 
-def submit(stage: str, chain: ChainRecipe, address: str, wait: bool, progress: Progress) -> dict[str, Any]:
+def run_submit(stage: str, chain: ChainRecipe, address: str, wait: bool, progress: Progress) -> dict[str, Any]:
     """Submit; with *wait*, follow the job's log and raise FailedError when it fails.
 
     The resolved recipe travels as the job's working directory, with absolute URIs; credentials never do: the
@@ -63,7 +68,7 @@ def _client(address: str) -> Any:
     if urlsplit(address).scheme not in ("http", "https"):
         raise RefusedError(f"{address} is not the address of a Ray dashboard", "write it like http://127.0.0.1:8265")
     # Imported here: it takes seconds, and a refused address does without.
-    from ray.job_submission import JobSubmissionClient  # noqa: PLC0415
+    from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(address)
@@ -98,3 +103,33 @@ def _submit(client: Any, stage: str, name: str, working_dir: str) -> str:
 async def _follow(client: Any, submission: str, progress: Progress) -> None:
     async for text in client.tail_job_logs(submission):
         progress.say(text.rstrip("\n"))
+
+
+def submit(
+    stage: Annotated[str, typer.Argument(help="run, shard, pretrain, evaluate or report")],
+    recipe: Recipe,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(help="dashboard of the cluster; default: RAY_API_SERVER_ADDRESS, else local")
+    ] = None,
+    workspace: Workspace = None,
+    wait: Annotated[bool, typer.Option(help="follow the job's log to its end")] = True,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Send a stage, or the whole chain (`run`), to a cluster as a Ray job.
+
+    `vitpipe submit run recipe.yaml --address http://127.0.0.1:8265`
+    """
+
+    if stage not in STAGES:
+        raise InputError(f"{stage!r} cannot be submitted", f"there are: {', '.join(STAGES)}")
+    chain = load_chain(recipe, overrides or [], changes(workspace, endpoint))
+    where = address or os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    result = run_submit(stage, chain, where, wait, make_progress())
+    finish(as_json, result, lambda: print_text(f"{result['submission_id']}: {result['status']}"))
+
+
+if __name__ == "__main__":
+    main(submit)

@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
-from jobs.cli import main
+from jobs.base.entrypoint import main
+from jobs.base.options import Address, Debug, Endpoint, Json, Workspace
+from jobs.probe import MaxParallel, Name, Run, Settings, Test, Train, Weights, _judge
+
+
+def transfer(
+    train: Train,
+    test: Test,
+    run: Run = None,
+    settings: Settings = None,
+    weights: Weights = None,
+    name: Name = None,
+    max_parallel: MaxParallel = 2,
+    workspace: Workspace = None,
+    endpoint: Endpoint = None,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune all weights on one task, as ViT's Table 4 does.
+
+    `vitpipe transfer RUN steps=500 image_size=384 -w ws --train birds-train --test birds-test`: the learning rate is
+    chosen on a held-out part of the training samples, then three runs on all of them are tested.
+    """
+    from jobs.probe import Wish
+
+    wish = Wish(run or "", weights, name, train, test, ("finetune",), settings or (), max_parallel=max_parallel)
+    _judge(wish, workspace, endpoint, address, as_json, debug)
+
 
 if __name__ == "__main__":
-    main(["transfer"])
+    main(transfer)

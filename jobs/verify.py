@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from pipeline.base.errors import InputError
+from typing import Annotated, Literal
+
+import typer
+
+from jobs.base.console import make_progress, print_text
+from jobs.base.entrypoint import main
+from jobs.base.options import Debug, Endpoint, Json, Workspace, finish, needed, stores_of
+from pipeline.base.errors import FailedError, InputError
 from pipeline.base.progress import Progress
-from pipeline.base.store import Store
-from pipeline.base.store.opening import Stores, open_store
-from pipeline.corpus.stage import MANIFEST, verify_staged
+from pipeline.base.store.open import open_store
+from pipeline.base.store.protocol import Store, Stores
+from pipeline.corpus.staging.manifest import MANIFEST
+from pipeline.corpus.staging.verify import verify_staged
 from pipeline.records.dataset import CARD, dataset_prefix
 from pipeline.shard.verify import Depth, verify_dataset
 
 _CORPORA = "corpora/"  # leads the name of a staged corpus, so that a dataset may have the same
 
 
-def verify(
+def run_verify(
     workspace: Store, stores: Stores, names: list[str], depth: Depth, progress: Progress
 ) -> dict[str, list[str]]:
     """The problems of each dataset or corpus in *names*, or of all. Raises InputError when there is none of that name.
@@ -49,7 +57,30 @@ def dataset_names(workspace: Store) -> list[str]:
     return sorted(key.split("/")[1] for key in keys if key.endswith(f"/{CARD}") and key.count("/") == 2)
 
 
-if __name__ == "__main__":
-    from jobs.cli import main
+def verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="datasets, and corpora/NAME for staged ones; default: all of them")
+    ] = None,
+    workspace: Workspace = None,
+    fast: Annotated[bool, typer.Option("--fast", help="cards, tables and sizes only")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="also decode every sample, and read with stock webdataset")
+    ] = False,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare datasets and staged corpora with their cards: every byte by default. Names damage, and exits 1."""
 
-    main(["verify"])
+    depth: Literal["fast", "bytes", "full"] = "full" if full else "fast" if fast else "bytes"
+    uri, stores = needed(workspace), stores_of(workspace, endpoint)
+    problems = run_verify(open_store(uri, stores), stores, names or [], depth, make_progress())
+    found = [f"{name}: {problem}" for name, rows in problems.items() for problem in rows]
+    result = {"workspace": uri, "depth": depth, "problems": problems}
+    finish(as_json, result, lambda: print_text("\n".join(found) or f"whole ({depth}): {', '.join(problems)}"))
+    if found:
+        raise FailedError(f"{len(found)} problems; first: {found[0]}", "shard the dataset again, or stage the corpus")
+
+
+if __name__ == "__main__":
+    main(verify)

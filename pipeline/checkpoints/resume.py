@@ -6,30 +6,18 @@ so a damaged checkpoint is never half loaded, and no rank waits for another one 
 
 from __future__ import annotations
 
-import json
 import logging
 
-from pydantic import ValidationError
-
-from pipeline.base.collective import Collective
 from pipeline.base.errors import DamageError, MismatchError
-from pipeline.base.store import Store
-from pipeline.checkpoints.agree import from_first, together
-from pipeline.checkpoints.attempts import check_newest
-from pipeline.checkpoints.damaged import set_aside
-from pipeline.checkpoints.fragments import Restorable
-from pipeline.checkpoints.pins import pin_fork
-from pipeline.checkpoints.rankfile import RankHeader, piece_of
+from pipeline.base.store.protocol import Store
+from pipeline.base.world import Collective, from_first, together
+from pipeline.checkpoints.card import check_newest, check_whole, read_resumable, set_aside
+from pipeline.checkpoints.reader import StoredFragments, WithAverage, read_headers, shape_problems
+from pipeline.checkpoints.retention import pin_fork
 from pipeline.checkpoints.save import Saving
-from pipeline.checkpoints.stored import StoredFragments, WithAverage, read_headers, shape_problems
-from pipeline.checkpoints.whole import check_whole
-from pipeline.records.run import (
-    CheckpointCard,
-    checkpoint_card_key,
-    list_steps,
-    parse_checkpoint_card,
-    parse_reference,
-)
+from pipeline.checkpoints.shard_file import RankHeader, piece_of
+from pipeline.checkpoints.state import Restorable
+from pipeline.records.run import CheckpointCard, list_steps, parse_reference
 
 _log = logging.getLogger(__name__)
 
@@ -115,35 +103,6 @@ def _open(
 
 def _refusal(card: CheckpointCard, fields: list[str]) -> str:
     return f"checkpoint of step {card.step} of run {card.run} cannot be resumed: {'; '.join(fields)}"
-
-
-def read_resumable(workspace: Store, run: str, step: int) -> CheckpointCard:
-    """The card. Raises DamageError for a broken one or another step's, MismatchError for another release's."""
-    key = checkpoint_card_key(run, step)
-    data = workspace.read(key)
-    current = CheckpointCard.model_fields["schema_version"].default
-    version = _version_of(data, current)
-    if version != current:
-        raise MismatchError(
-            f"{workspace.uri}/{key} has schema_version {version}, this vitpipe resumes {current}",
-            "go on with the release that wrote it, or start another run from its model.safetensors",
-        )
-    return parse_checkpoint_card(data, run, step, f"{workspace.uri}/{key}")
-
-
-def _version_of(data: bytes, current: int) -> int:
-    """The schema version in a card; *current* where it is none, or where it makes the only difference: a damage."""
-    try:
-        tree = json.loads(data)
-        version: int = tree["schema_version"]
-        if not isinstance(version, int):
-            return current
-        sealed = CheckpointCard.model_validate(tree | {"schema_version": current})
-    except ValidationError:
-        return version
-    except (ValueError, KeyError, TypeError):
-        return current
-    return current if sealed.digest == tree.get("digest") else version
 
 
 def _fetch(reader: StoredFragments, collective: Collective, engine: Restorable) -> None:

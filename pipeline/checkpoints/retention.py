@@ -6,21 +6,114 @@ always the newest one that is whole. With ``keep_last=1`` a newest one that goes
 
 from __future__ import annotations
 
+import re
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from pipeline.base.errors import DamageError
+from pipeline.base.errors import DamageError, InputError
 from pipeline.base.failpoints import reach
-from pipeline.base.store import Store
-from pipeline.checkpoints.pins import forked_steps, pinned_steps
-from pipeline.checkpoints.whole import check_whole
+from pipeline.base.store.protocol import Leftover, ObjectInfo, Store
+from pipeline.checkpoints.card import check_whole, list_attempts
+from pipeline.records.record import Record, parse_record
 from pipeline.records.run import (
     RETIRED,
+    CheckpointCard,
+    RunCard,
     checkpoint_card_key,
+    list_checkpoint_cards,
     list_steps,
     parse_checkpoint_card,
+    parse_reference,
     read_checkpoint_card,
+    run_prefix,
     step_prefix,
 )
+
+_CLOCK_SECONDS = 60.0  # by which the clocks of two hosts may differ
+_OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class Pin(Record):
+    """Who needs which steps is told by the file's name; *expires* None: for ever."""
+
+    steps: tuple[int, ...]
+    expires: float | None
+
+
+def pin(workspace: Store, run: str, steps: Iterable[int], owner: str, seconds: float | None) -> list[int]:
+    """Keep *steps* of *run* for *seconds* (None: until released); those of them that are there.
+
+    A pin of the same owner is replaced: so this is also how a pin gets other steps.
+    """
+    wanted = tuple(sorted(set(steps)))
+    expires = None if seconds is None else time.time() + seconds
+    workspace.put(_key(run, owner), Pin(steps=wanted, expires=expires).to_json())
+    return sorted(set(wanted) & set(list_steps(workspace, run)))
+
+
+def renew(workspace: Store, run: str, owner: str, seconds: float) -> list[int]:
+    """Let the owner's pin count from now on for *seconds*; the steps that are there. None pinned: none."""
+    try:
+        theirs = parse_record(Pin, workspace.read(_key(run, owner)), _key(run, owner))
+    except FileNotFoundError:
+        return []
+    return pin(workspace, run, theirs.steps, owner, seconds)
+
+
+def release(workspace: Store, run: str, owner: str) -> None:
+    """The owner needs nothing any more."""
+    workspace.delete(_key(run, owner))
+
+
+def pin_fork(workspace: Store, parent: str, child: str) -> None:
+    """Keep *parent* (RUN@STEP) for ever for the run *child*. Raises InputError when it is not there.
+
+    Call it before the child's ``run.json`` is made; ``resume`` does it again.
+    """
+    run, step = parse_reference(parent)
+    read_checkpoint_card(workspace, run, step)
+    if step not in pin(workspace, run, [step], f"fork-{child}", None):
+        raise InputError(f"checkpoint {parent} was removed just now", "fork from another one")
+
+
+def pinned_steps(workspace: Store, run: str) -> set[int]:
+    """Steps that somebody needs now: those of the pins that count.
+
+    A pin that cannot be read counts for all steps, so that nothing is removed that it may be about.
+    """
+    now, found = time.time() - _CLOCK_SECONDS, set()
+    for info in list(workspace.list(f"{run_prefix(run)}/pins/")):
+        try:
+            theirs = parse_record(Pin, workspace.read(info.key), info.key)
+        except FileNotFoundError:
+            continue
+        except DamageError:
+            found |= set(list_steps(workspace, run))
+            continue
+        if theirs.expires is None or theirs.expires > now:
+            found |= set(theirs.steps)
+    return found
+
+
+def forked_steps(workspace: Store, run: str) -> set[int]:
+    """Steps of *run* that other runs say they were forked from. Lists all runs, so it is not for every moment."""
+    steps = set()
+    for info in list(workspace.list("runs/")):
+        if info.key.endswith("/run.json") and info.key.count("/") == 2:
+            try:
+                parent = parse_record(RunCard, workspace.read(info.key), info.key).parent
+            except DamageError:
+                continue  # the pin of that fork counts all the same
+            if parent is not None and parse_reference(parent)[0] == run:
+                steps.add(parse_reference(parent)[1])
+    return steps
+
+
+def _key(run: str, owner: str) -> str:
+    if not _OWNER.fullmatch(owner):
+        raise InputError(f"{owner!r} cannot own a pin", "letters, digits, '.', '_' and '-'")
+    return f"{run_prefix(run)}/pins/{owner}.json"
 
 
 @dataclass(frozen=True)
@@ -82,3 +175,34 @@ def _retire(workspace: Store, run: str, step: int) -> bool:
         workspace.delete(f"{step_prefix(run, step)}/{file.name}")
         reach("checkpoint.in-retire-files")
     return True
+
+
+_WRITTEN = re.compile(r"step-(\d{8,})/(\d{4,})/([^/]+)")  # step, attempt, file
+
+
+def find_orphans(workspace: Store, run: str) -> Iterator[Leftover]:
+    """Files of *run*'s checkpoints that no card lists and that no attempt is about to.
+
+    Raises DamageError when a card cannot be read: nobody knows then what belongs to it.
+    """
+    prefix = f"{run_prefix(run)}/checkpoints/"
+    written = [(info, found) for info in list(workspace.list(prefix)) if (found := _written(prefix, info))]
+    cards = {card.step: card for card in list_checkpoint_cards(workspace, run)}  # after the files: none is missed
+    attempts = list_attempts(workspace, run)
+    newest = attempts[-1] if attempts else ""
+    committed = max((card.step for card in cards.values() if card.attempt == newest), default=-1)
+    pinned = pinned_steps(workspace, run)
+    for info, (step, attempt, name) in written:
+        is_ahead = attempt == newest and step >= committed
+        if step not in pinned and not is_ahead and not _is_listed(cards.get(step), f"{attempt}/{name}"):
+            why = f"attempt {attempt} did not commit it" if step not in cards else "the step's card does not list it"
+            yield Leftover(info.key, info.num_bytes, why)
+
+
+def _written(prefix: str, info: ObjectInfo) -> tuple[int, str, str] | None:
+    found = _WRITTEN.fullmatch(info.key.removeprefix(prefix))
+    return (int(found[1]), found[2], found[3]) if found else None
+
+
+def _is_listed(card: CheckpointCard | None, name: str) -> bool:
+    return card is not None and any(file.name == name for file in card.every_file)

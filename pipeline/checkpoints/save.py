@@ -11,13 +11,19 @@ from dataclasses import dataclass
 
 from pipeline.base.errors import DamageError, FailedError
 from pipeline.base.failpoints import reach
-from pipeline.base.store import Store
+from pipeline.base.store.protocol import Store
 from pipeline.base.world import World
-from pipeline.checkpoints.attempts import check_newest
-from pipeline.checkpoints.layout import Piece, cover_problem, expected_files, rank_file
-from pipeline.checkpoints.rankfile import RankState, pack_header, piece_of
-from pipeline.checkpoints.snapshot import Snapshot
-from pipeline.checkpoints.whole import check_whole
+from pipeline.checkpoints.card import check_newest, check_whole
+from pipeline.checkpoints.shard_file import (
+    Piece,
+    RankState,
+    cover_problem,
+    expected_files,
+    pack_header,
+    piece_of,
+    rank_file,
+)
+from pipeline.checkpoints.state import Snapshot
 from pipeline.records.run import CheckpointCard, StoredFile, checkpoint_card_key, read_checkpoint_card, step_prefix
 
 _CHUNK_BYTES = 4 << 20

@@ -16,10 +16,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from pipeline.base.collective import Collective
 from pipeline.base.errors import FailedError, SupersededError
 from pipeline.base.failpoints import reach
-from pipeline.checkpoints.fragments import EMA, WEIGHT, FragmentSource
+from pipeline.base.world import Collective
 from pipeline.checkpoints.retention import Retention, apply_retention
 from pipeline.checkpoints.save import (
     Moment,
@@ -32,13 +31,13 @@ from pipeline.checkpoints.save import (
     put_rank_file,
     put_weights,
 )
-from pipeline.checkpoints.snapshot import Snapshot
+from pipeline.checkpoints.state import EMA, WEIGHT, FragmentSource, Snapshot
 from pipeline.records.run import EMA_WEIGHTS, WEIGHTS
 
 _log = logging.getLogger(__name__)
+
 _FIRST_PAUSE_SECONDS = 1.0  # before the last checkpoint is tried again; doubled each time
 _QUIET_SECONDS = 30.0  # training waits this long for the previous checkpoint before it says so
-
 Assemble = Callable[[FragmentSource, str], dict[str, Tensor] | None]
 Pack = Callable[[dict[str, Tensor]], bytes]
 

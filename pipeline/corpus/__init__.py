@@ -9,6 +9,6 @@
     classes.py    class tables: from a file, or made from the sources
 """
 
-from pipeline.corpus.opening import open_corpus
+from pipeline.corpus.listing import open_corpus
 
 __all__ = ["open_corpus"]

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.base.errors import InputError
-from pipeline.corpus.classes import MAX_CLASSES, check_classes
+from pipeline.corpus.class_table import MAX_CLASSES, check_classes
 from pipeline.corpus.sources.source import LabelsAre
 from pipeline.records.corpus import ClassEntry
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.base.store.protocol import Store
-from pipeline.corpus.duplicates import needed_depth, without_duplicates
-from pipeline.corpus.ranges import RangeReader
+from pipeline.corpus.dedup import needed_depth, without_duplicates
 from pipeline.corpus.recipe import DuplicatesRecipe, SplitRecipe
 from pipeline.corpus.scan import Scanner
+from pipeline.corpus.sources.readers import RangeReader
 from pipeline.corpus.splits import shape_of, split
 from pipeline.records.corpus import Corpus
 from pipeline.records.dataset import read_dataset_card

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.base.disk_table import Rows, RowsWriter, Spool
 from pipeline.base.errors import InputError
 from pipeline.base.progress import Progress
-from pipeline.base.rows import Rows, RowsWriter, Spool
 from pipeline.corpus.recipe import SplitRecipe
 from pipeline.records.corpus import Corpus, key_of
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from pipeline.base.errors import FailedError
 from pipeline.base.progress import Progress
-from pipeline.base.store import Store
-from pipeline.evaluate.scheduler.loop import Outcome, Scheduler
-from pipeline.evaluate.scheduler.suites import keep_suite
-from pipeline.evaluate.suite import EvaluateRecipe
+from pipeline.base.store.protocol import Store
+from pipeline.evaluate.discovery import Asked, keep_suite, plan_all, refuse_empty
+from pipeline.evaluate.recipe import EvaluateRecipe
+from pipeline.evaluate.scheduler import Outcome, Scheduler
 
 
 def evaluate(
@@ -40,3 +40,23 @@ def check_evaluated(outcome: Outcome) -> None:
             f"{len(outcome.failures)} of {outcome.num_planned} evaluations failed: {outcome.failures[0]}",
             "the others are recorded; mend the cause, and give the same command with --retry",
         )
+
+
+def _check_planned(workspace: Store, asked: Asked) -> None:
+    """Refuse before anything starts what the scheduler would: datasets that are missing or leak, nothing to judge.
+
+    What it learns of leaks is remembered, so that the scheduler need not read the indexes again.
+    """
+    planner = asked.planner(workspace)
+    plan_all(workspace, asked.run, [asked.read_recipe()], planner=planner)
+    if asked.every_seconds is None:
+        refuse_empty(planner)
+
+
+def take_weights(workspace: Store, asked: Asked) -> None:
+    """Store the weights that are asked for in *workspace*, if any, once it is known that the suite can be planned."""
+    if asked.weights is not None:
+        from pipeline.evaluate.imported_weights import keep_weights  # noqa: PLC0415
+
+        plan_all(workspace, asked.run, [asked.read_recipe()], planner=asked.planner(workspace))
+        keep_weights(workspace, asked.weights)

@@ -11,14 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import InputError
-from pipeline.base.store import Store
-from pipeline.evaluate.due import Planned
-from pipeline.evaluate.features import Features, FeatureSpec, iterate_features, load_features, prepare_features
-from pipeline.evaluate.leak import refuse_leak
-from pipeline.evaluate.metrics import Outcomes, headline, of_label_scores, of_probabilities, of_scores, oracle
-from pipeline.evaluate.metrics.classes import share_of
-from pipeline.evaluate.metrics.multilabel import mean_average_precision
-from pipeline.evaluate.split import (
+from pipeline.base.store.protocol import Store
+from pipeline.evaluate.features.extract import iterate_features, load_features, prepare_features
+from pipeline.evaluate.features.storage import Features, FeatureSpec
+from pipeline.evaluate.leakage import refuse_leak
+from pipeline.evaluate.metrics.classification import headline, mean_average_precision, oracle, share_of
+from pipeline.evaluate.metrics.outcomes import Outcomes, of_label_scores, of_probabilities, of_scores
+from pipeline.evaluate.model_ref import Subject
+from pipeline.evaluate.plan import Planned
+from pipeline.evaluate.recipe import Task
+from pipeline.evaluate.splits import (
     VTAB_TRAIN,
     Choice,
     TestPart,
@@ -30,8 +32,6 @@ from pipeline.evaluate.split import (
     vtab_order,
     vtab_split,
 )
-from pipeline.evaluate.subject import Subject
-from pipeline.evaluate.suite import Task
 from pipeline.records.dataset import DatasetCard, read_dataset_card
 from pipeline.records.score import Metric
 from pipeline.stream.dataset import DatasetReader

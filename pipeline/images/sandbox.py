@@ -18,13 +18,13 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from pipeline.base.errors import FailedError
-from pipeline.images.check import Checked, CheckOptions
+from pipeline.images.check import Checked, CheckOptions, refuse_if_impossible
 from pipeline.images.decode import ImageRejectedError
-from pipeline.images.frames import SIZE, SIZE_BODY, ChildSettings, unpack
-from pipeline.images.reencode import refuse_if_impossible
 from pipeline.images.sandbox_process import Child
+from pipeline.images.sandbox_worker import SIZE, SIZE_BODY, ChildSettings, unpack
 
 T = TypeVar("T")
+
 _TICK_SECONDS = 0.05
 _STARTS = 3  # children in a row that were killed from outside before they were ready
 _OUTSIDE_KILLS = 5  # of children that were at the same image: it is the image that has them killed, by its memory

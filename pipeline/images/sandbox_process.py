@@ -1,4 +1,4 @@
-"""One child of the sandbox: its start, its two pipes (never blocking on this side), its clock, and its end."""
+"""The decoding child as its parent sees it: pipes, frames, its clock and its end."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import time
 from collections import deque
 from itertools import islice
 
-from pipeline.base import children
+from pipeline.base import child_process as children
 from pipeline.base.errors import FailedError
-from pipeline.images.frames import ANSWERS, LENGTH, READY, ChildSettings
+from pipeline.images.sandbox_worker import ANSWERS, LENGTH, READY, ChildSettings
 
-_PROGRAM = "pipeline.images.sandbox_child"
+_PROGRAM = "pipeline.images.sandbox_worker"
 _PIPE_BYTES = 1 << 20  # so that the child has images to go on with while its parent does something else
 _READ_BYTES = 1 << 18
 _AHEAD = 3  # images of which the child should have all bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's name for it
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 # Below this length, on a CPU, the plain product beats torch's fused kernel: its backward took over half of a

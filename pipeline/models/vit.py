@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.models.block import Block
 from pipeline.models.config import ViTConfig
-from pipeline.models.embedding import PatchEmbedding, lecun_normal_, sincos_2d
-from pipeline.models.resample import resample_positions
+from pipeline.models.layers import Block, PatchEmbedding, lecun_normal_, resample_positions, sincos_2d
 
 
 class ViT(nn.Module):

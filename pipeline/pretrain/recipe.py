@@ -9,8 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.base.config import Config
 from pipeline.base.errors import InputError, RecipeError
-from pipeline.base.store import normalise_uri
-from pipeline.images.transform import EvaluationTransform
+from pipeline.base.store.open import normalise_uri
+from pipeline.images.transforms import EvaluationTransform
 from pipeline.models.config import ViTConfig, named
 from pipeline.pretrain.objectives.recipe import ObjectiveRecipe, SoftmaxRecipe
 from pipeline.records.run import parse_reference
@@ -58,7 +58,6 @@ _FREE = {
         "persistence_threshold",
     },
 }
-
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 

@@ -10,18 +10,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipeline.base.collective import Collective
 from pipeline.base.digests import canonical_json
 from pipeline.base.errors import FailedError, StoreAccessError, VitpipeError
-from pipeline.base.store import BucketSettings, Store, Stores, open_store
-from pipeline.checkpoints.attempts import take_attempt
-from pipeline.pretrain.rank import Rank
+from pipeline.base.store.open import open_store
+from pipeline.base.store.protocol import BucketSettings, Store, Stores
+from pipeline.base.world import Collective
+from pipeline.checkpoints.card import take_attempt
 from pipeline.pretrain.recipe import PretrainRecipe
+from pipeline.pretrain.trainer import Rank
 from pipeline.records.run import run_prefix
-from pipeline.train.collective import current_collective
+from pipeline.train.distributed import current_collective
 from pipeline.train.heartbeat import Pulse
-from pipeline.train.logs import RankLog
-from pipeline.train.stopping import Stop, listening
+from pipeline.train.preemption import Stop, listening
+from pipeline.train.rank_log import RankLog
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from pipeline.base.digests import sha256_hex
-from pipeline.base.rows import Rows
+from pipeline.base.disk_table import Rows
 from pipeline.records.record import Record
 
 # Where the bytes of an image are: the whole object `file` (row and offset -1), `num_bytes` of it from `offset`, or
@@ -27,7 +27,6 @@ _PLACE = [
 FOUND_SCHEMA = pa.schema([*_PLACE, ("labels", pa.list_(pa.string()))])
 # What is sharded: `source` is the number of the reader, labels are numbers of the class table.
 LISTING_SCHEMA = pa.schema([*_PLACE, ("source", pa.int16()), ("labels", pa.list_(pa.int32()))])
-
 KEY_DIGITS = 20  # hex digits of a sample's key: 80 bits, so 10^9 keys collide with probability below 10^-6
 
 
@@ -46,7 +45,6 @@ class Reject:
 
 
 REJECTS_SCHEMA = pa.schema([("origin", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
-
 # `reason` is same-file, same-pixels, evaluation-file or evaluation-pixels; `of` is the origin that was kept, or
 # dataset/key for an evaluation set; `labels_differ`: the one that was kept has other labels.
 DUPLICATES_SCHEMA = pa.schema(

@@ -7,6 +7,8 @@ evaluated twice.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -19,7 +21,6 @@ from pipeline.records.record import Record, parse_record
 PIXELS = "pixels"  # stands for a weights digest where the "features" are the raw pixels
 ARTEFACTS = "artefacts.safetensors"
 OUTCOMES = "outcomes.parquet"
-
 # One row per test sample, for paired comparisons and for metrics that are thought of later. What is not known is null.
 # Schema 1 had the first four columns, and no version in its metadata.
 OUTCOMES_SCHEMA_VERSION = 2
@@ -118,3 +119,15 @@ def list_results(workspace: Store) -> list[EvaluationResult]:
     found = read_marks(workspace.list(LEDGER))
     keys = [marks.newest["result"][1].key for _, marks in sorted(found.items()) if marks.is_recorded]
     return [parse_record(EvaluationResult, workspace.read(key), key) for key in keys]
+
+
+@dataclass(frozen=True)
+class Only:
+    """Which evaluations are wanted; a task or an evaluator may be a pattern with ``*`` and ``?``. None: all."""
+
+    task: str | None = None
+    evaluator: str | None = None
+
+    def wants(self, key: EvaluationKey) -> bool:
+        """True for an evaluation that is asked for."""
+        return fnmatchcase(key.task, self.task or "*") and fnmatchcase(key.evaluator, self.evaluator or "*")

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import median
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError, InputError
 from pipeline.base.store.protocol import Store
 from pipeline.records.dataset import DatasetCard, read_dataset_card
+from pipeline.records.evaluators import INSPECT
 from pipeline.records.record import parse_record
 from pipeline.records.run import (
     CheckpointCard,
@@ -18,9 +28,88 @@ from pipeline.records.run import (
     read_run_card,
     run_prefix,
 )
-from pipeline.records.score import Score, list_results
-from pipeline.report.artefacts import Artefacts, read_artefacts
+from pipeline.records.score import ARTEFACTS, Score, file_key, list_results
 from pipeline.report.scores import Joined, join_results, score_rows
+
+Array = npt.NDArray[Any]
+_NUM_DIMENSIONS = {
+    "patch_filters": 4,
+    "position_similarity": 4,
+    "sample_images": 4,
+    "sample_labels": 1,
+    "sample_predictions": 1,
+    "sample_probabilities": 1,
+    "confusion": 2,
+}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Test images with what the model said of them: (n, H, W, 3) uint8 and three arrays of (n,)."""
+
+    images: Array
+    labels: Array
+    predictions: Array
+    probabilities: Array
+
+
+@dataclass(frozen=True)
+class Artefacts:
+    """What there is to look at, from which step and task; None where it was not recorded."""
+
+    step: int | None = None
+    task: str = ""
+    patch_filters: Array | None = None  # (K, P, P, 3) float32
+    position_similarity: Array | None = None  # (gh, gw, gh, gw) float32
+    samples: Samples | None = None
+    confusion: Array | None = None  # (K, K) int64, rows are the truth
+
+
+def read_artefacts(workspace: Store, joined: Iterable[Joined]) -> Artefacts:
+    """The artefacts of the newest inspected step; empty when nothing was inspected.
+
+    Raises DamageError when the file is not what its result says, or an array has another shape than promised.
+    """
+    inspected = [item for item in joined if item.result.key.evaluator == INSPECT and item.step is not None]
+    if not inspected:
+        return Artefacts()
+    newest = min(inspected, key=lambda item: (-(item.step or 0), item.result.key.task, item.result.id))
+    promised = newest.result.files.get(ARTEFACTS, "")
+    where = file_key(newest.result.id, ARTEFACTS, promised)
+    try:
+        data = workspace.read(where)
+    except FileNotFoundError:
+        return Artefacts(newest.step, newest.result.key.task)
+    if promised != sha256_hex(data):
+        raise DamageError(f"{where} is not what its result lists", "delete the evaluation and evaluate again")
+    try:
+        arrays = load(data)
+    except SafetensorError as error:
+        raise DamageError(f"{where} cannot be read: {error}", "delete the evaluation and evaluate again") from None
+    return _checked(arrays, where, newest)
+
+
+def _checked(arrays: dict[str, Array], where: str, newest: Joined) -> Artefacts:
+    for name, dimensions in _NUM_DIMENSIONS.items():
+        if name in arrays and arrays[name].ndim != dimensions:
+            raise DamageError(f"{where}: '{name}' has shape {arrays[name].shape}, {dimensions} dimensions expected")
+    kept = {name: array for name, array in arrays.items() if array.size}
+    parts = [kept.get(f"sample_{name}") for name in ("images", "labels", "predictions", "probabilities")]
+    present = [part for part in parts if part is not None]
+    if len({len(part) for part in present}) > 1:
+        raise DamageError(f"{where}: the sample arrays differ in length: {[len(part) for part in present]}")
+    return Artefacts(
+        step=newest.step,
+        task=newest.result.key.task,
+        patch_filters=_finite(kept.get("patch_filters")),
+        position_similarity=_finite(kept.get("position_similarity")),
+        samples=Samples(*present) if len(present) == len(parts) else None,
+        confusion=kept.get("confusion"),
+    )
+
+
+def _finite(array: Array | None) -> Array | None:
+    return None if array is None else np.nan_to_num(np.asarray(array, np.float32), posinf=0.0, neginf=0.0)
 
 
 @dataclass(frozen=True)
@@ -132,3 +221,14 @@ def _read_seconds(workspace: Store, run: str) -> dict[str, float]:
     if not isinstance(tree, dict) or not all(isinstance(value, int | float) for value in tree.values()):
         raise DamageError(f"{where} is not an object of seconds", "delete it; only the times of the stages are lost")
     return {str(stage): float(value) for stage, value in tree.items()}
+
+
+def images_per_second(collected: Collected) -> float | None:
+    """The median over the logged rows; None when nothing was logged."""
+    rows = collected.training.rows
+    return median(row.images_per_second for row in rows) if rows else None
+
+
+def pretrain_seconds(collected: Collected) -> float:
+    """Wall time of the pretraining stage where it was taken, else the total of the logged rows."""
+    return collected.seconds.get("pretrain", sum(row.seconds for row in collected.training.rows))

@@ -13,14 +13,13 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.report.collect import Training
+from pipeline.report.formatting import is_share, number
 from pipeline.report.tables import Cell, Row, TaskTable
 from pipeline.report.theme import MUTED, SECOND, SERIES, THIRD, WARM, Picture, panels, style, svg_picture
-from pipeline.report.words import is_share, number
 
 MAX_POINTS = 2000  # more than a screen has; longer histories are thinned evenly for drawing only
 MIN_SMOOTHED = 8
 PANELS_PER_ROW = 4
-
 Floats = npt.NDArray[np.float64]
 
 

@@ -10,18 +10,170 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.base.quantities import format_bytes, format_seconds
+from pipeline.base.units import format_bytes, format_seconds
+from pipeline.records.evaluators import EVALUATOR_NAMES
 from pipeline.report import pictures
-from pipeline.report.collect import Collected
-from pipeline.report.confusion import Confusion, confusion_view
+from pipeline.report.collect import Collected, images_per_second, pretrain_seconds
 from pipeline.report.curves import learning_rate_picture, loss_picture, scores_picture, throughput_picture
-from pipeline.report.facts import facts, headline, tiles
-from pipeline.report.paper import SOURCE, published_of
-from pipeline.report.progressed import Progressed
-from pipeline.report.tables import TaskTable
+from pipeline.report.formatting import count, interval, is_oracle, is_share, metric_name, number, plural
+from pipeline.report.pictures import Confusion, confusion_view
+from pipeline.report.tables import SOURCE, Row, TaskTable, published_of
 from pipeline.report.theme import Picture
-from pipeline.report.verdict import Verdict
-from pipeline.report.words import EVALUATOR_NAMES, count, interval, is_oracle, is_share, number, plural
+from pipeline.report.verdicts import Progressed, Verdict
+
+OWN_HEAD = "classify"
+NOT_RECORDED = "not recorded"
+CHAIN = ("stage", "shard", "verify", "pretrain", "evaluate", "report")  # the order in which times are listed
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of the facts: a name, what it is, and whether it is a digest or the like."""
+
+    name: str
+    value: str
+    is_code: bool = False
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One big number of the opening, with a word above and a word below."""
+
+    label: str
+    value: str
+    note: str
+
+
+def headline(collected: Collected, tables: tuple[TaskTable, ...]) -> list[str]:
+    """What was trained on what, with how many images, and what the model itself reaches on test images."""
+    dataset, last = collected.dataset, collected.last_step
+    images = plural(dataset.num_samples, "image") if dataset else "images"
+    classes = f" in {plural(len(dataset.class_names), 'class')}" if dataset and dataset.class_names else ""
+    steps = f" for {plural(last, 'step')}" if last else ""
+    first = f"{_model(collected)} was trained on {images} of {collected.run.dataset_name}{classes}{steps}."
+    if last is None:
+        state = " is being trained " if collected.training.rows else " is to be trained "
+        return [first.replace(" was trained ", state, 1), "There is no checkpoint of a trained model yet."]
+    rows = _own_rows(tables)
+    known = [row for row in rows if last in row.steps]
+    if not known:
+        return [first, f"How many test images it recognises by itself is not recorded for the last step, {last}."]
+    if any(row.metric != "top1" for row in known):
+        values = [f"{row.steps[last].text} {metric_name(row.metric)} on {row.task}" for row in known]
+        return [first, f"By itself it reaches {' and '.join(values)}."]
+    values = [f"{row.steps[last].text} of the test images of {row.task}" for row in known]
+    return [first, f"By itself it recognises {' and '.join(values)}."]
+
+
+def tiles(collected: Collected, tables: tuple[TaskTable, ...]) -> list[Tile]:
+    """The big numbers under the headline; each only when it is known."""
+    found: list[Tile] = []
+    last, dataset, rate = collected.last_step, collected.dataset, images_per_second(collected)
+    for row in _own_rows(tables):
+        if last in row.steps:
+            cell = row.steps[last]
+            bounds = interval(row.metric, cell.low, cell.high)
+            label = f"Test {metric_name(row.metric)}, own head"
+            found.append(Tile(label, number(row.metric, cell.value), f"{row.task} {bounds}"))
+    if dataset:
+        found.append(Tile("Training images", count(dataset.num_samples), f"{count(dataset.num_rejected)} rejected"))
+    if last:
+        found.append(Tile("Steps", count(last), _epochs(collected)))
+    if rate is not None:
+        found.append(Tile("Images per second", f"{rate:,.0f}", "median of the logged steps"))
+        found.append(Tile("Pretraining", format_seconds(pretrain_seconds(collected)), _layout(collected)))
+    return found
+
+
+def facts(collected: Collected, code_version: str) -> list[tuple[str, list[Fact]]]:
+    """The facts table: (heading, facts) for the run, its dataset and its time."""
+    return [
+        ("Run", _run_facts(collected, code_version)),
+        ("Dataset", _dataset_facts(collected)),
+        ("Time", _time_facts(collected)),
+    ]
+
+
+def _run_facts(collected: Collected, code_version: str) -> list[Fact]:
+    run, training = collected.run, collected.training
+    cards = collected.checkpoints
+    steps = ", ".join(str(card.step) for card in cards) or "none"
+    return [
+        Fact("Name", run.name),
+        Fact("Fingerprint", run.fingerprint, is_code=True),
+        Fact("Trained by", run.code_version, is_code=True),
+        Fact("Reported by", code_version, is_code=True),
+        Fact("World size", str(cards[-1].world_size) if cards else NOT_RECORDED),
+        Fact("ZeRO stage", str(cards[-1].zero_stage) if cards else NOT_RECORDED),
+        Fact("Dtype", cards[-1].dtype if cards else NOT_RECORDED),
+        Fact("Global batch", plural(run.order.batch_size, "image")),
+        Fact("Order", f"seed {run.order.seed}, {run.order.partitions} partitions, window {count(run.order.window)}"),
+        Fact("Checkpoints", steps),
+        Fact("Attempts", str(training.num_attempts)),
+    ]
+
+
+def _dataset_facts(collected: Collected) -> list[Fact]:
+    card = collected.dataset
+    known = [Fact("Name", collected.run.dataset_name), Fact("Digest", collected.run.dataset_digest, is_code=True)]
+    if card is None:
+        return [*known, Fact("Card", collected.dataset_note)]
+    sizes = card.statistics
+    return [
+        *known,
+        Fact("Found", count(card.num_input)),
+        Fact("Written", count(card.num_samples)),
+        Fact("Rejected", count(card.num_rejected)),
+        Fact("Duplicates", count(card.num_duplicates)),
+        Fact("Shards", count(card.num_shards)),
+        Fact("Size", format_bytes(card.num_bytes)),
+        Fact("Classes", count(len(card.class_names))),
+        Fact("Formats", ", ".join(f"{name} {count(n)}" for name, n in sorted(sizes.formats.items())) or NOT_RECORDED),
+        Fact("Width", f"{_span(sizes.width_min, sizes.width_max)} pixels"),
+        Fact("Height", f"{_span(sizes.height_min, sizes.height_max)} pixels"),
+    ]
+
+
+def _time_facts(collected: Collected) -> list[Fact]:
+    rows, rate = collected.training.rows, images_per_second(collected)
+    order = {stage: place for place, stage in enumerate(CHAIN)}
+    named = sorted(collected.seconds.items(), key=lambda item: (order.get(item[0], len(order)), item[0]))
+    stages = [Fact(stage.capitalize(), format_seconds(seconds)) for stage, seconds in named]
+    waits = sorted(row.data_wait_share for row in rows)
+    return [
+        *(stages or [Fact("Stages", NOT_RECORDED)]),
+        Fact("Logged steps", count(len(rows))),
+        Fact("Images/s", NOT_RECORDED if rate is None else f"{rate:,.1f} (median)"),
+        Fact("Waiting for data", f"{100 * waits[len(waits) // 2]:.1f} % (median)" if waits else NOT_RECORDED),
+    ]
+
+
+def _span(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _own_rows(tables: tuple[TaskTable, ...]) -> list[Row]:
+    return [row for table in tables for row in table.rows if row.evaluator == OWN_HEAD and row.is_headline]
+
+
+def _model(collected: Collected) -> str:
+    """The model's name where the recipe tells one."""
+    model = collected.run.recipe.get("model")
+    named = model.get("name") if isinstance(model, dict) else model
+    return f"A Vision Transformer ({named})" if isinstance(named, str) and named else "A Vision Transformer"
+
+
+def _epochs(collected: Collected) -> str:
+    last, dataset = collected.checkpoints[-1], collected.dataset
+    seen = f"{count(last.position)} images seen"
+    return f"{seen}, {last.position / dataset.num_samples:.1f} epochs" if dataset and dataset.num_samples else seen
+
+
+def _layout(collected: Collected) -> str:
+    if not collected.checkpoints:
+        return ""
+    last = collected.checkpoints[-1]
+    return f"{plural(last.world_size, 'rank')}, ZeRO {last.zero_stage}, {last.dtype}"
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.report.artefacts import Samples
+from pipeline.report.collect import Samples
+from pipeline.report.formatting import class_name
 from pipeline.report.theme import Picture, data_uri
-from pipeline.report.words import class_name
 
 MAX_FILTERS = 192
 MAX_GRID = 16  # tiles per side of the position picture; bigger grids show every second, third, ... position
 MAX_SAMPLES = 40
 FILTERS_WIDTH, POSITIONS_WIDTH = 1036, 620  # CSS pixels that the mosaics may take
-
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -122,3 +121,59 @@ def confusion_picture(confusion: npt.NDArray[np.int64]) -> Picture:
     num_classes = len(confusion)
     alt = f"Confusion of {num_classes} classes: truth down, prediction across, brighter is more"
     return png_picture(enlarge(colours, max(1, 700 // num_classes)), alt)
+
+
+MAX_NAMED = 20  # classes; above it the matrix is a picture
+NUM_WORST = 8
+
+
+@dataclass(frozen=True)
+class ConfusionCell:
+    """How many images of the row's class were taken for the column's, and which share of the row that is."""
+
+    count: int
+    share: float
+    hit: bool
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A pair of classes that is often confused."""
+
+    truth: str
+    prediction: str
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Everything the page shows of a confusion matrix: ``rows`` for few classes, else ``picture``."""
+
+    names: tuple[str, ...]
+    num_samples: int
+    rows: tuple[tuple[ConfusionCell, ...], ...]
+    picture: Picture | None
+    worst: tuple[Mistake, ...]
+
+
+def confusion_view(counts: npt.NDArray[np.int64], class_names: tuple[str, ...]) -> Confusion:
+    """(K, K) counts with rows as truth -> what is shown."""
+    names = tuple(class_name(class_names, label) for label in range(len(counts)))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    few = len(counts) <= MAX_NAMED
+    rows = tuple(
+        tuple(ConfusionCell(int(counts[r, c]), float(shares[r, c]), r == c) for c in range(len(counts)))
+        for r in range(len(counts) if few else 0)
+    )
+    picture = None if few else confusion_picture(counts)
+    return Confusion(names, int(counts.sum()), rows, picture, _worst(counts, shares, names))
+
+
+def _worst(
+    counts: npt.NDArray[np.int64], shares: npt.NDArray[np.float64], names: tuple[str, ...]
+) -> tuple[Mistake, ...]:
+    off = np.where(np.eye(len(counts), dtype=bool), 0, counts)
+    places = np.argsort(-off, axis=None, kind="stable")[:NUM_WORST]
+    pairs = [divmod(int(place), len(counts)) for place in places]
+    return tuple(Mistake(names[r], names[c], int(counts[r, c]), float(shares[r, c])) for r, c in pairs if off[r, c] > 0)

@@ -19,7 +19,6 @@ from pipeline.records.run import CheckpointCard
 from pipeline.records.score import PIXELS, EvaluationResult, Score
 
 Baseline = Literal["pixels", "untrained"]
-
 SCORES_SCHEMA = pa.schema(
     [
         ("run", pa.string()),

@@ -29,7 +29,6 @@ PALETTE = {
     "warm": ("#c2700c", "#f0ab52"),
 }
 INK, MUTED, GRID, PANEL, SERIES, SECOND, THIRD, WARM = (light for light, _ in PALETTE.values())
-
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "vitpipe",
     "svg.fonttype": "path",

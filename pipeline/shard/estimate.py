@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
-from pipeline.base.quantities import format_bytes, format_seconds
-from pipeline.base.store import Store
+from pipeline.base.store.protocol import Store
+from pipeline.base.units import format_bytes, format_seconds
 from pipeline.records.corpus import Corpus
 from pipeline.shard.plan import num_shards, total_bytes
 from pipeline.shard.recipe import ShardRecipe
-from pipeline.shard.write import checked_entries
+from pipeline.shard.writer import checked_entries
 
 _PROBED = 64  # images that are read and checked to learn how long one takes
 _SHARD_REQUESTS = 8  # plan, note and card looked for, an old note removed; tar, index and note put; tar looked at

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.base.digests import sha256_hex
+from pipeline.base.disk_table import Rows, Spool
 from pipeline.base.errors import InputError
-from pipeline.base.rows import Rows, Spool
 from pipeline.records.corpus import LISTING_SCHEMA, ClassEntry
 from pipeline.shard.recipe import ShardRecipe
 

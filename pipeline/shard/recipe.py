@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.base.config import Config
-from pipeline.base.quantities import parse_bytes
+from pipeline.base.units import parse_bytes
 from pipeline.images.check import Reencode
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]

@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base.disk_table import read_parquet
 from pipeline.base.errors import DamageError
 from pipeline.base.store.protocol import Store
-from pipeline.base.tables import read_parquet
 from pipeline.base.world import World
 from pipeline.records.record import Record, parse_record
 from pipeline.records.run import run_prefix

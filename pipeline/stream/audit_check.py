@@ -21,8 +21,7 @@ from pipeline.stream.audit import RankLog, attempt_logs
 from pipeline.stream.batch import StreamPlan, mixture_of
 from pipeline.stream.dataset import DatasetReader
 from pipeline.stream.mixture import Mixture, mixture_digest
-from pipeline.stream.order import Ints
-from pipeline.stream.permute import mix
+from pipeline.stream.order import Ints, mix
 from pipeline.stream.recipe import StreamRecipe
 
 _CHUNK_ROWS = 1 << 18

@@ -7,6 +7,7 @@ objective cannot use is treated alike.
 
 from __future__ import annotations
 
+import mmap
 import resource
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,18 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import DamageError
+from pipeline.base.retry import Patience
 from pipeline.base.store.protocol import Store
 from pipeline.base.world import World
 from pipeline.images.decode import ImageRejectedError, decode
-from pipeline.images.resize import Pixels
+from pipeline.images.transforms import Pixels
 from pipeline.records.dataset import read_dataset_card
 from pipeline.stream.augment import augment
 from pipeline.stream.dataset import DatasetReader, Sample, SampleDamagedError
-from pipeline.stream.labels import Labelling
 from pipeline.stream.mixture import Mixture
 from pipeline.stream.order import Ints, Order, batch_positions
-from pipeline.stream.recipe import StreamRecipe
-from pipeline.stream.waiting import Patience
+from pipeline.stream.recipe import Labelling, StreamRecipe
 
 Found = Sample | SampleDamagedError
 _NAMES = 4096
@@ -244,3 +244,33 @@ def copied(arrays: BatchArrays) -> BatchArrays:
     """The same in memory of its own."""
     own = {name: getattr(arrays, name).copy(order="K") for name in ("images", "labels", "origins", "bits")}
     return replace(arrays, **own)
+
+
+PAGE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class SlotLayout:
+    """*num_slots* batches of *num_samples* images of *size* pixels behind the page, with *label_bytes* each."""
+
+    num_slots: int
+    num_samples: int
+    size: int
+    label_bytes: int = 0
+
+    @property
+    def slot_bytes(self) -> int:
+        """Of one batch, rounded to whole pages."""
+        needed = BatchArrays.num_bytes(self.num_samples, self.size, self.label_bytes)
+        return -(-needed // PAGE_BYTES) * PAGE_BYTES
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the page and all slots."""
+        return PAGE_BYTES + self.num_slots * self.slot_bytes
+
+    def slot(self, memory: mmap.mmap, number: int) -> BatchArrays:
+        """The arrays of one slot."""
+        start = PAGE_BYTES + number * self.slot_bytes
+        flat = np.frombuffer(memory, np.uint8, self.slot_bytes, start)
+        return BatchArrays.over(flat, self.num_samples, self.size, self.label_bytes)

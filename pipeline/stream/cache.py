@@ -23,11 +23,11 @@ from pathlib import Path
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError
-from pipeline.base.store import Store
+from pipeline.base.retry import TELL_SECONDS, Patience, Watch, read_object
 from pipeline.base.store.local import file_errors
+from pipeline.base.store.protocol import Store
 from pipeline.records.dataset import ShardEntry
-from pipeline.stream.room import NoRoomError, Room
-from pipeline.stream.waiting import TELL_SECONDS, Patience, Watch, read_object
+from pipeline.stream.disk_lru import CacheError, NoRoomError, Room
 
 DEFAULT_LIMIT_BYTES = 20_000_000_000
 _POLL_SECONDS = 0.02  # how often it is looked whether another process has fetched the shard
@@ -63,7 +63,7 @@ class ShardCache:
         verifies: bool = True,
     ) -> None:
         self.folder, self.limit_bytes, self._verifies = folder or default_folder(), limit_bytes, verifies
-        self.patience = patience or Patience()
+        self.patience = (patience or Patience()).without(CacheError)
         self._store, self._room = store, Room(self.folder, limit_bytes)
 
     def with_patience(self, patience: Patience) -> ShardCache:

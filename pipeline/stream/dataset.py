@@ -21,22 +21,23 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipeline.base.digests import sha256_hex
+from pipeline.base.disk_table import read_parquet
 from pipeline.base.errors import DamageError
-from pipeline.base.store import Store
-from pipeline.base.tables import read_parquet
+from pipeline.base.retry import Patience, in_background, read_object
+from pipeline.base.store.protocol import Store
 from pipeline.records.dataset import (
+    HEADER_BYTES,
     SHARDS_TABLE,
     DatasetCard,
     ShardEntry,
     dataset_digest,
     dataset_prefix,
+    member_header,
     read_dataset_card,
 )
-from pipeline.records.tar_header import HEADER_BYTES, member_header
 from pipeline.stream.cache import DEFAULT_LIMIT_BYTES, ArrivedDamagedError, ObjectMissingError, ShardCache
+from pipeline.stream.disk_lru import NoRoomError
 from pipeline.stream.index import Member, ShardIndex, ShardTable, parse_index
-from pipeline.stream.room import NoRoomError
-from pipeline.stream.waiting import Patience, in_background, read_object
 
 Check = Literal["digest", "header"]
 Access = Literal["cached", "ranged"]

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import DamageError
 from pipeline.records.corpus import KEY_DIGITS
-from pipeline.records.dataset import SHARDS_SCHEMA, ShardEntry
-from pipeline.records.tar_header import HEADER_BYTES
+from pipeline.records.dataset import HEADER_BYTES, SHARDS_SCHEMA, ShardEntry
 
 _DIGEST_BYTES = 32
 _KEPT_ENTRIES = 4096

@@ -21,22 +21,21 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.base.digests import differing_fields
 from pipeline.base.errors import DamageError, InputError, MismatchError, RefusedError
+from pipeline.base.retry import TELL_SECONDS
 from pipeline.base.world import World
-from pipeline.stream.ahead import ReadAhead
 from pipeline.stream.audit import AuditLog
-from pipeline.stream.batch import BatchArrays, BatchBuilder, Replacement, StreamPlan, mixture_of
+from pipeline.stream.batch import BatchArrays, BatchBuilder, Replacement, SlotLayout, StreamPlan, mixture_of
 from pipeline.stream.dataset import DatasetReader
-from pipeline.stream.labels import Labelling, LabelMode
+from pipeline.stream.loader_messages import WorkerSettings
+from pipeline.stream.loader_pool import BuiltBatch, LoaderPool
 from pipeline.stream.mixture import mixture_digest, whole_weights
 from pipeline.stream.mixup import draw_coefficient, partners
 from pipeline.stream.order import Ints, check_world, slots_of
-from pipeline.stream.recipe import StreamRecipe
-from pipeline.stream.waiting import TELL_SECONDS
-from pipeline.stream.worker_child import WorkerSettings
-from pipeline.stream.worker_page import SlotLayout
-from pipeline.stream.workers import BuiltBatch, LoaderPool
+from pipeline.stream.prefetch import ReadAhead
+from pipeline.stream.recipe import Labelling, LabelMode, StreamRecipe
 
 _log = logging.getLogger(__name__)
+
 _AHEAD_SHARDS = 64
 
 

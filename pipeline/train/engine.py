@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Iterable
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu")
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import deepspeed
 import torch
@@ -17,18 +20,128 @@ from torch import Tensor, nn
 
 from pipeline.base.errors import RecipeError
 from pipeline.base.world import World
-from pipeline.checkpoints.fragments import Fragment, FragmentReader
-from pipeline.train.engine_config import deepspeed_config
-from pipeline.train.engine_layout import layout_of, shapes_of, trained
-from pipeline.train.holding import Holding
-from pipeline.train.pieces import Shapes
+from pipeline.checkpoints.state import Fragment, FragmentReader
+from pipeline.train.deepspeed_config import deepspeed_config
+from pipeline.train.optimizer import make_optimizer, prepare_state, set_rates
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe
-from pipeline.train.single import StepResult, make_optimizer, set_rates
+from pipeline.train.torch_engine import StepResult
+from pipeline.train.train_state import Holding, Piece, Shapes, piece_of
+
+
+class Layout(Protocol):
+    """One of the cases above."""
+
+    held: list[Piece]
+    given: list[Piece]
+
+    def refresh(self) -> None:
+        """The float32 weights were set from outside: the weights of the forward pass follow. All ranks call it."""
+
+
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def shapes_of(module: nn.Module) -> Shapes:
+    """Whole shapes; of partitioned parameters too."""
+    return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in trained(module).items()}
+
+
+class Replicated:
+    """Stage 0: every rank holds everything and contributes its share. *wrapper* is DeepSpeed's optimizer."""
+
+    def __init__(self, module: nn.Module, wrapper: Any, world: World) -> None:
+        optimizer = getattr(wrapper, "optimizer", wrapper)
+        self._pairs = [pair for groups in _pairs(wrapper) for pair in groups]
+        masters = {id(low): master for low, master in self._pairs}
+        named = {name: masters.get(id(p), p) for name, p in trained(module).items()}
+        prepare_state(optimizer, named.values())
+        self.held = [piece_of(optimizer, name, 0, master) for name, master in named.items()]
+        shares = [piece.share(world.rank, world.size) for piece in self.held]
+        self.given = [share for share in shares if share is not None]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """See Layout."""
+        for low, master in self._pairs:
+            low.copy_(master)
+
+
+def _named(module: nn.Module) -> Iterable[tuple[str, Any]]:
+    """The trained parameters, with what DeepSpeed adds to them."""
+    return trained(module).items()
+
+
+def _pairs(wrapper: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """(weight of the forward pass, its float32 master), where the two differ."""
+    for low, masters in zip(getattr(wrapper, "fp16_groups", []), getattr(wrapper, "fp32_groups", []), strict=True):
+        yield list(zip(low, masters, strict=True))
+
+
+class FlatPartitions:
+    """Stages 1 and 2: a group of parameters is one flat vector, of which each rank holds an equal part."""
+
+    def __init__(self, module: nn.Module, wrapper: Any) -> None:
+        self._wrapper = wrapper
+        optimizer = wrapper.optimizer
+        partitions = [group["params"][0] for group in optimizer.param_groups]
+        prepare_state(optimizer, partitions)
+        self.held = [
+            piece_of(
+                optimizer,
+                name,
+                mapping.lp_fragment_address.start,
+                partitions[mapping.param_group_index],
+                mapping.hp_fragment_address.start,
+                mapping.hp_fragment_address.numel,
+            )
+            for name, parameter in _named(module)
+            if (mapping := parameter._hp_mapping) is not None  # None: no element of it is on this rank
+        ]
+        self.given = self.held
+
+    def refresh(self) -> None:
+        """See Layout."""
+        self._wrapper.update_lp_params()  # with the all-gather that ends every update
+
+
+class ParameterPartitions:
+    """Stage 3: of every parameter each rank holds an equal part."""
+
+    def __init__(self, module: nn.Module, wrapper: Any) -> None:
+        self._wrapper = wrapper
+        optimizer, masters = wrapper.optimizer, wrapper.fp32_partitioned_groups_flat
+        prepare_state(optimizer, masters)
+        self.held = []
+        for name, parameter in _named(module):
+            group, offset, size = wrapper.grad_position[wrapper.get_param_id(parameter)]
+            start = size * torch.distributed.get_rank(parameter.ds_process_group)
+            count = min(size, parameter.ds_numel - start)  # what is left is padding
+            if count > 0:
+                self.held.append(piece_of(optimizer, name, start, masters[group], offset, count))
+        self.given = self.held
+
+    def refresh(self) -> None:
+        """See Layout. What every update ends with: partitions from the masters, then the small parameters whole."""
+        self._wrapper._partition_all_parameters()
+        for group in range(len(self._wrapper.fp16_groups)):
+            self._wrapper._reassign_or_swap_out_partitioned_parameters(group)
+        kept_whole = self._wrapper.persistent_parameters
+        if kept_whole:
+            kept_whole[0].all_gather(kept_whole)
+
+
+def layout_of(module: nn.Module, wrapper: Any, zero_stage: int, world: World) -> Layout:
+    """The layout of *module* under DeepSpeed's optimizer *wrapper*."""
+    if zero_stage == 0:
+        return Replicated(module, wrapper, world)
+    return FlatPartitions(module, wrapper) if zero_stage < 3 else ParameterPartitions(module, wrapper)
+
 
 # Offers DeepSpeed no operator to compile: it would take up to a minute over an all-reduce that only its inference
 # calls, needs g++ for it, and a rank killed meanwhile leaves a lock that every later start waits for, without end.
 deepspeed.ops.__compatible_ops__ = {}
-
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 

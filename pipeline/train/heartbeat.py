@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import select
-import signal
 import socket
 import sys
 import threading
@@ -22,10 +21,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.process_identity import kill, whoami
 from pipeline.base.world import World
-from pipeline.train.verdict import BEAT_SECONDS, STARTING, STEP
 
 _log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 0.5
+STARTING, FIRST_STEP, DATA, STEP, SAVING, ENDING = (
+    "starting",
+    "first step",
+    "waiting for data",
+    "step",
+    "saving",
+    "ending",
+)
 END_CODE = 75  # EX_TEMPFAIL of sysexits.h: a rank that ended itself so that all are restarted
 _LAST_WORDS_SECONDS = 3.0
 _LOOK_SECONDS = 2.0  # in a phase for so long: look where the thread of training is
@@ -159,38 +168,6 @@ class Pulse:
             os._exit(END_CODE)
 
 
-def whoami() -> dict[str, Any]:
-    """This process: name of its host, what tells the host and its processes apart from others, its id and its birth."""
-    return {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "born": _born(os.getpid())}
-
-
-def kill(culprit: dict[str, Any]) -> bool:
-    """Kill -9 the process that ``whoami`` named, when it is on this host and still the same one."""
-    if culprit["machine"] != _machine() or culprit["pid"] == os.getpid() or _born(culprit["pid"]) != culprit["born"]:
-        return False
-    try:
-        os.kill(culprit["pid"], signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
-
-
 def send(line: socket.socket, message: dict[str, Any]) -> None:
     """One line of JSON. Raises OSError."""
     line.sendall(json.dumps(message).encode() + b"\n")
-
-
-def _machine() -> str:
-    """Of the kernel's boot and the space of process ids: equal where a process can be seen and killed by its id."""
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _born(pid: int) -> str:
-    """When the process was started, in ticks since the machine was; "" when it cannot be told."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""

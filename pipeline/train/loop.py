@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from pipeline.base.seeds import derive
 from pipeline.base.world import World
-from pipeline.images.normalise import normalise
 from pipeline.stream.mixup import mixed
+from pipeline.train.device import normalise
+from pipeline.train.lr_schedule import Schedule
+from pipeline.train.metrics import Watch
 from pipeline.train.recipe import ScheduleRecipe, accumulation
-from pipeline.train.schedules import Schedule
-from pipeline.train.single import Engine
-from pipeline.train.watch import Watch
+from pipeline.train.torch_engine import Engine
 
 
 class TrainBatch(Protocol):

@@ -17,11 +17,10 @@ import numpy as np
 from PIL import Image
 
 from pipeline.base.seeds import generator
-from pipeline.images import resize as resizing
+from pipeline.images import transforms as resizing
 from pipeline.images.decode import decode
-from pipeline.images.resize import Box, Pixels, crop_and_resize
-from pipeline.stream.augment import augment, mirrored, random_box
-from pipeline.stream.randaugment import OPERATIONS
+from pipeline.images.transforms import Box, Pixels, crop_and_resize
+from pipeline.stream.augment import OPERATIONS, augment, mirrored, random_box
 from pipeline.stream.recipe import AugmentRecipe, RandAugmentRecipe
 from tests.bench.pictures import imagenet_like
 

@@ -15,9 +15,8 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import TypeAlias
 
-from pipeline.images.check import Reencode
+from pipeline.images.check import Reencode, reencode
 from pipeline.images.decode import decode
-from pipeline.images.reencode import reencode
 from tests.bench.row import Spent
 
 _TAR_BYTES = 256_000_000

@@ -17,13 +17,11 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from pipeline.images import reencode as ours
-from pipeline.images.check import CheckOptions
+from pipeline.images import check as ours
+from pipeline.images.check import CheckOptions, channel_sums, examine, pixels_digest
 from pipeline.images.decode import decode, read_header
-from pipeline.images.examine import examine
-from pipeline.images.resize import resize
 from pipeline.images.sandbox import Sandbox
-from pipeline.images.statistics import channel_sums, pixels_digest
+from pipeline.images.transforms import resize
 from tests.bench.pictures import imagenet_like
 from tests.bench.row import Row
 from tests.bench.row import table as rows_table

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from jobs.cluster import connected
+from jobs.base.ray_session import connected
+from pipeline.base.disk_table import RowsWriter
 from pipeline.base.progress import Silent
-from pipeline.base.rows import RowsWriter
 from pipeline.base.store import open_store
-from pipeline.corpus.sources.reading import FileReader
+from pipeline.corpus.sources.readers import FileReader
 from pipeline.records.corpus import LISTING_SCHEMA, ClassEntry, Corpus
-from pipeline.shard.build import Sharding
-from pipeline.shard.identity import identity_of
+from pipeline.shard.commit import identity_of
 from pipeline.shard.recipe import ShardRecipe
+from pipeline.shard.stage import Sharding
 from tests.bench.peak import peak_bytes
 
 _OF_A_CLASS, _CHUNK = 1_300, 13_000

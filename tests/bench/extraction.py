@@ -21,17 +21,17 @@ from torch import Tensor
 from pipeline.base.digests import sha256_hex
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate.features import FeatureSpec, prepare_features
-from pipeline.evaluate.features.parts import plan_spans
-from pipeline.evaluate.networks import warm_network
-from pipeline.evaluate.subject import Subject
-from pipeline.images.normalise import normalise
-from pipeline.images.transform import EvaluationTransform
+from pipeline.evaluate.features.storage import plan_spans
+from pipeline.evaluate.model_loader import warm_network
+from pipeline.evaluate.model_ref import Subject
+from pipeline.images.transforms import EvaluationTransform
 from pipeline.models.config import named
 from pipeline.models.vit import ViT
 from pipeline.models.weights import ModelDescription, pack_weights
 from pipeline.shard.recipe import ShardRecipe
 from pipeline.stream.dataset import DatasetReader
-from pipeline.stream.passes import spans_ahead
+from pipeline.stream.eval_loader import spans_ahead
+from pipeline.train.device import normalise
 from tests.bench.pictures import imagenet_like
 from tests.bench.row import Row
 from tests.support.datasets import corpus_of, shard_corpus

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import psutil
 
-from jobs.cluster import connected
-from pipeline.base.quantities import format_bytes
+from jobs.base.ray_session import connected
+from pipeline.base.units import format_bytes
 from tests.bench import corpus
 from tests.bench.peak import peak_bytes
 from tests.bench.row import Row
@@ -78,7 +78,7 @@ def _watching() -> Iterator[dict[str, int]]:
 def _look(peaks: dict[str, int]) -> None:
     for decoder in psutil.Process().children(recursive=True):
         try:
-            if "pipeline.images.sandbox_child" not in decoder.cmdline():
+            if "pipeline.images.sandbox_worker" not in decoder.cmdline():
                 continue
             worker = decoder.parent()
             if worker is not None:

@@ -16,18 +16,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pipeline.base.collective import Alone
 from pipeline.base.store import open_store
-from pipeline.checkpoints.attempts import take_attempt
-from pipeline.checkpoints.fragments import FragmentSource
+from pipeline.base.world import Alone
+from pipeline.checkpoints.card import take_attempt
 from pipeline.checkpoints.retention import Retention
 from pipeline.checkpoints.save import Saving
+from pipeline.checkpoints.state import FragmentSource
 from pipeline.checkpoints.writer import CheckpointWriter
 from pipeline.models.config import named
 from pipeline.models.vit import ViT, decayed
 from pipeline.models.weights import ModelDescription, pack_weights
-from pipeline.train.assemble import assembled
-from pipeline.train.single import SingleEngine
+from pipeline.train.distributed import assembled
+from pipeline.train.torch_engine import SingleEngine
 from tests.bench.row import Row
 from tests.bench.training import CLASSES, OPTIMIZER, batches, cross_entropy, seconds_of
 

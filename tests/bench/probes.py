@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 
-from pipeline.evaluate.probe.knn import nearest
-from pipeline.evaluate.probe.linear import Standardiser, path_shares
-from pipeline.evaluate.probe.logistic import TOLERANCE, fit_path
-from pipeline.evaluate.probe.ridge import Moments, choose_ridge
-from pipeline.evaluate.suite import SIMCLR_L2, RidgeSettings
+from pipeline.evaluate.evaluators.knn import nearest
+from pipeline.evaluate.evaluators.linear import Standardiser, path_shares
+from pipeline.evaluate.evaluators.logistic import TOLERANCE, fit_path
+from pipeline.evaluate.evaluators.ridge import Moments, choose_ridge
+from pipeline.evaluate.recipe import SIMCLR_L2, RidgeSettings
 from tests.bench.peak import peak_bytes
 from tests.bench.row import Row
 

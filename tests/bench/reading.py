@@ -16,7 +16,7 @@ from pipeline.base.store import open_store
 from pipeline.records.corpus import key_of
 from pipeline.records.dataset import CARD, INDEX_SCHEMA, DatasetCard, ShardEntry, dataset_digest
 from pipeline.shard.commit import put_tables
-from pipeline.shard.tar import ShardTar
+from pipeline.shard.writer import ShardTar
 from pipeline.stream.dataset import DatasetReader
 from tests.bench.row import Row, rate
 from tests.support.statistics import plain_statistics

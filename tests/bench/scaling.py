@@ -75,7 +75,7 @@ def _rates() -> dict[str, list[float]]:
 
 
 def _ours(stage: int, world: World) -> Ours:
-    from pipeline.train.engine import DeepSpeedEngine  # after DS_ACCELERATOR is set for the ranks
+    from pipeline.train.engine import DeepSpeedEngine
 
     batch_size = _OF_A_RANK * world.size
     recipe = engine_recipe(stage, bf16=True)

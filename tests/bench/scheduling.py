@@ -16,15 +16,14 @@ from pathlib import Path
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from jobs.cluster import connected
+from jobs.base.ray_session import connected
 from pipeline.base.progress import Silent
 from pipeline.base.store import Store, open_store
+from pipeline.evaluate.discovery import keep_suite, plan_all
 from pipeline.evaluate.features import single_thread
-from pipeline.evaluate.perform import perform
-from pipeline.evaluate.scheduler.by_name import plan_all
-from pipeline.evaluate.scheduler.loop import Scheduler
-from pipeline.evaluate.scheduler.suites import keep_suite
-from pipeline.evaluate.suite import EvaluateRecipe
+from pipeline.evaluate.recipe import EvaluateRecipe
+from pipeline.evaluate.scheduler import Scheduler
+from pipeline.evaluate.worker import perform
 from tests.bench.row import Row
 from tests.bench.sharding import EVEN
 from tests.support.cluster import ray_cluster
@@ -39,9 +38,8 @@ _ONE = """
 import sys
 from pipeline.base.store import open_store
 from pipeline.evaluate.features import single_thread
-from pipeline.evaluate.perform import perform
-from pipeline.evaluate.scheduler.by_name import plan_all
-from pipeline.evaluate.scheduler.suites import kept_suites
+from pipeline.evaluate.worker import perform
+from pipeline.evaluate.discovery import kept_suites, plan_all
 
 store = open_store(sys.argv[1])
 single_thread()

@@ -23,8 +23,8 @@ from typing import Any
 
 import psutil
 
-from jobs.cluster import connected
-from jobs.recipe import ChainRecipe, ShardStage
+from jobs.base.ray_session import connected
+from jobs.base.recipe import ChainRecipe, ShardStage
 from jobs.shard import list_sources, shard_connected
 from pipeline.base.progress import Silent
 from pipeline.records.dataset import DatasetCard

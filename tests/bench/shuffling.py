@@ -9,7 +9,7 @@ fair sample of it; what a small window costs is that samples keep some of their 
 
 from __future__ import annotations
 
-from pipeline.stream.quality import ShuffleQuality, shuffle_quality
+from pipeline.stream.shuffle_quality import ShuffleQuality, shuffle_quality
 
 _WINDOWS = (1_000, 10_000, 100_000, 1_000_000)
 _LAYOUTS = {  # shards, samples in each, partitions, batch

@@ -20,11 +20,11 @@ import numpy as np
 import s3transfer
 from botocore.config import Config
 
-from infra.store.local_s3 import LocalS3
-from jobs.stage import stage
+from infra.local.s3_server import LocalS3
+from jobs.stage import run_stage as stage
 from pipeline.base.progress import Silent
-from pipeline.base.quantities import format_bytes
-from pipeline.corpus.stage import StageRecipe
+from pipeline.base.units import format_bytes
+from pipeline.corpus.staging.recipe import StageRecipe
 from tests.bench.row import Row
 
 _PARALLEL = 8

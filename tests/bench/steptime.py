@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.models.config import ViTConfig, named
 from pipeline.models.vit import ViT
-from pipeline.train.peak import measured_peak
+from pipeline.train.device import measured_peak
 from tests.bench.row import Row, table
 from tests.bench.training import CLASSES
 

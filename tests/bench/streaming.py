@@ -28,15 +28,15 @@ import boto3
 import webdataset
 from botocore.config import Config
 
-from infra.store.local_s3 import LocalS3
-from pipeline.base.quantities import format_bytes
+from infra.local.s3_server import LocalS3
 from pipeline.base.store import Store, open_store
+from pipeline.base.units import format_bytes
 from pipeline.base.world import World
 from pipeline.shard.recipe import ShardRecipe
-from pipeline.stream.ahead import ReadAhead
 from pipeline.stream.batch import StreamPlan, mixture_of
 from pipeline.stream.dataset import DatasetReader
 from pipeline.stream.loader import StreamLoader
+from pipeline.stream.prefetch import ReadAhead
 from pipeline.stream.recipe import AugmentRecipe, StreamRecipe
 from tests.bench.pictures import imagenet_like
 from tests.bench.plain_streams import BATCH, SIZE, WORKERS, bare_loops, webdataset_batches

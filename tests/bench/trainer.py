@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from jobs.cluster import connected
+from jobs.base.ray_session import connected
 from pipeline.base.world import World
 from pipeline.models.vit import ViT, decayed
-from pipeline.train.single import SingleEngine
+from pipeline.train.torch_engine import SingleEngine
 from tests.bench.row import Row
 from tests.bench.training import OPTIMIZER, SMALL, Bare, Ours, engine_recipe, rates_row, seconds_of
 
@@ -93,7 +93,7 @@ class _Turns:
 
 def _through_ray(bf16: bool) -> tuple[list[float], list[float]]:
     """Images per second of the rounds: ours in a worker of Ray Train, the bare loop in a plain process."""
-    from pipeline.train.launch import Places, launch  # with ray
+    from pipeline.train.ray_executor import Places, launch
 
     with tempfile.TemporaryDirectory(prefix="vitpipe-bench-") as folder:
         command = [sys.executable, "-m", "tests.bench.trainer", folder, "bf16" if bf16 else "fp32"]
@@ -112,7 +112,7 @@ def _through_ray(bf16: bool) -> tuple[list[float], list[float]]:
 
 def _worker(config: dict[str, Any]) -> None:
     """Runs in a worker of Ray Train."""
-    from pipeline.train.engine import DeepSpeedEngine  # DeepSpeed
+    from pipeline.train.engine import DeepSpeedEngine
 
     torch.set_num_threads(1)
     recipe = engine_recipe(1, bf16=config["bf16"])

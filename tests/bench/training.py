@@ -15,9 +15,10 @@ from pipeline.base.world import World
 from pipeline.models.config import ViTConfig, named
 from pipeline.models.vit import ViT, decayed
 from pipeline.train.loop import LoopPlan, train
+from pipeline.train.metrics import Watch
+from pipeline.train.optimizer import make_optimizer
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe, ScheduleRecipe
-from pipeline.train.single import Engine, make_optimizer
-from pipeline.train.watch import Watch
+from pipeline.train.torch_engine import Engine
 from tests.bench.row import Row
 
 CLASSES = 1000

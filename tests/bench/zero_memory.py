@@ -13,12 +13,12 @@ from functools import partial
 
 import torch
 
-from pipeline.base.quantities import format_bytes
+from pipeline.base.units import format_bytes
 from pipeline.base.world import World
 from pipeline.models.config import named
 from pipeline.models.cost import count_parameters
 from pipeline.models.vit import ViT, decayed
-from pipeline.train.memory import model_state_bytes
+from pipeline.train.deepspeed_config import model_state_bytes
 from pipeline.train.recipe import EngineRecipe
 from tests.bench.row import Row
 from tests.bench.training import CLASSES, OPTIMIZER, cross_entropy
@@ -53,7 +53,7 @@ def _recipe(stage: int, precision: str) -> EngineRecipe:
 
 def _counted() -> list[dict[str, int]]:
     """For each case the bytes of this rank at the two moments. Runs on each rank."""
-    from pipeline.train.engine import DeepSpeedEngine  # after DS_ACCELERATOR is set for the ranks
+    from pipeline.train.engine import DeepSpeedEngine
 
     found = []
     for stage, precision in _CASES:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.progress import Silent
-from pipeline.report.build import build_report
+from pipeline.report.stage import build_report
 from tests.support.browser import PageFindings, chromium, inspect_page
 from tests.support.example_run import RUN, build_example
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from infra.store.local_s3 import LocalS3
+from infra.local.s3_server import LocalS3
 from tests.support.cluster import raylets
 from tests.support.faults import SLOW, Sharding, content, make_photographs
 from tests.support.s3 import isolate_from_aws

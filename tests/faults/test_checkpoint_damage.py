@@ -13,15 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.base.collective import Alone, Collective
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError, MismatchError, StoreAccessError
 from pipeline.base.store import Store, open_store
 from pipeline.base.store.local import LocalStore
-from pipeline.checkpoints.layout import rank_file
-from pipeline.checkpoints.rankfile import LENGTH_BYTES
+from pipeline.base.world import Alone, Collective
 from pipeline.checkpoints.resume import resume, resume_newest
 from pipeline.checkpoints.save import Saving
+from pipeline.checkpoints.shard_file import LENGTH_BYTES, rank_file
 from pipeline.records.run import (
     CheckpointCard,
     StoredFile,

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.base.collective import Alone, Collective
 from pipeline.base.failpoints import VARIABLE
 from pipeline.base.store import Store, open_store
-from pipeline.base.world import World
+from pipeline.base.world import Alone, Collective, World
+from pipeline.checkpoints.card import check_whole
 from pipeline.checkpoints.resume import resume
-from pipeline.checkpoints.retention import Retention
-from pipeline.checkpoints.sweep import find_orphans
-from pipeline.checkpoints.whole import check_whole
+from pipeline.checkpoints.retention import Retention, find_orphans
 from pipeline.records.run import CheckpointCard, list_checkpoint_cards, list_steps
 from tests.support.states import (
     KINDS,

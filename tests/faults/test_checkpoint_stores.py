@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.store.local_s3 import LocalS3
-from pipeline.base.collective import Collective
+from infra.local.s3_server import LocalS3
 from pipeline.base.errors import FailedError
 from pipeline.base.store import BucketSettings, open_store
+from pipeline.base.world import Collective
 from pipeline.checkpoints import writer as writer_module
 from pipeline.records.run import list_steps, read_checkpoint_card
 from tests.support.proxy import Asked, FaultyProxy

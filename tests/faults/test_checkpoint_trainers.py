@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.base.collective import Alone, Collective
 from pipeline.base.failpoints import VARIABLE
 from pipeline.base.store import open_store
-from pipeline.checkpoints.pins import pin, release
+from pipeline.base.world import Alone, Collective
 from pipeline.checkpoints.resume import resume
-from pipeline.checkpoints.retention import Retention
+from pipeline.checkpoints.retention import Retention, pin, release
 from pipeline.records.run import list_steps, read_checkpoint_card
 from tests.support.faults import wait_until
 from tests.support.states import (

@@ -15,8 +15,8 @@ from ray.cluster_utils import Cluster
 
 from pipeline.base.errors import InterruptedRunError
 from pipeline.base.store import open_store
-from pipeline.evaluate import spread
-from pipeline.evaluate.scheduler import loop
+from pipeline.evaluate import ray_executor as spread
+from pipeline.evaluate import scheduler as loop
 from tests.support.cluster import raylet_pid, raylets
 from tests.support.evaluations import make_workspace, put_suite, suite_tree
 from tests.support.faults import draw, wait

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from infra.store import local_s3
-from infra.store.local_s3 import LocalS3
+from infra.local import s3_server as local_s3
+from infra.local.s3_server import LocalS3
 from pipeline.base.store import open_store
 from pipeline.base.store.s3 import S3Store
-from pipeline.evaluate.scheduler.by_name import plan_all
+from pipeline.evaluate.discovery import plan_all
 from pipeline.records.ledger import LEDGER, read_marks
 from tests.support.cluster import raylet_pid, raylets
 from tests.support.evaluations import RUN, findings, make_workspace, put_suite, remove_checkpoint, suite_recipe

@@ -8,22 +8,21 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from jobs.cluster import connected
+from jobs.base.ray_session import connected
 from pipeline.base.errors import InputError, RecipeError
+from pipeline.base.retry import Patience
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate import ledger as ledgers
-from pipeline.evaluate.due import Planned
+from pipeline.evaluate import scheduler as loop
+from pipeline.evaluate.discovery import kept_suites, plan_all
 from pipeline.evaluate.ledger import Ledger
-from pipeline.evaluate.perform import perform, record
-from pipeline.evaluate.scheduler import loop
-from pipeline.evaluate.scheduler.by_name import plan_all
-from pipeline.evaluate.scheduler.loop import Scheduler
-from pipeline.evaluate.scheduler.suites import kept_suites
+from pipeline.evaluate.plan import Planned
+from pipeline.evaluate.recipe import EvaluateRecipe
+from pipeline.evaluate.scheduler import Scheduler
 from pipeline.evaluate.stage import evaluate
-from pipeline.evaluate.suite import EvaluateRecipe
+from pipeline.evaluate.worker import perform, record
 from pipeline.records.ledger import Owner, ledger_key
 from pipeline.records.score import EvaluationResult
-from pipeline.stream.waiting import Patience
 from tests.support.datasets import make_dataset
 from tests.support.evaluations import RUN, make_workspace, put_checkpoint, suite_recipe, suite_tree
 from tests.support.scheduling import Told

@@ -10,14 +10,14 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from jobs.asking import Asked
-from jobs.cluster import connected
+from jobs.base.ray_session import connected
+from jobs.base.recipe import ChainRecipe
 from jobs.evaluate import evaluate_asked
-from jobs.recipe import ChainRecipe
 from pipeline.base.errors import RefusedError
 from pipeline.base.progress import Silent
 from pipeline.base.store import open_store
-from pipeline.evaluate.spread import Pool, Share
+from pipeline.evaluate.discovery import Asked
+from pipeline.evaluate.ray_executor import Pool, Share
 from tests.support.cluster import raylet_pid
 from tests.support.evaluations import make_workspace, suite_recipe
 from tests.support.scheduling import Size, Told, schedule, workers

@@ -13,16 +13,15 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from jobs.cluster import connected
-from jobs.status_evaluations import describe_evaluations, evaluations
+from jobs.base.ray_session import connected
+from jobs.status import describe_evaluations, evaluations
 from pipeline.base.store import Store, open_store
-from pipeline.checkpoints.pins import pinned_steps
+from pipeline.checkpoints.retention import pinned_steps
+from pipeline.evaluate import scheduler as loop
+from pipeline.evaluate.discovery import by_state, keep_suite, plan_all
 from pipeline.evaluate.ledger import Ledger
-from pipeline.evaluate.scheduler import loop
-from pipeline.evaluate.scheduler.by_name import by_state, plan_all
-from pipeline.evaluate.scheduler.loop import Outcome, Scheduler
-from pipeline.evaluate.scheduler.suites import keep_suite
-from pipeline.evaluate.suite import EvaluateRecipe
+from pipeline.evaluate.recipe import EvaluateRecipe
+from pipeline.evaluate.scheduler import Outcome, Scheduler
 from pipeline.records.run import step_prefix
 from pipeline.records.score import list_results
 from tests.support.command import vitpipe

@@ -22,8 +22,8 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.job_submission import JobSubmissionClient
 
 from pipeline.base.store import Store
-from pipeline.checkpoints.stored import StoredFragments
-from pipeline.checkpoints.whole import check_whole
+from pipeline.checkpoints.card import check_whole
+from pipeline.checkpoints.reader import StoredFragments
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.records.run import checkpoint_card_key, list_checkpoint_cards, list_steps
 from tests.ranks.pretraining import Job, losses, make_workspace, recipe_of, run_through

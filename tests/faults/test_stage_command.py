@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.store.local_s3 import LocalS3
+from infra.local.s3_server import LocalS3
 from tests.support.command import start, vitpipe
 from tests.support.proxy import FaultyProxy, is_get
 from tests.support.staging import assert_nothing_left, content_of, digests_of, make_corpus, put_corpus

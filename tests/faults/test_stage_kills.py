@@ -17,8 +17,9 @@ import pytest
 from pipeline.base.errors import DamageError, MismatchError
 from pipeline.base.progress import Silent
 from pipeline.base.store import Store, open_store
-from pipeline.corpus.stage import DATA, verify_staged
-from pipeline.corpus.stage.journal import StageJournal
+from pipeline.corpus.staging.journal import StageJournal
+from pipeline.corpus.staging.manifest import DATA
+from pipeline.corpus.staging.verify import verify_staged
 from tests.support.staging import (
     BIG,
     QUICK,

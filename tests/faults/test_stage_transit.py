@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from infra.store.local_s3 import LocalS3
+from infra.local.s3_server import LocalS3
 from pipeline.base.errors import ConflictError, FailedError, StoreAccessError, TooManyRejectsError
 from pipeline.base.progress import Silent
 from pipeline.base.store import open_store
 from pipeline.base.store import s3 as s3_module
-from pipeline.corpus.stage import build as build_module
-from pipeline.corpus.stage import verify_staged
-from pipeline.corpus.stage.manifest import read_staged
+from pipeline.corpus.staging import stage as build_module
+from pipeline.corpus.staging.manifest import read_staged
+from pipeline.corpus.staging.verify import verify_staged
 from tests.support.proxy import FaultyProxy, Kind, Where, is_complete, is_get, is_put
 from tests.support.staging import (
     BIG,

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from infra.store import local_s3
-from infra.store.local_s3 import LocalS3
+from infra.local import s3_server as local_s3
+from infra.local.s3_server import LocalS3
 from pipeline.base.store import Store, open_store
 from pipeline.base.world import World
 from pipeline.stream.batch import open_readers

@@ -17,19 +17,19 @@ from pathlib import Path
 
 import pytest
 
-from infra.store import local_s3
-from infra.store.local_s3 import LocalS3
+from infra.local import s3_server as local_s3
+from infra.local.s3_server import LocalS3
+from pipeline.base import retry as waiting
 from pipeline.base.digests import fingerprint, sha256_hex
 from pipeline.base.errors import FailedError, StoreAccessError
+from pipeline.base.retry import Patience
 from pipeline.base.store import Store, open_store
 from pipeline.base.store.s3 import S3Store
-from pipeline.stream import waiting
-from pipeline.stream.ahead import ReadAhead
 from pipeline.stream.dataset import DatasetReader
+from pipeline.stream.disk_lru import NoRoomError
 from pipeline.stream.mixture import Mixture
 from pipeline.stream.order import Order
-from pipeline.stream.room import NoRoomError
-from pipeline.stream.waiting import Patience
+from pipeline.stream.prefetch import ReadAhead
 from tests.support.datasets import make_dataset
 from tests.support.far import cached_shards
 from tests.support.proxy import Asked, FaultyProxy

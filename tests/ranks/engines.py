@@ -13,12 +13,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.base.world import World
-from pipeline.checkpoints.fragments import Fragment
+from pipeline.checkpoints.state import Fragment
 from pipeline.models.config import ViTConfig
 from pipeline.models.vit import ViT, decayed
 from pipeline.train.engine import DeepSpeedEngine
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe
-from pipeline.train.single import Engine, SingleEngine, StepResult
+from pipeline.train.torch_engine import Engine, SingleEngine, StepResult
 
 BATCH = 8
 # 17 tokens: parameters whose lengths neither two nor three ranks divide

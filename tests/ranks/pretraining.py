@@ -15,23 +15,20 @@ from unittest import mock
 
 from torch import Tensor
 
-from pipeline.base.collective import Collective
 from pipeline.base.config import build
 from pipeline.base.errors import FailedError, StoreAccessError, VitpipeError
 from pipeline.base.store import Store, open_store
 from pipeline.base.store.local import LocalStore
-from pipeline.base.world import World
-from pipeline.pretrain import rank as rank_module
-from pipeline.pretrain.data import read_training_data
-from pipeline.pretrain.lineage import extend
+from pipeline.base.world import Collective, World
+from pipeline.pretrain import trainer as rank_module
+from pipeline.pretrain.plan import read_training_data
 from pipeline.pretrain.recipe import PretrainRecipe
-from pipeline.pretrain.run import open_run
+from pipeline.pretrain.run_card import extend, open_run
 from pipeline.pretrain.worker import work
 from pipeline.records.run import MetricsRow, checkpoint_card_key, extended, list_steps, read_checkpoint_card
 from pipeline.stream.loader import StreamLoader
-from pipeline.train.collective import current_collective
-from pipeline.train.supervise import Supervisor
-from pipeline.train.verdict import Verdict
+from pipeline.train.distributed import current_collective
+from pipeline.train.watchdog import Supervisor, Verdict
 from tests.support.datasets import make_dataset
 from tests.support.ranks import spawn_ranks
 

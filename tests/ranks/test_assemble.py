@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from pipeline.base.errors import FailedError
-from pipeline.checkpoints.fragments import EMA, WEIGHT, Fragment
-from pipeline.train.assemble import assembled
+from pipeline.checkpoints.state import EMA, WEIGHT, Fragment
+from pipeline.train.distributed import assembled
 from tests.support.ranks import spawn_ranks
 
 SHAPES = {"b": (7, 3), "a": (5,), "scalar": (), "c": (1, 11)}

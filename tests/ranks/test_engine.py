@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 
 from pipeline.base.world import World
-from pipeline.train.assemble import assembled
+from pipeline.train.distributed import assembled
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe
-from pipeline.train.single import Engine
+from pipeline.train.torch_engine import Engine
 from tests.ranks.engines import OPTIMIZER, batch, differing, network, partitioned, remember, single, steps
 from tests.support.ranks import spawn_ranks
 

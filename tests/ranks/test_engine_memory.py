@@ -13,8 +13,8 @@ from torch import nn
 from pipeline.base.world import World
 from pipeline.models.config import ViTConfig
 from pipeline.models.vit import ViT, decayed
+from pipeline.train.deepspeed_config import model_state_bytes
 from pipeline.train.engine import DeepSpeedEngine
-from pipeline.train.memory import model_state_bytes
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe
 from tests.support.ranks import spawn_ranks
 

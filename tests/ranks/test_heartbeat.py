@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.store import Store
-from pipeline.train.verdict import Seen
+from pipeline.train.watchdog import Seen
 from tests.ranks.pretraining import Fault, Job, Told, final_weights, losses, make_workspace, recipe_of, run_through
 
 FOUND_SECONDS = 10.0  # what is promised

@@ -19,9 +19,9 @@ from pipeline.pretrain.objectives.objective import Objective
 from pipeline.stream.mixup import partners
 from pipeline.train.engine import DeepSpeedEngine
 from pipeline.train.loop import LoopPlan, train
+from pipeline.train.metrics import Watch
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe, ScheduleRecipe
-from pipeline.train.single import Engine, SingleEngine
-from pipeline.train.watch import Watch
+from pipeline.train.torch_engine import Engine, SingleEngine
 from tests.support.ranks import spawn_ranks
 
 pytestmark = pytest.mark.timeout(150)

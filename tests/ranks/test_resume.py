@@ -10,16 +10,15 @@ import torch.distributed as dist
 
 from pipeline.base.store import open_store
 from pipeline.base.world import World
-from pipeline.checkpoints.attempts import take_attempt
-from pipeline.checkpoints.fragments import FragmentSource
+from pipeline.checkpoints.card import take_attempt
 from pipeline.checkpoints.resume import resume
 from pipeline.checkpoints.save import Saving
+from pipeline.checkpoints.state import FragmentSource
 from pipeline.checkpoints.writer import CheckpointWriter
 from pipeline.models.weights import ModelDescription, pack_weights
 from pipeline.records.record import read_record
 from pipeline.records.run import CheckpointCard, checkpoint_card_key
-from pipeline.train.assemble import assembled
-from pipeline.train.collective import ProcessGroup, current_collective
+from pipeline.train.distributed import ProcessGroup, assembled, current_collective
 from pipeline.train.engine import DeepSpeedEngine
 from pipeline.train.recipe import EngineRecipe
 from tests.ranks.training import BATCH, CONFIG, partitioned, train_some

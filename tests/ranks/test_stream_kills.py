@@ -22,9 +22,9 @@ import torch.distributed as dist
 from pipeline.base.config import build
 from pipeline.base.store import Store, open_store
 from pipeline.base.world import World
-from pipeline.pretrain.data import read_training_data
+from pipeline.pretrain.plan import read_training_data
 from pipeline.pretrain.recipe import PretrainRecipe
-from pipeline.pretrain.run import open_run
+from pipeline.pretrain.run_card import open_run
 from pipeline.pretrain.worker import work
 from pipeline.records.run import OrderParameters, RunCard
 from pipeline.stream.audit import AuditLog
@@ -32,7 +32,7 @@ from pipeline.stream.audit_check import AuditResult, check_audit
 from pipeline.stream.batch import open_readers
 from pipeline.stream.loader import Batch, StreamLoader
 from pipeline.stream.recipe import AugmentRecipe, StreamRecipe
-from pipeline.train.collective import current_collective
+from pipeline.train.distributed import current_collective
 from tests.support.datasets import make_dataset
 from tests.support.ranks import spawn_ranks
 

@@ -14,9 +14,9 @@ from pipeline.models.vit import ViT, decayed
 from pipeline.pretrain.objectives.classification import Softmax
 from pipeline.train.engine import DeepSpeedEngine
 from pipeline.train.loop import LoopPlan, train
+from pipeline.train.metrics import Watch
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe, ScheduleRecipe
-from pipeline.train.single import Engine, SingleEngine, StepResult
-from pipeline.train.watch import Watch
+from pipeline.train.torch_engine import Engine, SingleEngine, StepResult
 
 BATCH = 8
 CONFIG = ViTConfig(image_size=8, patch_size=4, width=16, depth=2, mlp_width=32, heads=2, num_classes=4)

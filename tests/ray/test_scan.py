@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import connected
+from jobs.base.ray_session import connected
 from pipeline.base.errors import StoreAccessError
 from pipeline.base.progress import Silent
 from pipeline.base.store import open_store
-from pipeline.corpus import chunks
+from pipeline.corpus import worker as chunks
+from pipeline.corpus.ray_executor import on_cluster
 from pipeline.corpus.scan import Scanner
-from pipeline.corpus.spread import on_cluster
 from pipeline.records.corpus import Corpus
 from tests.support.pictures import noise, png
 from tests.support.scanning import BytesReader, corpus_of, scanner_in

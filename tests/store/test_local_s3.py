@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.store import local_s3
-from infra.store.local_s3 import LocalS3, LocalS3Unavailable, find_weed, free_ports
+from infra.local import s3_server as local_s3
+from infra.local.s3_server import LocalS3, LocalS3Unavailable, find_weed, free_ports
 from pipeline.base.errors import StoreAccessError
 from pipeline.base.store import open_store
 
@@ -31,7 +31,7 @@ def is_running(pid: int) -> bool:
 
 def foreground(folder: Path) -> tuple[subprocess.Popen[str], dict[str, str]]:
     """The server started from a shell, and the variables it printed."""
-    command = [sys.executable, "-m", "infra.store.local_s3", "--folder", str(folder)]
+    command = [sys.executable, "-m", "infra.local.s3_server", "--folder", str(folder)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(4)]

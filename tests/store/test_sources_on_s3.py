@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra.store.local_s3 import LocalS3
+from infra.local.s3_server import LocalS3
 from pipeline.base.errors import InputError, StoreAccessError
 from pipeline.base.store import BucketSettings, ObjectChangedError, open_store
 from pipeline.corpus import open_corpus

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from infra.store.local_s3 import LocalS3
+from infra.local.s3_server import LocalS3
 from pipeline.base.errors import DamageError, FailedError, StoreAccessError, VitpipeError
 from pipeline.base.store import BucketSettings, Store, open_store
 from pipeline.base.store import local as local_module

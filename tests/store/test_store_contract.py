@@ -13,8 +13,8 @@ import pytest
 from pipeline.base.errors import InputError, StoreAccessError
 from pipeline.base.store import ObjectChangedError, Store, open_store
 from pipeline.base.store import s3 as s3_module
-from pipeline.base.store.reading import open_object
-from pipeline.base.store.sums import sum_matches
+from pipeline.base.store.object_file import open_object
+from pipeline.base.store.protocol import sum_matches
 
 NUM_RACERS = 16
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from botocore import exceptions as aws
 
-from infra.store.local_s3 import LocalS3
+from infra.local.s3_server import LocalS3
 from pipeline.base.errors import DamageError, FailedError, StoreAccessError
 from pipeline.base.store import BucketSettings, ObjectChangedError, open_store
 from pipeline.base.store import s3 as s3_module

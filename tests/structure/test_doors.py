@@ -28,7 +28,7 @@ DOORS = {
 ONE_MODULE_EACH = {"ray": ("pipeline/corpus/", "pipeline/shard/", "pipeline/train/", "pipeline/evaluate/")}
 RANK_NAMES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
 RANK_DOOR = "pipeline/base/world.py"
-PROBE = "pipeline.evaluate.probe"
+PROBE = "pipeline.evaluate.evaluators"
 
 
 def door_breaches(modules: dict[str, Module]) -> list[str]:
@@ -132,7 +132,7 @@ PLANTED = {
     "deepspeed in jobs": {"jobs/x.py": "from deepspeed.ops import adam"},
     "webdataset in corpus": {"pipeline/corpus/x.py": "import webdataset as wds"},
     "boto3 for types": {"pipeline/shard/x.py": "if TYPE_CHECKING:\n    import boto3\n"},
-    "botocore in infra": {"infra/store/x.py": "import botocore.session"},
+    "botocore in infra": {"infra/local/x.py": "import botocore.session"},
     "boto3 beside s3.py": {"pipeline/base/store/s3.py": "import boto3", "pipeline/base/store/x.py": "import boto3"},
 }
 
@@ -172,7 +172,7 @@ def test_a_planted_rank_is_caught(tmp_path: Path) -> None:
 
 def test_a_planted_way_from_probing_to_deepspeed_is_caught(tmp_path: Path) -> None:
     files = {
-        "pipeline/evaluate/probe/knn.py": "from ..inspect import maps\n",
+        "pipeline/evaluate/evaluators/knn.py": "from ..inspect import maps\n",
         "pipeline/evaluate/inspect/maps.py": "def f():\n    import pipeline.train.loop\n",
         "pipeline/train/loop.py": "import torch\n",
         "pipeline/train/__init__.py": "from . import engine\n",  # runs before pipeline.train.loop does

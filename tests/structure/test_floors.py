@@ -90,8 +90,8 @@ PLANTED = {
     "by dunder": ("pipeline/corpus/x.py", "__import__('pipeline.train')"),
     "report computes": ("pipeline/report/x.py", "from pipeline.models.vit import Vit"),
     "pipeline to jobs": ("pipeline/evaluate/x.py", "import jobs.cli"),
-    "pipeline to infra": ("pipeline/base/x.py", "from infra.store import local_s3"),
-    "infra to jobs": ("infra/store/x.py", "def f():\n    import jobs\n"),
+    "pipeline to infra": ("pipeline/base/x.py", "from infra.local import s3_server"),
+    "infra to jobs": ("infra/local/x.py", "def f():\n    import jobs\n"),
     "infra to pipeline": ("infra/x.py", "from pipeline.base import errors"),
     "to the tests": ("jobs/x.py", "from tests.support import browser"),
     "the map imports": ("pipeline/__init__.py", "from pipeline.base import errors"),
@@ -121,11 +121,11 @@ def test_a_house_in_order_has_no_breach(tmp_path: Path) -> None:
         "pipeline/images/decode.py": "from pipeline.records import card\nimport pipeline.models.vit\n",
         "pipeline/train/loop.py": "from pipeline.stream.order import order\nfrom pipeline import __version__\n",
         "pipeline/stream/order.py": "def f():\n    from pipeline.images import decode\n",
-        "pipeline/evaluate/probe/knn.py": "from pipeline.train.loop import train\nfrom . import linear\n",
-        "pipeline/evaluate/probe/linear.py": "",
+        "pipeline/evaluate/evaluators/knn.py": "from pipeline.train.loop import train\nfrom . import linear\n",
+        "pipeline/evaluate/evaluators/linear.py": "",
         "pipeline/report/page.py": "from pipeline.records.card import Card\n",
-        "jobs/demo.py": "from infra.store.local_s3 import LocalS3\nfrom pipeline.evaluate.probe import knn\n",
-        "infra/store/local_s3.py": "import subprocess\n",
+        "jobs/demo.py": "from infra.local.s3_server import LocalS3\nfrom pipeline.evaluate.evaluators import knn\n",
+        "infra/local/s3_server.py": "import subprocess\n",
     }
     modules = plant(tmp_path, files)
     assert floor_breaches(modules) == []

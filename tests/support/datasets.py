@@ -7,17 +7,16 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.base.rows import Rows
+from pipeline.base.disk_table import Rows
 from pipeline.base.seeds import derive
 from pipeline.base.store import Store, open_store
 from pipeline.records.corpus import LISTING_SCHEMA, ClassEntry, Corpus, Reject, rejects_table
 from pipeline.records.dataset import DatasetCard, ShardEntry, dataset_prefix
-from pipeline.shard.commit import make_card, publish, put_tables, sweep
-from pipeline.shard.identity import identity_of
+from pipeline.shard.commit import identity_of, make_card, publish, put_tables, sweep
+from pipeline.shard.index import ShardStatistics
 from pipeline.shard.plan import plan_shards
 from pipeline.shard.recipe import ShardRecipe
-from pipeline.shard.statistics import ShardStatistics
-from pipeline.shard.write import plan_digest, write_shard
+from pipeline.shard.writer import plan_digest, write_shard
 from tests.support.pictures import noise, png
 
 

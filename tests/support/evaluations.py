@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.base.config import build
 from pipeline.base.digests import fingerprint, sha256_hex
 from pipeline.base.store import Store
-from pipeline.evaluate.suite import EvaluateRecipe
+from pipeline.evaluate.recipe import EvaluateRecipe
 from pipeline.models.vit import ViT
 from pipeline.models.weights import ModelDescription, pack_weights
 from pipeline.records.run import (

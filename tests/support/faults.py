@@ -210,7 +210,7 @@ def decoders(pid: int) -> list[int]:
     found = []
     for process in descendants(pid):
         with suppress(psutil.Error, OSError):
-            is_child = "pipeline.images.sandbox_child" in process.cmdline()
+            is_child = "pipeline.images.sandbox_worker" in process.cmdline()
             if is_child and os.readlink(f"/proc/{process.pid}/fd/2") == os.devnull:
                 found.append(process.pid)
     return found

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.base.digests import fingerprint, sha256_hex
+from pipeline.base.retry import Patience
 from pipeline.base.store import Store
 from pipeline.evaluate.metrics import Outcomes, mean_ap, of_probabilities, of_scores, pack_outcomes, top1
-from pipeline.evaluate.perform import record
+from pipeline.evaluate.worker import record
 from pipeline.records.run import (
     RETIRED,
     CheckpointCard,
@@ -25,7 +26,6 @@ from pipeline.records.run import (
     step_prefix,
 )
 from pipeline.records.score import OUTCOMES, EvaluationKey, EvaluationResult, Metric
-from pipeline.stream.waiting import Patience
 
 NUM_CLASSES = 3
 

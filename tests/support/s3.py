@@ -9,7 +9,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from infra.store.local_s3 import LocalS3
+from infra.local.s3_server import LocalS3
 
 
 def isolate_from_aws(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.digests import sha256_hex
+from pipeline.base.disk_table import Rows
 from pipeline.base.progress import Silent
-from pipeline.base.rows import Rows
 from pipeline.base.store import Store, open_store
 from pipeline.base.store.protocol import ObjectChangedError
-from pipeline.corpus.scan import Row, Scanner
+from pipeline.corpus.scan import Scanner
+from pipeline.corpus.worker import Row
 from pipeline.records.corpus import LISTING_SCHEMA, ClassEntry, Corpus, key_of
 from pipeline.records.dataset import (
     INDEX_SCHEMA,

@@ -18,13 +18,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.cluster import connected
+from jobs.base.ray_session import connected
 from pipeline.base.progress import Silent
 from pipeline.base.store import Store, open_store
+from pipeline.evaluate.discovery import plan_all
 from pipeline.evaluate.features import single_thread
-from pipeline.evaluate.perform import perform
-from pipeline.evaluate.scheduler.by_name import plan_all
-from pipeline.evaluate.scheduler.loop import Outcome, Scheduler
+from pipeline.evaluate.scheduler import Outcome, Scheduler
+from pipeline.evaluate.worker import perform
 from tests.support.command import start
 from tests.support.evaluations import RUN, findings, make_workspace, recorded_files, suite_recipe
 from tests.support.faults import descendants

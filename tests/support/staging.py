@@ -12,11 +12,13 @@ from pathlib import Path
 import boto3
 import pyarrow.parquet as pq
 
-from jobs.stage import StagedCorpus, stage
+from jobs.stage import StagedCorpus
+from jobs.stage import run_stage as stage
 from pipeline.base.digests import sha256_hex
 from pipeline.base.progress import Silent
 from pipeline.base.store import BucketSettings, Stores, open_store
-from pipeline.corpus.stage import DATA, StageRecipe
+from pipeline.corpus.staging.manifest import DATA
+from pipeline.corpus.staging.recipe import StageRecipe
 
 PART_BYTES = 5 << 20  # the smallest that S3 knows
 BIG = "tars/big.tar"  # in three parts
@@ -98,7 +100,7 @@ def new_bucket(name: str) -> str:
 def start_stager(source: str, target: str, fail_at: str = "", parallel: int = 2) -> subprocess.Popen[bytes]:
     """A stager in a process of its own, to be killed."""
     code = (
-        "import sys; from jobs.stage import stage; from pipeline.base.progress import Silent;"
+        "import sys; from jobs.stage import run_stage as stage; from pipeline.base.progress import Silent;"
         "from pipeline.corpus.stage import StageRecipe;"
         f"stage(sys.argv[1], sys.argv[2], StageRecipe(parallel={parallel}, part_bytes={PART_BYTES}), Silent())"
     )

@@ -22,17 +22,15 @@ import torch.distributed as dist
 from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
-from pipeline.base.collective import Alone, Collective
 from pipeline.base.store import Store, open_store
-from pipeline.base.world import World
-from pipeline.checkpoints.attempts import take_attempt
-from pipeline.checkpoints.fragments import EMA, WEIGHT, Fragment, FragmentReader, FragmentSource
+from pipeline.base.world import Alone, Collective, World
+from pipeline.checkpoints.card import take_attempt
+from pipeline.checkpoints.reader import StoredFragments
 from pipeline.checkpoints.save import Saving
-from pipeline.checkpoints.stored import StoredFragments
+from pipeline.checkpoints.state import EMA, WEIGHT, Fragment, FragmentReader, FragmentSource
 from pipeline.checkpoints.writer import CheckpointWriter
 from pipeline.records.run import CheckpointCard
-from pipeline.train.assemble import assembled
-from pipeline.train.collective import ProcessGroup
+from pipeline.train.distributed import ProcessGroup, assembled
 from tests.support.ranks import free_port
 
 Cut = Literal["flat", "each"]

@@ -10,10 +10,10 @@ import torch
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.store import Store
-from pipeline.evaluate.due import Planned
-from pipeline.evaluate.subject import Subject
-from pipeline.evaluate.suite import SETTINGS, Task
-from pipeline.images.transform import EvaluationTransform
+from pipeline.evaluate.model_ref import Subject
+from pipeline.evaluate.plan import Planned
+from pipeline.evaluate.recipe import SETTINGS, Task
+from pipeline.images.transforms import EvaluationTransform
 from pipeline.models.config import ViTConfig
 from pipeline.models.vit import ViT
 from pipeline.models.weights import ModelDescription, pack_weights

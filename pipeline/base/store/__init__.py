@@ -12,10 +12,17 @@
     reading.py    an object as a seekable file
 """
 
-from pipeline.base.store.opening import normalise_uri, open_store, split_uri
-from pipeline.base.store.protocol import KeyRefusedError, ObjectChangedError, ObjectInfo, PartsWriter, Store
-from pipeline.base.store.settings import BucketSettings, Stores
-from pipeline.base.store.sums import ContentSum
+from pipeline.base.store.open import normalise_uri, open_store, split_uri
+from pipeline.base.store.protocol import (
+    BucketSettings,
+    ContentSum,
+    KeyRefusedError,
+    ObjectChangedError,
+    ObjectInfo,
+    PartsWriter,
+    Store,
+    Stores,
+)
 
 __all__ = [
     "BucketSettings",

@@ -17,8 +17,14 @@ from typing import BinaryIO, Self
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import FailedError, StoreAccessError
-from pipeline.base.store.protocol import KeyRefusedError, ObjectChangedError, ObjectInfo, checked_key, checked_prefix
-from pipeline.base.store.sums import ContentSum
+from pipeline.base.store.protocol import (
+    ContentSum,
+    KeyRefusedError,
+    ObjectChangedError,
+    ObjectInfo,
+    checked_key,
+    checked_prefix,
+)
 
 _TEMPORARY = ".tmp-"  # prefix of files on their way in; never listed
 _LOCK = f"{_TEMPORARY}lock-"  # never swept: who waits for one must find the same file

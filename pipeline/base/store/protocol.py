@@ -2,15 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
+from pydantic import Field
+
+from pipeline.base.config import Config
 from pipeline.base.errors import InputError, StoreAccessError
-from pipeline.base.store.sums import ContentSum
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """An object that can go, and why."""
+
+    key: str
+    num_bytes: int
+    why: str
+
+
+SumKind = Literal["sha256", "crc32", "md5", "md5-parts"]
+
+
+@dataclass(frozen=True)
+class ContentSum:
+    """A sum of one object's content, in hex. ``part_bytes``, for md5-parts: the parts' sizes.
+
+    One size stands for all parts but the last; it is a guess when ``exact`` is false.
+    """
+
+    kind: SumKind
+    value: str
+    part_bytes: tuple[int, ...] = ()
+    exact: bool = True
+
+
+class RunningSum:
+    """The sum that *expected* names, of bytes that come piece by piece."""
+
+    def __init__(self, expected: ContentSum) -> None:
+        self._expected = expected
+        self._crc = 0
+        self._digest = hashlib.sha256() if expected.kind == "sha256" else _md5()
+        self._parts: list[bytes] = []
+        self._left = self._size_of_part(0)
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Add *data*."""
+        kind = self._expected.kind
+        if kind == "crc32":
+            self._crc = zlib.crc32(data, self._crc)
+        elif kind == "md5-parts":
+            self._update_parts(memoryview(data))
+        else:
+            self._digest.update(data)
+
+    def matches(self) -> bool:
+        """True when the bytes so far are those of the sum."""
+        return self._value() == self._expected.value
+
+    def _value(self) -> str:
+        kind = self._expected.kind
+        if kind == "crc32":
+            return f"{self._crc:08x}"
+        if kind != "md5-parts":
+            return self._digest.hexdigest()
+        parts = self._parts
+        if not parts or self._left != self._size_of_part(len(parts)):
+            parts = [*parts, self._digest.digest()]
+        return f"{_md5(b''.join(parts)).hexdigest()}-{len(parts)}"
+
+    def _update_parts(self, data: memoryview) -> None:
+        while len(data):
+            piece = data[: self._left]
+            self._digest.update(piece)
+            self._left -= len(piece)
+            data = data[len(piece) :]
+            if self._left == 0:
+                self._parts.append(self._digest.digest())
+                self._digest, self._left = _md5(), self._size_of_part(len(self._parts))
+
+    def _size_of_part(self, number: int) -> int:
+        sizes = self._expected.part_bytes
+        return sizes[min(number, len(sizes) - 1)] if sizes else 0
+
+
+def sum_matches(expected: ContentSum, pieces: Iterable[bytes]) -> bool:
+    """True when *pieces*, joined, have the sum *expected*."""
+    running = RunningSum(expected)
+    for piece in pieces:
+        running.update(piece)
+    return running.matches()
+
+
+def md5_hex(data: bytes) -> str:
+    """Hex MD5 of *data*: what S3 has as ETag."""
+    return _md5(data).hexdigest()
+
+
+def _md5(data: bytes = b"") -> hashlib._Hash:
+    return hashlib.md5(data, usedforsecurity=False)
 
 
 @dataclass(frozen=True)
@@ -143,3 +239,29 @@ def checked_key(key: str) -> str:
 def checked_prefix(prefix: str) -> str:
     """*prefix* of keys, which may be empty, refused when it could point outside the store."""
     return checked_key(prefix) if prefix else prefix
+
+
+class DeniedError(StoreAccessError):
+    """The store denies the request: credentials, or what they may do."""
+
+
+class NoBucketError(StoreAccessError):
+    """There is no such bucket."""
+
+
+class BucketSettings(Config):
+    """How one bucket is reached. Credentials never stand here: name a profile, or leave it to boto3's chain."""
+
+    endpoint: str | None = Field(
+        default=None, description="http(s) address; default: AWS_ENDPOINT_URL, else AWS itself"
+    )
+    region: str | None = None
+    profile: str | None = Field(default=None, description="profile of the shared credentials file")
+    anonymous: bool = False
+    requester_pays: bool = False
+    connections: int = Field(default=16, ge=1, le=1024, description="held open at once")
+    low_speed_bytes: int = Field(default=1000, ge=0, description="bytes a second; slower answers are broken off")
+    low_speed_seconds: float = Field(default=30.0, gt=0, description="how long an answer may be slower, or stand still")
+
+
+Stores = dict[str, BucketSettings]  # bucket name -> settings

@@ -7,7 +7,6 @@ store denies a request: they may have been renewed.
 from __future__ import annotations
 
 import os
-import random
 import tempfile
 import threading
 import time
@@ -25,13 +24,33 @@ from botocore import exceptions as aws
 from botocore.config import Config as ClientConfig
 
 from pipeline.base.errors import DamageError, FailedError
-from pipeline.base.store import s3_errors as told
+from pipeline.base.retry import wait_before
 from pipeline.base.store.local import LocalStore, file_errors
-from pipeline.base.store.protocol import ObjectInfo, checked_key, checked_prefix
-from pipeline.base.store.s3_answers import Answer, body_pieces, check_received, read_body, sum_of
-from pipeline.base.store.s3_parts import MAX_PARTS, WRITER, S3Parts, each_part
-from pipeline.base.store.settings import BucketSettings
-from pipeline.base.store.sums import ContentSum, sum_matches
+from pipeline.base.store.protocol import (
+    BucketSettings,
+    ContentSum,
+    DeniedError,
+    ObjectInfo,
+    checked_key,
+    checked_prefix,
+    sum_matches,
+)
+from pipeline.base.store.s3_multipart import MAX_PARTS, WRITER, S3Parts, each_part, with_part_sizes
+from pipeline.base.store.s3_responses import (
+    Answer,
+    BrokenBodyError,
+    LostRaceError,
+    ObjectConflictError,
+    OtherAnswerError,
+    PastTheEndError,
+    body_pieces,
+    check_received,
+    code_of,
+    from_client,
+    from_code,
+    read_body,
+    sum_of,
+)
 
 _ATTEMPTS = 4
 _AGAIN = "give the same command again"
@@ -107,32 +126,32 @@ class S3Store:
             return b""
         try:
             return self._get(key, etag, start, Range=f"bytes={start}-{start + length - 1}")[1]
-        except told.PastTheEndError:
+        except PastTheEndError:
             return b""
 
     def stream(self, key: str, start: int = 0) -> Iterator[bytes]:
         """See Store."""
         try:
             answer = self._call("get_object", key, Range=f"bytes={start}-")
-        except told.PastTheEndError:
+        except PastTheEndError:
             return
         if not answer.get("ContentRange", f"bytes {start}-").startswith(f"bytes {start}-"):
-            raise told.OtherAnswerError(f"{self.uri}/{key}: another answer than was asked for")
+            raise OtherAnswerError(f"{self.uri}/{key}: another answer than was asked for")
         try:
             yield from body_pieces(answer, self._settings.low_speed_bytes, self._settings.low_speed_seconds)
-        except told.BrokenBodyError as error:
+        except BrokenBodyError as error:
             raise FailedError(f"{self.uri}/{key}: the answer broke off ({error})", _AGAIN) from None
 
     def read_with_sum(self, key: str, etag: str = "") -> tuple[bytes, ContentSum | None]:
         """See Store."""
         answer, data = self._get(key, etag)
-        return data, self._with_sizes(sum_of(answer, self.bucket), key, answer["ETag"], exact=False)
+        return data, with_part_sizes(self._call, key, answer["ETag"], sum_of(answer, self.bucket), exact=False)
 
     def content_sum(self, key: str, etag: str = "", exact: bool = False) -> ContentSum | None:
         """See Store. The sizes of parts take a request for the first one, or one for each."""
         condition = {"IfMatch": etag} if etag else {}
         answer = self._call("head_object", key, ChecksumMode="ENABLED", **condition)
-        return self._with_sizes(sum_of(answer, self.bucket), key, answer["ETag"], exact)
+        return with_part_sizes(self._call, key, answer["ETag"], sum_of(answer, self.bucket), exact)
 
     def put(self, key: str, data: bytes) -> None:
         """See Store."""
@@ -280,13 +299,13 @@ class S3Store:
         condition = {"IfMatch": etag} if etag else {}
         broken = ""
         for attempt in range(_ATTEMPTS):
-            _wait_before(attempt)
+            wait_before(attempt)
             answer = self._call("get_object", key, **condition, **more)
             if etag and answer.get("ETag", etag) != etag:
-                raise told.LostRaceError(f"{self.uri}/{key}: it is no longer what it was")
+                raise LostRaceError(f"{self.uri}/{key}: it is no longer what it was")
             try:
                 data = read_body(answer, self._settings.low_speed_bytes, self._settings.low_speed_seconds)
-            except told.BrokenBodyError as error:
+            except BrokenBodyError as error:
                 broken = str(error)
                 continue
             if "ETag" in answer and answer.get("ContentRange", f"bytes {start}-").startswith(f"bytes {start}-"):
@@ -297,12 +316,12 @@ class S3Store:
     def _put_checked(self, operation: str, key: str, data: bytes, **more: Any) -> Answer:
         """Send *data*, and look at what the server says that it received; again when that is something else."""
         for attempt in range(_ATTEMPTS):
-            _wait_before(attempt)
+            wait_before(attempt)
             try:
                 answer = self._call(operation, key, Body=data, **more)
                 check_received(answer, data, f"{self.uri}/{key}", self.bucket)
                 return answer
-            except (DamageError, told.OtherAnswerError) as error:
+            except (DamageError, OtherAnswerError) as error:
                 failure = error
         raise failure
 
@@ -313,15 +332,15 @@ class S3Store:
         """
         token = uuid.uuid4().hex
         for attempt in range(_ATTEMPTS):
-            _wait_before(attempt)
+            wait_before(attempt)
             try:
                 self._put_checked("put_object", key, data, Metadata={WRITER: token}, **condition)
                 return True
-            except told.LostRaceError:
+            except LostRaceError:
                 return self._writer(key) == token
             except FileNotFoundError:  # if-match of an object that is gone
                 return False
-            except told.ObjectConflictError:
+            except ObjectConflictError:
                 continue
         raise FailedError(f"{self.uri}/{key}: other writers kept this put from ending", "give the same command again")
 
@@ -332,25 +351,12 @@ class S3Store:
             return None
         return found.get(WRITER)
 
-    def _with_sizes(self, found: ContentSum | None, key: str, etag: str, exact: bool) -> ContentSum | None:
-        """*found*, and for an object that was written in parts their sizes; None when the store does not tell them."""
-        if found is None or found.kind != "md5-parts":
-            return found
-        count = int(found.value.rpartition("-")[2])
-        sizes = []
-        for number in range(1, (count if exact else 1) + 1):
-            part = self._call("head_object", key, PartNumber=number, IfMatch=etag)
-            if part.get("PartsCount", 1) != count:
-                return None
-            sizes.append(int(part["ContentLength"]))
-        return ContentSum(found.kind, found.value, tuple(sizes), exact or count == 1)
-
     def _abort(self, key: str, upload: str) -> int:
         """1 when the upload was there, as the caller counts."""
         try:
             self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload, **self._extra)
         except aws.ClientError as error:
-            if told.code_of(error) not in ("NoSuchUpload", "404"):
+            if code_of(error) not in ("NoSuchUpload", "404"):
                 raise
             return 0
         return 1
@@ -362,14 +368,14 @@ class S3Store:
         try:
             yield
         except aws.ClientError as error:
-            code = told.code_of(error)
+            code = code_of(error)
             has_bucket = code != "404" or self._has_bucket()
-            ours = told.from_code(code, where, self.bucket, has_bucket)
-            if isinstance(ours, told.DeniedError):
+            ours = from_code(code, where, self.bucket, has_bucket)
+            if isinstance(ours, DeniedError):
                 self._renew()
             raise ours from None
         except (aws.BotoCoreError, ValueError) as error:
-            raise told.from_client(error, where, self._endpoint()) from None
+            raise from_client(error, where, self._endpoint()) from None
 
     def _endpoint(self) -> str:
         """The endpoint as shown to people: without a user's name and password."""
@@ -384,15 +390,9 @@ class S3Store:
             try:
                 self._client.head_bucket(Bucket=self.bucket)
             except aws.ClientError as error:
-                if told.code_of(error) in ("404", "NoSuchBucket"):
+                if code_of(error) in ("404", "NoSuchBucket"):
                     return False
             except aws.BotoCoreError:
                 return True  # not known; the next call will tell what is wrong
             self._bucket_seen = True  # or it may read objects and not look at the bucket
         return True
-
-
-def _wait_before(attempt: int) -> None:
-    """Longer and longer before each repeated *attempt*, and never the same for two clients."""
-    if attempt:
-        time.sleep(random.uniform(0, 0.1 * 2**attempt))

@@ -10,6 +10,5 @@ from pipeline.corpus.sources.parquet import PARQUET
 from pipeline.corpus.sources.source import SourceKind
 from pipeline.corpus.sources.webdataset import WEBDATASET
 
+__all__ = ["FOLDER", "IMAGENET", "MANIFEST", "PARQUET", "WEBDATASET", "SourceKind"]
 KINDS: tuple[SourceKind, ...] = (MANIFEST, IMAGENET, WEBDATASET, PARQUET, FOLDER)
-
-__all__ = ["KINDS"]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.corpus.sources.place import Place
-from pipeline.corpus.sources.reading import FileReader
+from pipeline.corpus.sources.location import Place
+from pipeline.corpus.sources.readers import FileReader
 from pipeline.corpus.sources.source import IMAGE_SUFFIXES, Collected, Found, LabelsAre, SourceKind, is_text
 from pipeline.records.corpus import ClassEntry, Reject
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.base.store import ObjectInfo
-from pipeline.corpus.sources.place import Place, suffix_of, unreadable
-from pipeline.corpus.sources.reading import FileReader
-from pipeline.corpus.sources.samples import is_unsafe
+from pipeline.base.store.protocol import ObjectInfo
+from pipeline.corpus.sources.location import Place, suffix_of, unreadable
+from pipeline.corpus.sources.readers import FileReader
 from pipeline.corpus.sources.source import IMAGE_SUFFIXES, Collected, Found, LabelsAre, SourceKind, is_text
-from pipeline.corpus.sources.tar_bytes import RangedBytes
-from pipeline.corpus.sources.tar_scan import Break, Member, scan
+from pipeline.corpus.sources.tar import Break, Member, RangedBytes, is_unsafe, scan
 from pipeline.corpus.sources.walk import is_hidden
 from pipeline.records.corpus import ClassEntry
 

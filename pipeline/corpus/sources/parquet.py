@@ -5,20 +5,257 @@ Class names come from the ``huggingface`` entry of the schema's metadata, from s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import bisect
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.base.errors import InputError
-from pipeline.base.store import ObjectInfo, Store
-from pipeline.corpus.sources.parquet_columns import ParquetColumns, columns_of, label_texts
-from pipeline.corpus.sources.parquet_reader import ParquetReader, column_bytes, open_parquet
-from pipeline.corpus.sources.place import Place
+from pipeline.base.errors import FailedError, InputError, StoreAccessError
+from pipeline.base.store.object_file import open_object
+from pipeline.base.store.protocol import ObjectInfo, Store
+from pipeline.corpus.sources.location import Place
+from pipeline.corpus.sources.readers import Value, Want, Windows, as_file_error
 from pipeline.corpus.sources.source import CHUNK, Found, LabelsAre, SourceKind, is_text
 from pipeline.records.corpus import FOUND_SCHEMA, ClassEntry, Reject
+
+_IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls")
+_TEXTS = pa.list_(pa.string())
+LabelKind = Literal["", "number", "text"]  # "": nothing but nulls
+
+
+@dataclass(frozen=True)
+class ParquetColumns:
+    """The columns of one file, or what several have in common."""
+
+    image: str
+    label: str | None
+    label_kind: LabelKind
+    is_list: bool
+    names: tuple[str, ...]
+
+    def joined(self, other: ParquetColumns, first: str, key: str) -> ParquetColumns:
+        """What the files *first* and *key* have in common. Raises InputError, naming both, when they differ."""
+        both = f"{key} and {first}"
+        if (self.image, self.label) != (other.image, other.label):
+            ours, theirs = ", ".join(filter(None, (self.image, self.label))), (other.image, other.label)
+            raise InputError(
+                f"{both} have different columns: {', '.join(filter(None, theirs))}; {ours}",
+                "shard them as separate corpora",
+            )
+        if self.names != other.names:
+            raise InputError(f"{both} declare different class names", "shard them as separate corpora")
+        if self.label_kind and other.label_kind:
+            if (self.label_kind, self.is_list) != (other.label_kind, other.is_list):
+                raise InputError(f"{both} hold labels of different types", "shard them as separate corpora")
+            return self
+        return self if self.label_kind else replace(other)
+
+
+def columns_of(schema: pa.Schema, key: str) -> ParquetColumns:
+    """The columns of the file *key*. Raises InputError when none holds images, or labels are of no known type."""
+    images = [name for name in _IMAGE_COLUMNS if name in schema.names and _holds_images(schema.field(name).type)]
+    images += [field.name for field in schema if _holds_images(field.type)]
+    if not images:
+        raise InputError(f"{key}: no image column", "expected 'image' as struct<bytes, path> or binary")
+    label = next((name for name in _LABEL_COLUMNS if name in schema.names and name != images[0]), None)
+    kind, is_list = _label_kind(schema.field(label).type, key) if label is not None else ("", False)
+    return ParquetColumns(images[0], label, kind, is_list, _declared_names(schema, label, key))
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        at = kind.get_field_index("bytes")
+        return bool(at >= 0 and _is_binary(kind.field(at).type))
+    return _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _label_kind(kind: pa.DataType, key: str) -> tuple[LabelKind, bool]:
+    if _is_list(kind):
+        return _label_kind(kind.value_type, key)[0], True
+    if pa.types.is_dictionary(kind):
+        return _label_kind(kind.value_type, key)
+    if pa.types.is_null(kind):
+        return "", False
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "text", False
+    if (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
+    ):
+        return "number", False
+    raise InputError(f"{key}: labels of type {kind} are not read", "expected numbers, strings, or lists of them")
+
+
+def label_texts(labels: pa.Array) -> pa.Array:
+    """Labels of any type that ``columns_of`` lets pass, as lists of texts."""
+    if pa.types.is_dictionary(labels.type):
+        labels = labels.cast(labels.type.value_type)
+    if pa.types.is_null(labels.type):
+        return pa.nulls(len(labels), _TEXTS)
+    if not _is_list(labels.type):
+        present = pc.is_valid(labels).to_numpy(zero_copy_only=False).astype("int32")
+        starts = pa.array([0, *present.cumsum()], pa.int32())
+        lists = pa.ListArray.from_arrays(starts, _texts(labels.drop_null()))
+        return pc.if_else(pc.is_valid(labels), lists, pa.scalar(None, _TEXTS))
+    sizes = pc.fill_null(pc.list_value_length(labels), 0).to_numpy(zero_copy_only=False)
+    starts = pa.array([0, *sizes.cumsum()], pa.int32())
+    lists = pa.ListArray.from_arrays(starts, _texts(pc.list_flatten(labels)))
+    return pc.if_else(pc.is_valid(labels), lists, pa.scalar(None, _TEXTS))
+
+
+def _texts(values: pa.Array) -> pa.Array:
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.int8())
+    if pa.types.is_float16(values.type):
+        values = values.cast(pa.float32())
+    return values.cast(pa.string())
+
+
+def _declared_names(schema: pa.Schema, label_column: str | None, key: str) -> tuple[str, ...]:
+    text = (schema.metadata or {}).get(b"huggingface")
+    if not text or label_column is None:
+        return ()
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError(f"{key}: its metadata 'huggingface' is not JSON", "mend or remove it") from None
+    for name in ("info", "features", label_column):
+        found = found.get(name) if isinstance(found, dict) else None
+    if isinstance(found, dict):
+        found = found.get("feature", found)  # of a list of labels: {"feature": {"names": ...}}
+    elif isinstance(found, list) and found:
+        found = found[0]  # the same, as older releases wrote it
+    names = found.get("names") if isinstance(found, dict) else None
+    return tuple(str(name) for name in names) if isinstance(names, list) else ()
+
+
+_BUFFER = 1 << 20
+_BATCH_BYTES = 8_000_000
+_BATCH_ROWS = 1_024
+
+
+def open_parquet(store: Store, key: str, etag: str) -> pq.ParquetFile:
+    """The parquet file at *key*, pinned to *etag*, to be read page by page."""
+    return pq.ParquetFile(open_object(store, key, etag), buffer_size=_BUFFER, pre_buffer=False)
+
+
+class ParquetReader:
+    """Reads the images of *column*. Rows that stand together in a file are read once; any order is right, but slow.
+
+    A damaged page costs the wanted rows of its row group that stand behind it.
+    """
+
+    def __init__(self, store: Store, column: str) -> None:
+        self._store, self._column = store, column
+
+    def read(self, entries: pa.Table) -> Iterator[bytes | None]:
+        """See CorpusReader."""
+        return Windows(entries, _Files(self._store, self._column).load)
+
+
+class _Files:
+    """Keeps the file that was read last open, so that the next window goes on where it stopped."""
+
+    def __init__(self, store: Store, column: str) -> None:
+        self._store, self._column = store, column
+        self._name = ""
+        self._cursor: _Cursor | None = None
+
+    def load(self, file: str, rows: Sequence[Want]) -> Mapping[int, Value]:
+        try:
+            if self._cursor is None or self._name != file:
+                self._cursor, self._name = self._open(file, rows[0].etag), file
+        except (StoreAccessError, FailedError, OSError, pa.ArrowException) as error:
+            told = _told(file, error)
+            return dict.fromkeys(range(len(rows)), told)
+        return {at: self._cursor.value(rows[at].row) for at in sorted(range(len(rows)), key=lambda at: rows[at].row)}
+
+    def _open(self, file: str, etag: str) -> _Cursor:
+        if self._cursor is not None:
+            self._cursor.close()
+            self._cursor = None
+        return _Cursor(file, open_parquet(self._store, file, etag), self._column)
+
+
+class _Cursor:
+    """A place inside one file: a row group, and the batch of it that was decoded last."""
+
+    def __init__(self, name: str, parquet: pq.ParquetFile, column: str) -> None:
+        self._name, self._parquet = name, parquet
+        self._is_struct = pa.types.is_struct(parquet.schema_arrow.field(column).type)
+        self._columns = [f"{column}.bytes" if self._is_struct else column]
+        groups = [parquet.metadata.row_group(at) for at in range(parquet.num_row_groups)]
+        self._starts = [0]  # first row of each row group, and behind the last
+        for group in groups:
+            self._starts.append(self._starts[-1] + group.num_rows)
+        self._broken: dict[int, OSError] = {}
+        self._group, self._first = -1, 0
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._values: pa.Array = pa.nulls(0)
+
+    def value(self, row: int) -> Value:
+        """The image of *row*, or the OSError that stands for it."""
+        group = bisect.bisect_right(self._starts, row) - 1
+        if group in self._broken:
+            return self._broken[group]
+        try:
+            if group != self._group or row < self._first:
+                self._begin(group)
+            while row >= self._first + len(self._values):
+                self._first += len(self._values)
+                self._values = next(self._batches).column(0)
+        except (StoreAccessError, FailedError, OSError, pa.ArrowException, StopIteration, IndexError) as error:
+            self._group = -1
+            self._broken[group] = _told(self._name, error)
+            return self._broken[group]
+        value = self._values[row - self._first].as_py()
+        return value.get("bytes") if isinstance(value, dict) else value
+
+    def close(self) -> None:
+        """Close the file."""
+        self._parquet.close(force=True)
+
+    def _begin(self, group: int) -> None:
+        size = column_bytes(self._parquet.metadata.row_group(group), self._columns[0].split(".")[0])
+        num_rows = self._starts[group + 1] - self._starts[group]
+        batch = max(1, min(_BATCH_ROWS, _BATCH_BYTES * num_rows // max(1, size)))
+        self._batches = self._parquet.iter_batches(batch, row_groups=[group], columns=self._columns, use_threads=False)
+        self._group, self._first, self._values = group, self._starts[group], pa.nulls(0)
+
+
+def column_bytes(group: pq.RowGroupMetaData, column: str) -> int:
+    """Bytes of *column* in a row group, as they are before compression."""
+    chunks = (group.column(index) for index in range(group.num_columns))
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+
+
+def _told(file: str, error: Exception) -> OSError:
+    """*error* as that of the file. Raises what is wrong with the store instead."""
+    told = as_file_error(error, file)
+    if isinstance(told, StoreAccessError | FailedError):
+        raise told from None
+    if isinstance(told, OSError) and file in str(told):
+        return told
+    return OSError(f"{file}: {type(error).__name__}")
 
 
 class ParquetSource:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.base.errors import InputError
-from pipeline.base.store import ObjectInfo
+from pipeline.base.store.protocol import ObjectInfo
 from pipeline.records.corpus import Reject
 
 _HIDDEN = (".", "__MACOSX")

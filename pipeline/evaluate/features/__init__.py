@@ -9,10 +9,17 @@
     read.py      whole, or part by part
 """
 
-from pipeline.evaluate.features.extract import compute_parts, finish, missing_parts, single_thread
-from pipeline.evaluate.features.parts import Features
-from pipeline.evaluate.features.read import has_features, iterate_features, load_features, prepare_features
-from pipeline.evaluate.features.spec import HEAD_INPUT, FeatureSpec, specs_for
+from pipeline.evaluate.features.extract import (
+    compute_parts,
+    finish,
+    has_features,
+    iterate_features,
+    load_features,
+    missing_parts,
+    prepare_features,
+    single_thread,
+)
+from pipeline.evaluate.features.storage import HEAD_INPUT, Features, FeatureSpec, specs_for
 
 __all__ = [
     "HEAD_INPUT",

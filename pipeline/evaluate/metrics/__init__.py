@@ -13,14 +13,27 @@
     oracle.py      what choosing on the test data would have shown, under a name that says so
 """
 
-from pipeline.evaluate.metrics.calibration import ece
-from pipeline.evaluate.metrics.classes import confusion, mean_per_class, nll, top1, top5
+from pipeline.evaluate.metrics.classification import (
+    confusion,
+    ece,
+    headline,
+    mean_ap,
+    mean_per_class,
+    measured,
+    nll,
+    oracle,
+    top1,
+    top5,
+)
 from pipeline.evaluate.metrics.intervals import wilson
-from pipeline.evaluate.metrics.measured import headline, measured
-from pipeline.evaluate.metrics.multilabel import mean_ap
-from pipeline.evaluate.metrics.oracle import oracle
-from pipeline.evaluate.metrics.outcomes import Outcomes, of_label_scores, of_probabilities, of_scores
-from pipeline.evaluate.metrics.stored import pack_outcomes, unpack_outcomes
+from pipeline.evaluate.metrics.outcomes import (
+    Outcomes,
+    of_label_scores,
+    of_probabilities,
+    of_scores,
+    pack_outcomes,
+    unpack_outcomes,
+)
 
 __all__ = [
     "Outcomes",

@@ -5,11 +5,18 @@ Shapes: N samples, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from pipeline.base.disk_table import read_parquet
+from pipeline.base.errors import DamageError
+from pipeline.records.score import OUTCOMES_SCHEMA, OUTCOMES_SCHEMA_VERSION, Metric
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -91,3 +98,99 @@ def _ranks(scores_NK: NDArray[Any], labels_N: Ints) -> Ints:
     before = np.arange(scores_NK.shape[1]) < labels_N[:, None]
     ranks: Ints = ((scores_NK > true) | ((scores_NK == true) & before)).sum(axis=1)
     return ranks
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Outcomes on the test samples of *num_classes*; what was *chosen* on validation; *metrics* that outcomes do not
+    tell."""
+
+    outcomes: Outcomes
+    num_classes: int
+    chosen: dict[str, Any] = field(default_factory=dict)
+    artefacts: dict[str, NDArray[Any]] = field(default_factory=dict)
+    metrics: tuple[Metric, ...] = ()
+
+
+_LABELS, _SCORES = OUTCOMES_SCHEMA.field("labels").type, OUTCOMES_SCHEMA.field("scores").type
+
+
+def pack_outcomes(outcomes: Outcomes) -> bytes:
+    """The bytes of ``outcomes.parquet``. What is not known is null."""
+    columns: dict[str, Any] = {
+        "key": pa.array(outcomes.keys, pa.string()),
+        "label": pa.array(outcomes.labels, pa.int32(), mask=outcomes.labels == NO_LABEL),
+        "prediction": pa.array(outcomes.predictions, pa.int32()),
+        "probability": _floats(outcomes.probabilities),
+        "rank": None if outcomes.ranks is None else pa.array(outcomes.ranks, pa.int32()),
+        "true_probability": _floats(outcomes.true_probabilities),
+        "nll": _floats(outcomes.nll),
+        "labels": None if outcomes.targets is None else _sets(outcomes.targets),
+        "scores": None if outcomes.scores is None else _rows(outcomes.scores),
+    }
+    count = len(outcomes.keys)
+    arrays = [
+        pa.nulls(count, field.type) if columns[field.name] is None else columns[field.name] for field in OUTCOMES_SCHEMA
+    ]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(arrays, schema=OUTCOMES_SCHEMA), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def unpack_outcomes(data: bytes, name: str = "outcomes.parquet") -> Outcomes:
+    """What was packed. Files of schema 1 have neither ranks nor likelihoods. Raises DamageError naming *name*."""
+    table = read_parquet(data)
+    version = int((table.schema.metadata or {}).get(b"schema_version", b"1"))
+    if version > OUTCOMES_SCHEMA_VERSION:
+        raise DamageError(f"{name} has schema {version}, this version reads up to {OUTCOMES_SCHEMA_VERSION}")
+    missing = {"key", "label", "prediction", "probability"} - set(table.column_names)
+    if missing:
+        raise DamageError(f"{name} has no column {min(missing)!r}")
+    scores = _known(table, "scores")
+    if scores is not None:
+        scores = scores.combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+    return Outcomes(
+        tuple(table["key"].to_pylist()),
+        table["label"].fill_null(NO_LABEL).to_numpy().astype(np.int64),
+        table["prediction"].to_numpy().astype(np.int64),
+        table["probability"].fill_null(float("nan")).to_numpy(),
+        _numbers(table, "rank", np.int64),
+        _numbers(table, "true_probability", np.float32),
+        _numbers(table, "nll", np.float32),
+        None if scores is None else _targets(table, scores.shape[1]),
+        scores,
+    )
+
+
+def _floats(values: NDArray[np.float32] | None) -> pa.Array | None:
+    return None if values is None else pa.array(values, pa.float32(), mask=np.isnan(values))
+
+
+def _sets(targets_NK: NDArray[np.bool_]) -> pa.Array:
+    ends = np.concatenate([[0], targets_NK.sum(axis=1).cumsum()])
+    return pa.ListArray.from_arrays(ends.astype(np.int32), pa.array(targets_NK.nonzero()[1], pa.int32()), _LABELS)
+
+
+def _rows(scores_NK: NDArray[np.float32]) -> pa.Array:
+    ends = np.arange(len(scores_NK) + 1) * scores_NK.shape[1]
+    return pa.ListArray.from_arrays(ends.astype(np.int32), pa.array(scores_NK.ravel(), pa.float32()), _SCORES)
+
+
+def _known(table: pa.Table, name: str) -> pa.ChunkedArray | None:
+    """The column; None where it is missing or holds nothing but nulls."""
+    if name not in table.column_names or table[name].null_count == table.num_rows:
+        return None
+    return table[name]
+
+
+def _numbers(table: pa.Table, name: str, kind: type[np.generic]) -> Any:
+    column = _known(table, name)
+    return None if column is None else column.to_numpy().astype(kind)
+
+
+def _targets(table: pa.Table, num_classes: int) -> NDArray[np.bool_]:
+    lists = table["labels"].combine_chunks()
+    rows = np.repeat(np.arange(table.num_rows), np.diff(lists.offsets.to_numpy()))
+    targets = np.zeros((table.num_rows, num_classes), dtype=bool)
+    targets[rows, lists.flatten().to_numpy()] = True
+    return targets

@@ -17,9 +17,20 @@ from torch import Tensor
 
 from pipeline.base.errors import InputError
 from pipeline.models.config import ViTConfig
-from pipeline.models.convert.blocks import patches_row, separated
-from pipeline.models.convert.found import CHANNELS, Found
-from pipeline.models.convert.rows import Imported, Row, Tensors, from_foreign, layer, same, to_foreign, whole_state
+from pipeline.models.convert.foreign_file import Found
+from pipeline.models.convert.tensor_map import (
+    CHANNELS,
+    Imported,
+    Row,
+    Tensors,
+    from_foreign,
+    layer,
+    patches_row,
+    same,
+    separated,
+    to_foreign,
+    whole_state,
+)
 from pipeline.models.vit import ViT
 
 _PREFIX = "vit."  # of everything but the classifier, in ViTForImageClassification

@@ -19,8 +19,18 @@ from torch import Tensor
 
 from pipeline.base.errors import InputError
 from pipeline.models.config import ViTConfig
-from pipeline.models.convert.found import CHANNELS, Found, with_class_row
-from pipeline.models.convert.rows import Imported, Row, Tensors, from_foreign, permuted, same, to_foreign, whole_state
+from pipeline.models.convert.foreign_file import Found, with_class_row
+from pipeline.models.convert.tensor_map import (
+    CHANNELS,
+    Imported,
+    Row,
+    Tensors,
+    from_foreign,
+    permuted,
+    same,
+    to_foreign,
+    whole_state,
+)
 from pipeline.models.vit import ViT
 
 _BLOCK = "Transformer/encoderblock_{}"

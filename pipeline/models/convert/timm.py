@@ -15,9 +15,18 @@ from torch import Tensor
 
 from pipeline.base.errors import InputError
 from pipeline.models.config import ViTConfig
-from pipeline.models.convert.blocks import patches_row
-from pipeline.models.convert.found import Found, with_class_row
-from pipeline.models.convert.rows import Imported, Row, Tensors, from_foreign, layer, same, to_foreign, whole_state
+from pipeline.models.convert.foreign_file import Found, with_class_row
+from pipeline.models.convert.tensor_map import (
+    Imported,
+    Row,
+    Tensors,
+    from_foreign,
+    layer,
+    patches_row,
+    same,
+    to_foreign,
+    whole_state,
+)
 from pipeline.models.vit import ViT
 
 _ACTIVATIONS: dict[str, Literal["tanh", "exact"]] = {"gelu": "exact", "gelu_tanh": "tanh"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F  # noqa: N812 - the field's name for it
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from pipeline.base.errors import RecipeError

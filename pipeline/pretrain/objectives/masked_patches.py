@@ -8,18 +8,50 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's name for it
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.base.errors import RecipeError
-from pipeline.models.embedding import patchify
+from pipeline.base.seeds import generator
+from pipeline.models.layers import patchify
 from pipeline.models.vit import ViT
-from pipeline.pretrain.objectives.corruption import draw_corruption
+from pipeline.pretrain.objectives.recipe import _LEVELS, NUM_COLOURS, num_corrupted
 from pipeline.train.loop import Loss
 
-_LEVELS = 8  # 3 bits for each of three channels
-NUM_COLOURS = _LEVELS**3
+MASKED, REPLACED = 0.8, 0.1  # shares of the corrupted patches; the rest is kept
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """Of B images, M patches each.
+
+    chosen int64 (B, M): which patches are corrupted, ascending; sources int64 (B, M): the patch whose embedding each
+    has, its own where it is kept; masked bool (B, M): those that have the mask token instead.
+    """
+
+    chosen: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    masked: NDArray[np.bool_]
+
+
+def draw_corruption(seed: int, positions: Sequence[int], num_patches: int, share: float) -> Corruption:
+    """For the samples at *positions* of the global order. A sample has other draws in each epoch."""
+    shape = len(positions), num_corrupted(num_patches, share)
+    chosen, sources = np.empty(shape, np.int64), np.empty(shape, np.int64)
+    masked = np.empty(shape, np.bool_)
+    for at, position in enumerate(positions):
+        draws = generator(seed, "corruption", position)
+        chosen[at] = np.sort(draws.permutation(num_patches)[: shape[1]])
+        kind = draws.random(shape[1])
+        others = (chosen[at] + 1 + draws.integers(max(1, num_patches - 1), size=shape[1])) % num_patches
+        masked[at] = kind < MASKED
+        sources[at] = np.where((kind >= MASKED) & (kind < MASKED + REPLACED), others, chosen[at])
+    return Corruption(chosen, sources, masked)
+
+
 _CHANNELS = 3
 _ROUNDING = 1e-3  # of a pixel's value: a mean that is whole may have come back a little less
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from torch import Tensor, nn
 
 from pipeline.models.vit import ViT
+from pipeline.pretrain.objectives.classification import Sigmoid, Softmax
+from pipeline.pretrain.objectives.masked_patches import MaskedPatches
+from pipeline.pretrain.objectives.recipe import MaskedPatchesRecipe, ObjectiveRecipe, SigmoidRecipe, SoftmaxRecipe
 
 
 class Objective(Protocol):
@@ -26,3 +29,14 @@ class Objective(Protocol):
 
     def vit_weights(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
         """Those of *whole*, the weights of ``network`` by name, that are the ViT's, by its own names."""
+
+
+def make_objective(recipe: ObjectiveRecipe) -> Objective:
+    """What *recipe* names."""
+    if isinstance(recipe, SoftmaxRecipe):
+        return Softmax(recipe.label_smoothing)
+    if isinstance(recipe, SigmoidRecipe):
+        return Sigmoid()
+    if isinstance(recipe, MaskedPatchesRecipe):
+        return MaskedPatches(recipe.corrupted)
+    assert_never(recipe)

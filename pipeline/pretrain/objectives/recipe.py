@@ -8,7 +8,18 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from pipeline.base.config import Config
-from pipeline.stream.labels import LabelMode
+from pipeline.models.config import ViTConfig
+from pipeline.models.cost import training_flops_per_image
+from pipeline.stream.recipe import LabelMode
+
+
+def num_corrupted(num_patches: int, share: float) -> int:
+    """M: how many of *num_patches* are corrupted, at least one."""
+    return max(1, round(num_patches * share))
+
+
+_LEVELS = 8  # 3 bits for each of three channels
+NUM_COLOURS = _LEVELS**3
 
 
 class SoftmaxRecipe(Config):
@@ -52,3 +63,21 @@ def _with_name(value: Any) -> Any:
 ObjectiveRecipe = Annotated[
     SoftmaxRecipe | SigmoidRecipe | MaskedPatchesRecipe, Field(discriminator="name"), BeforeValidator(_with_name)
 ]
+
+
+def reads_all_tokens(objective: ObjectiveRecipe) -> bool:
+    """Whether the last block computes every token, though the network has a class token."""
+    return isinstance(objective, MaskedPatchesRecipe)
+
+
+def extra_flops_per_image(objective: ObjectiveRecipe, config: ViTConfig) -> int:
+    """Forward, of what is no part of the network: the decoder of masked patches."""
+    if not isinstance(objective, MaskedPatchesRecipe):
+        return 0
+    return 2 * num_corrupted(config.grid**2, objective.corrupted) * config.width * NUM_COLOURS
+
+
+def pretraining_flops_per_image(objective: ObjectiveRecipe, config: ViTConfig) -> int:
+    """Forward and backward, all together; what is computed again (activation checkpointing) is not among them."""
+    network = training_flops_per_image(config, all_rows=reads_all_tokens(objective))
+    return network + 3 * extra_flops_per_image(objective, config)

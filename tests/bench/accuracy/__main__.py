@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs.corpora.fashion_mnist.make import SOURCE
-from jobs.recipe import load_chain
+from jobs.base.recipe import load_chain
+from pipeline.corpus.embedded.make_fashion_mnist import SOURCE
 from pipeline.models.cost import count_parameters
 from tests.bench.__main__ import write_section
 from tests.bench.accuracy.corpus import MissingError, make_corpus

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.corpora.fashion_mnist.make import CLASS_NAMES, SOURCE, read_idx
-from jobs.corpora.layout import TEST_FILE, TRAIN_FILE, encode_png, write_split
+from pipeline.corpus.embedded.corpora import TEST_FILE, TRAIN_FILE, encode_png, write_split
+from pipeline.corpus.embedded.make_fashion_mnist import CLASS_NAMES, SOURCE, read_idx
 
 _SPLITS = {TRAIN_FILE: ("train", 60_000), TEST_FILE: ("t10k", 10_000)}
 

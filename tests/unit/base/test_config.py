@@ -9,15 +9,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from pipeline.base.config import (
-    MAX_RECIPE_BYTES,
-    Config,
-    apply_overrides,
-    build,
-    load,
-    parse_yaml,
-    read_yaml,
-)
+from pipeline.base.config import MAX_RECIPE_BYTES, Config, apply_overrides, build, load, parse_yaml, read_yaml
 from pipeline.base.errors import RecipeError
 
 

@@ -8,13 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.base import errors
-from pipeline.base.errors import (
-    FailedError,
-    InterruptedRunError,
-    RecipeError,
-    RefusedError,
-    VitpipeError,
-)
+from pipeline.base.errors import FailedError, InterruptedRunError, RecipeError, RefusedError, VitpipeError
 
 
 def tree(kind: type[VitpipeError] = VitpipeError) -> Iterator[type[VitpipeError]]:

@@ -31,7 +31,7 @@ def loaders_in(source: str) -> list[str]:
 
 def test_no_checkpoint_code_can_load_a_pickle() -> None:
     sources = sorted(Path(pipeline.checkpoints.__file__).parent.rglob("*.py"))
-    assert len(sources) > 10
+    assert len(sources) >= 10
     assert {path.name: found for path in sources if (found := loaders_in(path.read_text(encoding="utf-8")))} == {}
 
 

@@ -9,13 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.base.collective import Alone
 from pipeline.base.errors import InputError
 from pipeline.base.store.local import LocalStore
-from pipeline.checkpoints import pins
-from pipeline.checkpoints.pins import forked_steps, pin, pin_fork, pinned_steps, release, renew
+from pipeline.base.world import Alone
+from pipeline.checkpoints import retention as pins
 from pipeline.checkpoints.resume import resume
-from pipeline.checkpoints.retention import Retention, apply_retention
+from pipeline.checkpoints.retention import (
+    Retention,
+    apply_retention,
+    forked_steps,
+    pin,
+    pin_fork,
+    pinned_steps,
+    release,
+    renew,
+)
 from pipeline.records.run import (
     OrderParameters,
     RunCard,

@@ -11,17 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.base.collective import Alone, Collective
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError, InputError, MismatchError, SupersededError
 from pipeline.base.store.local import LocalStore
-from pipeline.base.world import World
-from pipeline.checkpoints.attempts import check_newest, list_attempts, take_attempt
-from pipeline.checkpoints.fragments import EMA, WEIGHT
-from pipeline.checkpoints.pins import pinned_steps
+from pipeline.base.world import Alone, Collective, World
+from pipeline.checkpoints.card import check_newest, check_whole, list_attempts, take_attempt
+from pipeline.checkpoints.reader import StoredFragments
 from pipeline.checkpoints.resume import resume, resume_newest
-from pipeline.checkpoints.stored import StoredFragments
-from pipeline.checkpoints.whole import check_whole
+from pipeline.checkpoints.retention import pinned_steps
+from pipeline.checkpoints.state import EMA, WEIGHT
 from pipeline.records.record import parse_record
 from pipeline.records.run import (
     CheckpointCard,

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.base.collective import Collective
 from pipeline.base.errors import FailedError, StoreAccessError
 from pipeline.base.store.local import LocalStore
+from pipeline.base.world import Collective
 from pipeline.checkpoints import writer as writer_module
 from pipeline.checkpoints.resume import resume
 from pipeline.checkpoints.save import Saving
-from pipeline.checkpoints.snapshot import Snapshot
+from pipeline.checkpoints.state import Snapshot
 from pipeline.records.run import checkpoint_card_key, list_steps, read_checkpoint_card, step_prefix
 from tests.support.states import (
     KINDS,

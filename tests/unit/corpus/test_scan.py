@@ -12,11 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipeline.base.disk_table import Rows, RowsWriter
 from pipeline.base.errors import FailedError, StoreAccessError
-from pipeline.base.rows import Rows, RowsWriter
-from pipeline.corpus import chunks
-from pipeline.corpus.ranges import RangeReader
-from pipeline.corpus.scan import Row, Scanner
+from pipeline.corpus import worker as chunks
+from pipeline.corpus.scan import Scanner
+from pipeline.corpus.sources.readers import RangeReader
+from pipeline.corpus.worker import Row
 from pipeline.records.corpus import LISTING_SCHEMA, Corpus
 from tests.support.pictures import bmp, noise, png
 from tests.support.scanning import CHANGED, BytesReader, corpus_of, listing_of, origins_of, scanner_in
@@ -139,10 +140,10 @@ def test_a_damaged_result_is_scanned_again(tmp_path: Path) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from pipeline.corpus import chunks
+from pipeline.corpus import worker
 from tests.support.scanning import corpus_of, scanner_in
 from tests.unit.corpus.test_scan import PICTURES
-chunks._ROWS = 10
+worker._ROWS = 10
 folder = Path(sys.argv[1])
 scanner_in(folder).scan(corpus_of(PICTURES), "pixels", spill=True)
 """

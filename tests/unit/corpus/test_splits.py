@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.base import rows as base_rows
+from pipeline.base import disk_table as base_rows
+from pipeline.base.disk_table import Rows
 from pipeline.base.errors import InputError
 from pipeline.base.progress import Silent
-from pipeline.base.rows import Rows
 from pipeline.corpus.recipe import SplitRecipe
 from pipeline.corpus.splits import quotas, split
 from pipeline.records.corpus import DUPLICATES_SCHEMA, ClassEntry, Corpus, Reject, rejects_table

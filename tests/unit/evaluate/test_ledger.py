@@ -13,15 +13,23 @@ from typing import TypeVar
 import pytest
 
 from pipeline.base.digests import sha256_hex
+from pipeline.base.retry import Patience
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate import ledger as ledger_module
-from pipeline.evaluate.ledger import CLAIM_SECONDS, MAX_LOSSES, Ledger, current_owner, is_gone, retry_seconds
-from pipeline.evaluate.ledger_view import CLOCK_SECONDS, State
-from pipeline.evaluate.perform import record
+from pipeline.evaluate.ledger import (
+    CLAIM_SECONDS,
+    CLOCK_SECONDS,
+    MAX_LOSSES,
+    Ledger,
+    State,
+    current_owner,
+    is_gone,
+    retry_seconds,
+)
+from pipeline.evaluate.worker import record
 from pipeline.records.ledger import Claim, Owner, ledger_key
 from pipeline.records.record import read_record
 from pipeline.records.score import EvaluationKey, EvaluationResult, file_key, list_results
-from pipeline.stream.waiting import Patience
 
 RACERS = 16
 NO_PROCESS = 2**30  # above any kernel's limit of process numbers

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.store import ObjectInfo
-from pipeline.evaluate.ledger_view import view_of, wanted
+from pipeline.evaluate.ledger import view_of, wanted
 from pipeline.records.ledger import Claim, Failure, Invalid, Owner, Renewal, ledger_key, read_marks
 from pipeline.records.record import Record
 

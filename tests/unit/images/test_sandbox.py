@@ -17,10 +17,9 @@ import pytest
 from PIL import Image
 
 from pipeline.base.errors import FailedError
-from pipeline.images import sandbox_process
-from pipeline.images.check import Checked, CheckOptions, Reencode
+from pipeline.images import sandbox as sandbox_process
+from pipeline.images.check import Checked, CheckOptions, Reencode, examine
 from pipeline.images.decode import ImageRejectedError
-from pipeline.images.examine import examine
 from pipeline.images.sandbox import Limits, Sandbox, shared_sandbox
 from tests.support.jpegs import damaged, jpegs, smooth
 from tests.support.pictures import bmp, encoded, noise, png, png_that_claims

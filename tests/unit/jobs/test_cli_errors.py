@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import typer.main
 from typer.testing import CliRunner
 
-import jobs.cluster
-from jobs.cli import app, main
+import jobs.base.ray_session
+from jobs.cli import COMMANDS as TABLE
+from jobs.cli import app, load_command, main
 from pipeline.base.store import open_store
 from tests.support.datasets import make_dataset
 from tests.support.ranks import free_port
@@ -23,7 +23,7 @@ from tests.support.subjects import put_network, tiny
 
 ROOT = Path(__file__).parents[3]
 SMALL = ROOT / "tests" / "support" / "small.yaml"
-GROUPS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+GROUPS = {name: load_command(name) for name in TABLE}
 COMMANDS = {name: command for name, command in GROUPS.items() if not hasattr(command, "commands")}
 COMMANDS |= {
     f"{name} {inner}": command
@@ -56,7 +56,7 @@ def vitpipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     def refuse(_debug: bool) -> None:
         raise AssertionError("ray was started")
 
-    monkeypatch.setattr(jobs.cluster, "_prepare", refuse)
+    monkeypatch.setattr(jobs.base.ray_session, "_prepare", refuse)
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -324,7 +324,7 @@ def test_what_was_not_foreseen_is_one_line_too(vitpipe: Vitpipe, monkeypatch: py
     def broken(*_: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("jobs.commands.cluster.open_store", broken)
+    monkeypatch.setattr("jobs.status.open_store", broken)
     said = vitpipe("status", "-w", "ws")
     assert (said.code, len(said.lines)) == (1, 1)
     assert said.lines[0] == "vitpipe: ZeroDivisionError: by zero - add --debug to see where"
@@ -363,3 +363,8 @@ def test_a_process_of_its_own_says_the_same(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("vitpipe: nowhere.yaml: there is no such file")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_table_says_of_each_command_what_its_own_help_begins_with() -> None:
+    for name, (_, line) in TABLE.items():
+        assert (GROUPS[name].help or "").split("\n\n")[0].replace("\n", " ").split() == line.split(), name

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from jobs.cli import main
-from pipeline.base.rows import Rows
+from pipeline.base.disk_table import Rows
 from pipeline.base.store import open_store
 from pipeline.records.corpus import DUPLICATES_SCHEMA, ClassEntry, Corpus, Reject
 from pipeline.shard.recipe import ShardRecipe

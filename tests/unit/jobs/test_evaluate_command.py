@@ -10,20 +10,19 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import jobs.cluster
-from jobs.asking import Asked, Given, from_recipe, of_run, of_weights
+import jobs.base.ray_session
+from jobs.base.evaluation_request import Given, from_recipe, of_run, of_weights
 from jobs.cli import app
-from jobs.evaluate import take_weights
-from jobs.evaluation_names import Changes, change, what_is_due
-from jobs.status_evaluations import describe_evaluations, evaluations
+from jobs.status import describe_evaluations, evaluations
 from pipeline.base.config import build
 from pipeline.base.errors import InputError, RecipeError, RefusedError
 from pipeline.base.store import Store, open_store
+from pipeline.evaluate.changes import Changes, change, what_is_due
+from pipeline.evaluate.discovery import Asked, keep_suite, plan_all
 from pipeline.evaluate.ledger import Ledger
-from pipeline.evaluate.perform import perform
-from pipeline.evaluate.scheduler.by_name import plan_all
-from pipeline.evaluate.scheduler.suites import keep_suite
-from pipeline.evaluate.suite import EvaluateRecipe
+from pipeline.evaluate.recipe import EvaluateRecipe
+from pipeline.evaluate.stage import take_weights
+from pipeline.evaluate.worker import perform
 from pipeline.records.run import read_run_card
 from pipeline.records.score import list_results
 from tests.support.datasets import make_dataset
@@ -187,7 +186,7 @@ def test_what_cannot_be_planned_is_refused_before_ray_starts(
     def refuse(_debug: bool) -> None:
         raise AssertionError("ray was started")
 
-    monkeypatch.setattr(jobs.cluster, "_prepare", refuse)
+    monkeypatch.setattr(jobs.base.ray_session, "_prepare", refuse)
     make_dataset(empty_tiny, "leaking", num_samples=30, size=8)
     _, refused = invoke(run, "-w", empty_tiny.uri, "--train", "train", "--test", test)
     assert said in refused

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.recipe import ChainRecipe, load_chain, require, resolve_recipe
+from jobs.base.recipe import ChainRecipe, load_chain, require, resolve_recipe
 from pipeline.base.errors import InputError, RecipeError
 
 SHIPPED = sorted(Path(str(importlib.resources.files("jobs") / "recipes")).glob("*.yaml"))

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import jobs
-from jobs.plan import Assumed, plan
-from jobs.recipe import ChainRecipe, load_chain
+from jobs.base.recipe import ChainRecipe, load_chain
+from pipeline.base.store import open_store
 from pipeline.models.config import named
 from pipeline.models.cost import count_parameters
+from pipeline.pretrain.estimate import Assumed, plan
 from pipeline.pretrain.recipe import PretrainRecipe
 
 FOLDER = Path(jobs.__file__).parent / "recipes"
@@ -56,10 +57,9 @@ def test_there_is_a_recipe_for_each_row_of_the_tables() -> None:
 
 @pytest.mark.parametrize("name", LARGE)
 def test_a_recipe_can_be_planned_and_its_batches_divide(name: str, tmp_path: Path) -> None:
-    chain, recipe = _of(name)
+    _, recipe = _of(name)
     _, size, data = _parts(name)
-    chain = chain.model_copy(update={"workspace": str(tmp_path)})
-    found = plan(chain, recipe, Assumed(images=IMAGES[data], classes=CLASSES[data]))
+    found = plan(open_store(str(tmp_path)), recipe, Assumed(images=IMAGES[data], classes=CLASSES[data]))
     expected = named(SIZES[size])
     assert {key: getattr(recipe.model, key) for key in ("width", "depth", "mlp_width", "heads", "patch_size")} == {
         key: getattr(expected, key) for key in ("width", "depth", "mlp_width", "heads", "patch_size")
@@ -124,5 +124,5 @@ def test_the_recipe_of_the_accuracy_benchmark_keeps_its_bounds() -> None:
     assert chain.pretrain is not None
     config = chain.pretrain.model.model_copy(update={"num_classes": 10})
     assert count_parameters(config) <= 1_500_000
-    found = plan(chain, chain.pretrain, Assumed(images=60_000, classes=10))
+    found = plan(open_store(chain.workspace, chain.stores), chain.pretrain, Assumed(images=60_000, classes=10))
     assert found["training"]["epochs"] == pytest.approx(20)

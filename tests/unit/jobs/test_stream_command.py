@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from jobs.cli import main
-from jobs.stream import bottleneck
 from pipeline.base.store import Store, open_store
 from pipeline.base.world import World
 from pipeline.records.run import OrderParameters, RunCard
 from pipeline.stream.audit import AuditLog
+from pipeline.stream.benchmark import bottleneck
 from pipeline.stream.dataset import DatasetReader
 from pipeline.stream.loader import StreamLoader
+from pipeline.stream.profiling import StageTime
 from pipeline.stream.recipe import StreamRecipe
-from pipeline.stream.stopwatch import StageTime
 from tests.support.damage import flip
 from tests.support.datasets import make_dataset
 

@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 from jobs.cli import main
 from pipeline.base.digests import sha256_hex
 from pipeline.base.store import open_store
-from pipeline.images.normalise import normalise
-from pipeline.images.transform import EvaluationTransform
+from pipeline.images.transforms import EvaluationTransform
 from pipeline.models.config import ViTConfig
 from pipeline.models.vit import ViT
 from pipeline.models.weights import ModelDescription, pack_weights, unpack_model
 from pipeline.records.run import CheckpointCard, OrderParameters, RunCard, StoredFile, checkpoint_card_key, step_prefix
+from pipeline.train.device import normalise
 from tests.support.networks import images, randomised
 
 CONFIG = ViTConfig(image_size=16, patch_size=4, width=24, depth=2, mlp_width=40, heads=3, num_classes=3)
@@ -235,7 +235,7 @@ def test_nothing_is_left_of_an_export_that_fails(
     def full(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("jobs.export.save_file", full)
+    monkeypatch.setattr("pipeline.evaluate.interop.save_file", full)
     before = set(tmp_path.iterdir())
     said = vitpipe("export", "model.safetensors", "--out", "hf")
     assert (said.code, "No space left on device" in said.err) == (1, True)

@@ -11,9 +11,8 @@ from torch import nn
 
 from pipeline.models import attention
 from pipeline.models.attention import SelfAttention, attend
-from pipeline.models.block import Mlp
 from pipeline.models.config import ViTConfig
-from pipeline.models.embedding import PatchEmbedding, patchify, sincos_2d
+from pipeline.models.layers import Mlp, PatchEmbedding, patchify, sincos_2d
 from pipeline.models.vit import ViT, decayed
 
 SMALL = ViTConfig(image_size=16, patch_size=4, width=24, depth=2, mlp_width=48, heads=3, num_classes=5)

@@ -10,8 +10,8 @@ from pipeline.base.config import apply_overrides, build
 from pipeline.base.digests import fingerprint
 from pipeline.base.errors import InputError, RecipeError
 from pipeline.models.config import named
+from pipeline.pretrain.plan import architecture, check_recipe, world_sizes
 from pipeline.pretrain.recipe import PretrainRecipe
-from pipeline.pretrain.run import architecture, check_recipe, world_sizes
 from pipeline.records.dataset import DatasetCard
 from tests.support.statistics import plain_statistics
 

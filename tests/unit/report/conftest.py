@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.base.progress import Silent
 from pipeline.base.store import Store
-from pipeline.report.build import build_report
+from pipeline.report.stage import build_report
 from tests.support.example_run import RUN, build_example
 
 

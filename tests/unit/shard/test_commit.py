@@ -11,14 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.base.digests import sha256_hex
+from pipeline.base.disk_table import Rows
 from pipeline.base.errors import ConflictError, DamageError, TooManyRejectsError
-from pipeline.base.rows import Rows
 from pipeline.base.store import Store, open_store
 from pipeline.records.corpus import DUPLICATES_SCHEMA, Reject, rejects_table
 from pipeline.records.dataset import CARD, DatasetCard, ShardEntry, dataset_digest, read_dataset_card
 from pipeline.records.record import parse_record
-from pipeline.shard.commit import publish, put_tables, read_shards, sweep
-from pipeline.shard.identity import identity_of
+from pipeline.shard.commit import identity_of, publish, put_tables, read_shards, sweep
 from pipeline.shard.recipe import ShardRecipe
 from tests.support.datasets import corpus_of, make_dataset, random_corpus, shard_corpus
 from tests.support.pictures import bmp, noise, png
@@ -168,7 +167,7 @@ def test_a_cut_card_is_damage(workspace: Store, cut: int) -> None:
 def test_how_many_rejects_fail_the_stage(
     workspace: Store, num_rejected: int, num_input: int, recipe: dict, passes: bool
 ) -> None:
-    from pipeline.shard.build import Sharding, Written, check_rejects  # ray.data, which the other tests do without
+    from pipeline.shard.stage import Sharding, Written, check_rejects
 
     rejects = [Reject(f"image {at:03d}", "empty" if at % 2 else "truncated") for at in reversed(range(num_rejected))]
     images: dict[str, bytes | None] = {str(at): b"" for at in range(num_input)}

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.base.config import build
+from pipeline.base.disk_table import Rows, RowsWriter
 from pipeline.base.errors import InputError, RecipeError
-from pipeline.base.rows import Rows, RowsWriter
 from pipeline.records.corpus import LISTING_SCHEMA, ClassEntry
 from pipeline.shard.plan import PlannedShard, listing_digest, num_shards, plan_shards, table_bytes, table_from_bytes
 from pipeline.shard.recipe import ShardRecipe
-from pipeline.shard.write import plan_digest
+from pipeline.shard.writer import plan_digest
 
 ENTRIES = st.lists(
     st.tuples(st.text(st.characters(codec="utf-8"), min_size=1), st.integers(0, 5_000), st.lists(st.integers(0, 9))),

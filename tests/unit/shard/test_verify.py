@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.base.disk_table import Rows
 from pipeline.base.errors import DamageError
-from pipeline.base.rows import Rows
 from pipeline.base.seeds import generator
 from pipeline.base.store import Store, open_store
 from pipeline.records.corpus import DUPLICATES_SCHEMA, Corpus, Reject

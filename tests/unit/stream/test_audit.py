@@ -25,7 +25,7 @@ from pipeline.stream.loader import StreamLoader
 from pipeline.stream.mixture import mixture_digest
 from pipeline.stream.recipe import AugmentRecipe, StreamRecipe
 from tests.support.datasets import make_dataset
-from tests.unit.stream.test_damage import damage, order_of
+from tests.unit.stream.test_loader_damage import damage, order_of
 
 RECIPE = StreamRecipe(batch_size=8, partitions=4, window=6, augment=AugmentRecipe(size=4, crop="none", flip=False))
 WEIGHTS = {"tiny": 1.0}

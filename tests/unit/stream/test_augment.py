@@ -14,8 +14,8 @@ from pipeline.base.config import build
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import RecipeError
 from pipeline.base.seeds import generator
-from pipeline.images import resize as resizing
-from pipeline.images.resize import crop_and_resize, resize
+from pipeline.images import transforms as resizing
+from pipeline.images.transforms import crop_and_resize, resize
 from pipeline.stream.augment import augment, mirrored, random_box
 from pipeline.stream.recipe import AugmentRecipe, RandAugmentRecipe, StreamRecipe
 from tests.support.pictures import noise

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.base import retry as waiting
 from pipeline.base.errors import DamageError, FailedError, StoreAccessError
+from pipeline.base.retry import Patience
 from pipeline.base.store import Store, open_store
 from pipeline.records.dataset import ShardEntry
 from pipeline.stream import cache as cache_module
-from pipeline.stream import waiting
 from pipeline.stream.cache import ArrivedDamagedError, ObjectMissingError, ShardCache
 from pipeline.stream.dataset import DatasetReader
-from pipeline.stream.room import PART, NoRoomError
-from pipeline.stream.waiting import Patience
+from pipeline.stream.disk_lru import PART, NoRoomError
 from tests.support.datasets import make_dataset
 from tests.support.far import FarStore, cached_shards
 

@@ -12,10 +12,10 @@ import pytest
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError, StoreAccessError
+from pipeline.base.retry import Patience
 from pipeline.base.store import Store, open_store
 from pipeline.records.dataset import CARD, SHARDS_SCHEMA, read_dataset_card
 from pipeline.stream.dataset import DatasetReader, Sample, SampleDamagedError
-from pipeline.stream.waiting import Patience
 from tests.support.datasets import make_dataset
 from tests.support.far import FarStore
 

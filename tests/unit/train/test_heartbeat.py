@@ -16,11 +16,11 @@ from contextlib import suppress
 
 import pytest
 
+from pipeline.base.process_identity import kill, whoami
 from pipeline.base.world import World
-from pipeline.train.heartbeat import Pulse, kill, whoami
-from pipeline.train.stopping import RELOCATING, SIGTERM
-from pipeline.train.supervise import Supervisor
-from pipeline.train.verdict import SAVING, STEP
+from pipeline.train.heartbeat import SAVING, STEP, Pulse
+from pipeline.train.preemption import RELOCATING, SIGTERM
+from pipeline.train.watchdog import Supervisor
 
 LIMIT_SECONDS = 30.0  # a guard against hanging
 
@@ -202,7 +202,7 @@ def test_only_the_process_that_is_meant_is_killed() -> None:
     try:
         assert child.stdout is not None
         child.stdout.readline()
-        code = "from pipeline.train.heartbeat import _born, whoami\n" + f"print(_born({child.pid}))"
+        code = "from pipeline.base.process_identity import _born, whoami\n" + f"print(_born({child.pid}))"
         born = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
         named = {**whoami(), "pid": child.pid, "born": born}
         assert not kill(named | {"machine": "another"})

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from pipeline.base.world import World
 from pipeline.stream.mixup import partners
 from pipeline.train.loop import LoopPlan, train
+from pipeline.train.metrics import Watch
 from pipeline.train.recipe import OptimizerRecipe, ScheduleRecipe
-from pipeline.train.single import Engine, SingleEngine, StepResult
-from pipeline.train.watch import Watch
+from pipeline.train.torch_engine import Engine, SingleEngine, StepResult
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,117 @@
+"""A place that was named as a source: which store, one object or all of them, and what stands there at first sight."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from pipeline.base.errors import InputError
+from pipeline.base.store.local import LocalStore
+from pipeline.base.store.open import normalise_uri, open_store, split_uri
+from pipeline.base.store.protocol import ObjectInfo, Store, Stores
+from pipeline.corpus.sources.walk import is_hidden, walk
+from pipeline.records.corpus import Reject
+
+_ENOUGH = 1_000  # objects that tell what a place holds
+_TELLING = frozenset(
+    {"parquet", "tar", "tgz", "tar.gz", "jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff"}
+)
+
+
+def suffix_of(key: str) -> str:
+    """The suffix of the last part of *key*, lower case, without its dot; ``tar.gz`` counts as one."""
+    name = key.rpartition("/")[2].lower()
+    if name.endswith(".tar.gz"):
+        return "tar.gz"
+    return name.rpartition(".")[2] if "." in name else ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Objects of *store*: the one at *key*, or all of them when *key* is empty.
+
+    ``suffixes`` counts those of the first objects, at least until 1,000 of them were of a kind that is known.
+    """
+
+    uri: str
+    store: Store
+    key: str = ""
+    stores: Stores | None = None
+    suffixes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """The URI of the store: where relative names start."""
+        return self.store.uri
+
+    def count(self, *suffixes: str) -> int:
+        """How many of the first objects have one of *suffixes*."""
+        return sum(self.suffixes.get(suffix, 0) for suffix in suffixes)
+
+    def found(self, *suffixes: str) -> Iterator[ObjectInfo | Reject]:
+        """The visible objects that have one of *suffixes* (any, if there are none); a Reject for what is no file."""
+
+        def wanted(name: str) -> bool:
+            return not suffixes or suffix_of(name) in suffixes
+
+        if self.key:
+            info = self.store.head(self.key)
+            yield info if info is not None else Reject(self.key, "unreadable", "it has gone")
+        elif isinstance(self.store, LocalStore):
+            yield from walk(self.store.root, wanted)
+        else:
+            for info in self.store.list():
+                if wanted(info.key) and not is_hidden(info.key):
+                    yield info
+
+    def objects(self, *suffixes: str) -> Iterator[ObjectInfo]:
+        """As ``found``, where every object counts. Raises InputError for what is no file."""
+        for info in self.found(*suffixes):
+            if isinstance(info, Reject):
+                raise InputError(f"{self.folder}/{info.origin} cannot be read: {info.detail}", "mend or remove it")
+            yield info
+
+
+def unreadable(place: Place, info: ObjectInfo, error: OSError) -> InputError:
+    """What to raise for an object of many images that cannot be read: one reject for all of them would hide them."""
+    reason = error.strerror or type(error).__name__
+    return InputError(f"{place.folder}/{info.key} cannot be read: {reason}", "mend or remove it")
+
+
+def look(uri: str, stores: Stores | None) -> Place:
+    """The place that *uri* names. Raises InputError when there is nothing."""
+    uri = normalise_uri(uri)
+    store = open_store(uri, stores)
+    if isinstance(store, LocalStore):
+        if os.path.isdir(store.root):
+            return _with_suffixes(Place(uri, store, stores=stores))
+        return _single(uri, stores)
+    if suffix_of(uri) and uri.count("/") > 2:  # what is named like a file may be a prefix all the same
+        try:
+            return _single(uri, stores)
+        except InputError:
+            pass
+    return _with_suffixes(Place(uri, store, stores=stores))
+
+
+def _single(uri: str, stores: Stores | None) -> Place:
+    parent, name = split_uri(uri)
+    store = open_store(parent, stores)
+    if store.head(name) is None:
+        raise InputError(f"{uri} does not exist", "name a folder, a file or an s3:// prefix")
+    return Place(uri, store, name, stores, {suffix_of(name): 1})
+
+
+def _with_suffixes(place: Place) -> Place:
+    counts: Counter[str] = Counter()
+    known = 0
+    for info in place.found():
+        suffix = suffix_of(info.key if isinstance(info, ObjectInfo) else info.origin)
+        known += suffix in _TELLING
+        if suffix in counts or len(counts) < 1_000:
+            counts[suffix] += 1
+        if known >= _ENOUGH:
+            break
+    return Place(place.uri, place.store, place.key, place.stores, counts)

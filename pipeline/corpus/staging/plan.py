@@ -1,0 +1,123 @@
+"""Source URI -> the objects that are to be copied, spooled: there may be many millions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.base.disk_table import CHUNK_ROWS, Rows, RowsWriter
+from pipeline.base.errors import InputError
+from pipeline.base.progress import Progress
+from pipeline.base.store.open import normalise_uri, open_store, split_uri
+from pipeline.base.store.protocol import ObjectInfo, Store, Stores
+from pipeline.corpus.sources.walk import walk
+from pipeline.corpus.staging.manifest import Entry
+from pipeline.corpus.staging.recipe import StageRecipe
+from pipeline.records.corpus import Reject
+
+_SCHEMA = pa.schema([("key", pa.string()), ("num_bytes", pa.int64()), ("etag", pa.string())])
+_TEMPORARY = ".tmp-"  # names that a folder as target hides
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where objects come from: *only* names the one object that is meant, "" all of the store."""
+
+    store: Store
+    uri: str
+    only: str = ""
+
+    def objects(self) -> Iterator[ObjectInfo | Reject]:
+        """Every object, in the order of their keys. Of a folder also hidden files, links followed as sharding does."""
+        if self.only:
+            info = self.store.head(self.only)
+            if info is not None:
+                yield info
+        elif (place := self.store.local_path("x")) is not None:
+            yield from walk(place.parent, lambda name: not name.startswith(_TEMPORARY), hidden=True)
+        else:
+            yield from self.store.list()
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is to be copied. *rejects*: names that cannot stand in every store, broken links, what is no file."""
+
+    rows: Rows
+    num_bytes: int
+    num_left_out: int
+    rejects: list[Reject]
+
+    def entries(self) -> Iterator[Entry]:
+        """The objects, in the order of their keys."""
+        for table in self.rows.chunks():
+            for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                yield Entry(*row)
+
+
+def open_source(uri: str, stores: Stores) -> Source:
+    """The source at *uri*: a folder or prefix, or one object. Raises InputError for a path that does not exist."""
+    uri = normalise_uri(uri)
+    store = open_store(uri, stores)
+    place = store.local_path("x")
+    if place is not None and place.parent.is_dir():
+        return Source(store, uri)
+    if place is None and (uri.count("/") < 3 or next(iter(store.list()), None) is not None):
+        return Source(store, uri)
+    parent, name = split_uri(uri)
+    single = open_store(parent, stores)
+    if single.head(name) is None:
+        raise InputError(f"{uri}: there is nothing", "name a folder, an object, or an s3:// prefix")
+    return Source(single, uri, name)
+
+
+def list_source(source: Source, recipe: StageRecipe, progress: Progress) -> Listing:
+    """List what *recipe* takes of *source*. Raises InputError when that is nothing."""
+    takes, writer = recipe.takes(), RowsWriter(_SCHEMA)
+    held: list[ObjectInfo] = []
+    rejects: list[Reject] = []
+    num_bytes = left_out = 0
+    progress.start(f"list {source.uri}")
+    for info in source.objects():
+        if not takes(info.origin if isinstance(info, Reject) else info.key):
+            left_out += 1
+        elif isinstance(info, Reject):
+            rejects.append(Reject(_shown(info.origin), info.reason, info.detail))
+        elif reason := _unfit(info.key):
+            rejects.append(Reject(_shown(info.key), reason))
+        else:
+            held.append(info)
+            num_bytes += info.num_bytes
+        if len(held) == CHUNK_ROWS:
+            progress.advance(len(held))
+            writer.add(_table(held))
+            held = []
+    progress.advance(len(held))
+    progress.finish()
+    writer.add(_table(held))
+    rows = writer.close()
+    if not rows.num_rows and not rejects:
+        why = "include and exclude leave nothing of it" if left_out else "it is empty"
+        raise InputError(f"nothing to copy from {source.uri}: {why}", "check the source and the patterns")
+    return Listing(rows, num_bytes, left_out, rejects)
+
+
+def _table(infos: list[ObjectInfo]) -> pa.Table:
+    columns = [[info.key for info in infos], [info.num_bytes for info in infos], [info.etag for info in infos]]
+    return pa.table(columns, schema=_SCHEMA)
+
+
+def _unfit(key: str) -> str:
+    """Why *key* cannot be copied under its name into any store; "" when it can."""
+    if _shown(key) != key:
+        return "name-not-unicode"
+    parts = key.split("/")
+    hidden = any(part.startswith(_TEMPORARY) for part in parts)
+    return "name-not-storable" if hidden or "\0" in key or {"", ".", ".."} & set(parts) else ""
+
+
+def _shown(key: str) -> str:
+    """*key* as text that can be stored: bytes of a file name that are no UTF-8 are written as escapes."""
+    return key.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,187 @@
+"""A stage in its order: request, list, copy, tables, manifest. Given again it goes on, does nothing, or repairs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.base.digests import differing_fields
+from pipeline.base.disk_table import Rows
+from pipeline.base.errors import ConflictError, DamageError, InputError, MismatchError, TooManyRejectsError
+from pipeline.base.failpoints import reach
+from pipeline.base.progress import Progress
+from pipeline.base.store.protocol import Store
+from pipeline.base.units import format_bytes, format_seconds
+from pipeline.corpus.staging.cleanup import _remove_strangers, _tidy
+from pipeline.corpus.staging.estimate import estimate_listing
+from pipeline.corpus.staging.journal import still_to_copy
+from pipeline.corpus.staging.manifest import (
+    MANIFEST,
+    REJECTS,
+    REQUEST,
+    TABLE,
+    Collected,
+    Entry,
+    Request,
+    Staged,
+    write_table,
+)
+from pipeline.corpus.staging.plan import Listing, Source, list_source
+from pipeline.corpus.staging.recipe import StageRecipe
+from pipeline.corpus.staging.transfer import Transfer
+from pipeline.corpus.staging.verify import Depth, damaged, damaged_tables
+from pipeline.records.corpus import Reject, rejects_table
+from pipeline.records.record import read_record
+
+Outcome = Literal["copied", "present", "repaired"]
+_LONG_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage came to."""
+
+    manifest: Staged
+    outcome: Outcome
+
+
+def stage_corpus(
+    source: Source, target: Store, recipe: StageRecipe, progress: Progress, check: Depth = "sizes"
+) -> Stage:
+    """Copy what *recipe* takes of *source* to the corpus folder *target*.
+
+    Where the same was staged before, it is compared with its manifest to the depth *check* and repaired. Raises
+    InputError when there is nothing to copy, MismatchError when another corpus has that place, TooManyRejectsError
+    (what was copied stays, and is not copied again), ConflictError when another stager was first with other content.
+    """
+    started = time.monotonic()
+    request = Request(source=source.uri, include=recipe.include, exclude=recipe.exclude)
+    if f"{target.uri}/".startswith(f"{source.uri}/"):
+        raise InputError(f"{target.uri} is inside the source {source.uri}", "stage to a place outside of it")
+    _check_place(target, request)
+    if target.head(MANIFEST) is not None:
+        manifest, outcome = _staged_before(source, target, recipe, progress, check)
+    else:
+        listing = list_source(source, recipe, progress)
+        if not target.put_if_absent(REQUEST, request.to_json()):
+            _check_place(target, request)
+        progress.say(f"stage {source.uri}: {_expected(source, listing, recipe)}")
+        manifest, outcome = _publish(target, recipe, *_copy(source, target, recipe, listing, progress)), "copied"
+    _tidy(target, time.monotonic() - started)
+    return Stage(manifest, outcome)
+
+
+def _expected(source: Source, listing: Listing, recipe: StageRecipe) -> str:
+    """What a copy will take. The time is measured for a long one only: that takes seconds itself."""
+    found = estimate_listing(source, listing, recipe, 0.0 if listing.num_bytes >= _LONG_BYTES else None)
+    requests = found.list_requests + found.get_requests + found.put_requests
+    told = f"{found.num_objects} objects, {format_bytes(found.num_bytes)}, about {requests} requests"
+    return f"{told}, about {format_seconds(found.seconds)}" if found.seconds else told
+
+
+def _check_place(target: Store, request: Request) -> None:
+    """Raise MismatchError when something else than this *request* has the place."""
+    theirs = _request_of(target)
+    if theirs is not None and theirs != request:
+        fields = differing_fields(request.model_dump(mode="json"), theirs.model_dump(mode="json"))
+        raise MismatchError(f"{target.uri} holds another corpus: {'; '.join(fields)}", "choose another name")
+    if theirs is None and next(iter(target.list()), None) is not None:
+        raise MismatchError(f"{target.uri} is not empty, and no staged corpus", "choose another place")
+
+
+def _request_of(target: Store) -> Request | None:
+    try:
+        return read_record(Request, target, REQUEST)
+    except FileNotFoundError:
+        return None
+
+
+def _copy(
+    source: Source, target: Store, recipe: StageRecipe, listing: Listing, progress: Progress
+) -> tuple[Collected, list[Reject]]:
+    collected, rejects = Collected(), list(listing.rejects)
+    progress.start("stage", listing.rows.num_rows)
+    transfer = Transfer(source.store, target, recipe, progress)
+    for outcome in transfer.run(still_to_copy(listing.entries(), target), listing.num_bytes):
+        if isinstance(outcome, Reject):
+            rejects.append(outcome)
+        else:
+            collected.add(outcome)
+    progress.finish()
+    return collected, sorted(rejects, key=lambda reject: reject.origin)
+
+
+def _publish(target: Store, recipe: StageRecipe, collected: Collected, rejects: list[Reject]) -> Staged:
+    rows, digest = collected.close()
+    if target.head(MANIFEST) is not None:
+        return _first(target, digest)
+    rejected = write_table(target, REJECTS, Rows.of(rejects_table(rejects)))
+    if len(rejects) > recipe.tolerated_rejects or not collected.num_objects:
+        raise TooManyRejectsError(
+            f"{len(rejects)} objects cannot be copied (tolerated: {recipe.tolerated_rejects}), like"
+            f" {rejects[0].origin}: {rejects[0].reason}",
+            f"all are named in {target.uri}/{REJECTS}; the same command tries them again",
+        )
+    reach("stage.before-table")
+    manifest = Staged(
+        num_objects=collected.num_objects,
+        num_bytes=collected.num_bytes,
+        num_rejected=len(rejects),
+        include=recipe.include,
+        exclude=recipe.exclude,
+        proofs=dict(sorted(collected.proofs.items())),
+        tables={TABLE: write_table(target, TABLE, rows), REJECTS: rejected},
+        digest=digest,
+    )
+    _remove_strangers(target)  # copied by an attempt that found more in the source
+    reach("stage.before-manifest")
+    return manifest if target.put_if_absent(MANIFEST, manifest.to_json()) else _first(target, digest)
+
+
+def _first(target: Store, digest: str) -> Staged:
+    """The manifest of the stager that was first. Raises ConflictError when it found other content than *digest*."""
+    theirs = read_record(Staged, target, MANIFEST)
+    if theirs.digest != digest:
+        raise ConflictError(
+            f"{target.uri}: another stager was first, and found other content in the source",
+            "look with vitpipe verify, and stage under another name",
+        )
+    return theirs
+
+
+def _staged_before(
+    source: Source, target: Store, recipe: StageRecipe, progress: Progress, check: Depth
+) -> tuple[Staged, Outcome]:
+    manifest = read_record(Staged, target, MANIFEST)
+    tables = damaged_tables(target, manifest)
+    if tables:
+        raise DamageError(f"{target.uri}: {tables[0]}", f"remove {MANIFEST} and give the same command again")
+    broken = Collected()
+    progress.start("compare with the manifest", manifest.num_objects)
+    for copied, _ in damaged(target, check, progress):
+        broken.add(copied)
+    progress.finish()
+    _remove_strangers(target)
+    if not broken.num_objects:
+        return manifest, "present"
+    _repair(source, target, recipe, broken, progress)
+    return manifest, "repaired"
+
+
+def _repair(source: Source, target: Store, recipe: StageRecipe, broken: Collected, progress: Progress) -> None:
+    """Copy what is *broken* again: the same bytes, or nothing."""
+    entries = (
+        Entry(row["key"], row["num_bytes"], row["source_etag"], row["sha256"])
+        for table in broken.close()[0].chunks()
+        for row in table.to_pylist()
+    )
+    progress.start("repair", broken.num_objects)
+    transfer = Transfer(source.store, target, recipe, progress)
+    rejects = [outcome for outcome in transfer.run(entries, broken.num_bytes) if isinstance(outcome, Reject)]
+    progress.finish()
+    if rejects:
+        raise DamageError(
+            f"{target.uri}: {len(rejects)} objects cannot be repaired, like {rejects[0].origin}: {rejects[0].reason}",
+            "stage again under another name",
+        )

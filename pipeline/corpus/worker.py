@@ -1,0 +1,251 @@
+"""Cut a listing into chunks for tasks, and lay them where the tasks find them: in few objects, many to each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.base import errors
+from pipeline.base.digests import fingerprint, sha256_hex
+from pipeline.base.disk_table import Rows, read_parquet
+from pipeline.base.errors import FailedError, VitpipeError
+from pipeline.base.failpoints import reach
+from pipeline.base.store.protocol import ObjectChangedError, Store
+from pipeline.images.check import CheckOptions
+from pipeline.images.decode import ImageRejectedError
+from pipeline.images.sandbox import shared_sandbox
+from pipeline.records.corpus import LISTING_SCHEMA, CorpusReader
+
+_ROWS = 4_096
+_BYTES = 128_000_000
+_MAX_CHUNKS = 50_000  # about; a listing that would need more gets larger ones
+_PART_BYTES = 32_000_000
+
+
+@dataclass(frozen=True)
+class LaidChunk:
+    """Where the entries of chunk *number* stand: *num_bytes* of the object *part*, from *offset*."""
+
+    number: int
+    part: str
+    offset: int
+    num_bytes: int
+    num_rows: int
+    sha256: str
+
+    def entries(self, work: Store) -> pa.Table:
+        """The entries. Raises FailedError when they are not there, or not those that were laid."""
+        try:
+            data = work.read_range(self.part, self.offset, self.num_bytes)
+        except FileNotFoundError:
+            raise gone(work, self.part) from None
+        if sha256_hex(data) != self.sha256:
+            raise FailedError(f"{work.uri} is used by the making of something else", "let that end first")
+        return pa.ipc.open_stream(data).read_all()
+
+
+def gone(work: Store, key: str) -> FailedError:
+    """The error for work that is no longer there."""
+    return FailedError(f"{work.uri}/{key} is gone: another sharding ended, or it was removed", "give the command again")
+
+
+def lay_chunks(entries: Rows, work: Store, name: str) -> list[LaidChunk]:
+    """Write the chunks of *entries* below ``name/``; what stays in memory is a line per chunk."""
+    laid: list[LaidChunk] = []
+    held, number = bytearray(), 0
+    for chunk in chunks_of(entries):
+        data = _table_bytes(chunk)
+        part = f"{name}/entries-{number:05d}.bin"
+        laid.append(LaidChunk(len(laid), part, len(held), len(data), chunk.num_rows, sha256_hex(data)))
+        held += data
+        if len(held) >= _PART_BYTES:
+            work.put(part, bytes(held))
+            held, number = bytearray(), number + 1
+    if held:
+        work.put(f"{name}/entries-{number:05d}.bin", bytes(held))
+    return laid
+
+
+def chunks_of(entries: Rows) -> Iterator[pa.Table]:
+    """The entries in listing order, cut the same way however they were added."""
+    total = sum(pc.sum(table["num_bytes"]).as_py() or 0 for table in entries.chunks())
+    max_rows = max(_ROWS, -(-entries.num_rows // _MAX_CHUNKS))
+    max_bytes = max(_BYTES, -(-total // _MAX_CHUNKS))
+    for table in _recut(entries.chunks(), max_rows):
+        ends = pc.cumulative_sum(pc.fill_null(table["num_bytes"], 0)).to_numpy()
+        start = 0
+        while start < table.num_rows:
+            before = ends[start - 1] if start else 0
+            stop = max(start + 1, int(ends.searchsorted(before + max_bytes, side="right")))
+            yield table.slice(start, stop - start).combine_chunks()
+            start = stop
+
+
+def _recut(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
+    """The rows of *tables*, *num_rows* at a time."""
+    held: list[pa.Table] = []
+    wanted = num_rows
+    for table in tables:
+        start = 0
+        while start < table.num_rows:
+            piece = table.slice(start, wanted)
+            held, wanted, start = [*held, piece], wanted - piece.num_rows, start + piece.num_rows
+            if not wanted:
+                yield pa.concat_tables(held)
+                held, wanted = [], num_rows
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _table_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+# bytes: only read (and copied); file: digest of the file; decode: and decoded; pixels: and digest of the pixels
+Depth = Literal["bytes", "file", "decode", "pixels"]
+Row = dict[str, Any]
+_FORMAT = 1  # raise it when an equal chunk would give another result than before
+_DIGEST = b"vitpipe.chunk"
+# `reason` is "" for an image that can be used. `offset` and `num_bytes` are of the copy.
+_FOUND = [("sha256", pa.binary(32)), ("pixels", pa.binary(32)), ("reason", pa.string()), ("detail", pa.string())]
+_RESULT_SCHEMA = pa.schema([*_FOUND, ("offset", pa.int64()), ("num_bytes", pa.int64())])
+SCANNED_SCHEMA = pa.schema([*LISTING_SCHEMA, *pa.schema(_FOUND)])
+
+
+@dataclass(frozen=True)
+class ScanTask:
+    """Scans the chunk of one row. Travels to the workers, so it holds nothing that is open."""
+
+    reader: CorpusReader
+    work: Store
+    depth: Depth
+    spill: bool
+    name: str
+    made_of: str
+
+    def __call__(self, row: Row) -> Row:
+        """Scan the chunk, unless that is done already. An error of ours comes back as a value."""
+        chunk, told = LaidChunk(**row), ""
+        try:
+            if self._find(chunk) is None:
+                self._scan(chunk)
+        except VitpipeError as error:
+            told = json.dumps([type(error).__name__, error.what, error.way_out])
+        return {"number": chunk.number, "num_rows": chunk.num_rows, "error": told}
+
+    def found(self, chunk: LaidChunk) -> pa.Table:
+        """What was found of *chunk*, row by row."""
+        table = self._find(chunk)
+        if table is None:
+            raise gone(self.work, self._result_of(chunk))
+        return table
+
+    def copy_of(self, chunk: LaidChunk) -> str:
+        """The object that the images of *chunk* are copied to."""
+        return f"{self.name}/{chunk.number:06d}.images"
+
+    def _result_of(self, chunk: LaidChunk) -> str:
+        return f"{self.name}/{chunk.number:06d}.parquet"
+
+    def _digest(self, chunk: LaidChunk) -> bytes:
+        """What the result depends on, apart from the images."""
+        return fingerprint([_FORMAT, chunk.sha256, self.depth, self.spill, self.made_of]).encode()
+
+    def _find(self, chunk: LaidChunk) -> pa.Table | None:
+        """What an earlier attempt found, None when the chunk has to be scanned."""
+        try:
+            table = read_parquet(self.work.read(self._result_of(chunk)))
+        except (FileNotFoundError, pa.ArrowException):
+            return None
+        metadata = table.schema.metadata or {}
+        return table.replace_schema_metadata(None) if metadata.get(_DIGEST) == self._digest(chunk) else None
+
+    def _scan(self, chunk: LaidChunk) -> None:
+        with ExitStack() as stack:
+            copy = None
+            if self.spill:
+                path = stack.enter_context(self.work.incoming(self.copy_of(chunk)))
+                copy = stack.enter_context(path.open("wb"))
+            found = _Pass(self.reader, chunk.entries(self.work), copy).run(self.depth)
+        reach("scan.before-result")
+        with self.work.incoming(self._result_of(chunk)) as path:
+            pq.write_table(found.replace_schema_metadata({_DIGEST: self._digest(chunk)}), path, compression="zstd")
+
+
+@dataclass
+class _Pass:
+    """One pass over the images of *entries*, which holds one image at a time (and what the sandbox holds)."""
+
+    reader: CorpusReader
+    entries: pa.Table
+    copy: BinaryIO | None
+    rows: list[Row] = field(default_factory=list)
+
+    def run(self, depth: Depth) -> pa.Table:
+        """The result, row by row."""
+        images = self._images(digest=depth != "bytes")
+        if depth in ("bytes", "file"):
+            for _ in images:
+                pass
+        else:
+            options = CheckOptions(pixels_sha256=depth == "pixels")
+            for place, _, outcome in shared_sandbox(options).check(images):
+                if isinstance(outcome, ImageRejectedError):
+                    self.rows[place] |= {"reason": outcome.reason, "detail": outcome.detail}
+                elif depth == "pixels":
+                    self.rows[place]["pixels"] = bytes.fromhex(outcome.pixels_sha256)
+        return pa.Table.from_pylist(self.rows, schema=_RESULT_SCHEMA)
+
+    def _images(self, *, digest: bool) -> Iterator[tuple[int, bytes]]:
+        """Row number and bytes of each image that can be read; copied on the way, in listing order."""
+        images, offset = self.reader.read(self.entries), 0
+        for place in range(self.entries.num_rows):
+            row: Row = {"reason": "", "detail": "", "offset": offset, "num_bytes": 0}
+            self.rows.append(row)
+            try:
+                data = next(images)
+            except OSError as error:
+                reason = "changed" if isinstance(error, ObjectChangedError) else "unreadable"
+                row |= {"reason": reason, "detail": type(error).__name__}
+                continue
+            if data is None:
+                row["reason"] = "null-image"
+                continue
+            row["num_bytes"] = len(data)
+            if digest:
+                row["sha256"] = bytes.fromhex(sha256_hex(data))
+            if self.copy is not None:
+                self.copy.write(data)
+                offset += len(data)
+            yield place, data
+
+
+def _joined(entries: pa.Table, found: pa.Table, copy: str) -> pa.Table:
+    """*entries* with what was *found* of them; with *copy* they point into that object.
+
+    Without an etag: copies of equal images are equal, so it does not matter whose attempt put them there.
+    """
+    count = entries.num_rows
+    columns = {name: found[name] for name, _ in _FOUND}
+    if copy:
+        columns |= {"offset": found["offset"], "num_bytes": found["num_bytes"]}
+        columns |= {"file": [copy] * count, "row": [-1] * count, "etag": [""] * count}
+    kept = {name: entries[name] for name in LISTING_SCHEMA.names}
+    return pa.table(kept | columns, schema=SCANNED_SCHEMA)
+
+
+def _raise_error(told: str) -> None:
+    """Raise the error that a task gave back as text."""
+    if told:
+        name, what, way_out = json.loads(told)
+        raise getattr(errors, name)(what, way_out)

@@ -1,0 +1,274 @@
+"""The protocol of an evaluation in a few words: what is always worth telling, and what is not the default."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from pipeline.base.config import Config
+from pipeline.records.score import EvaluationKey
+from pipeline.stream.recipe import AugmentRecipe
+
+TASK_RULES = {"validation", "split", "allow_missing_classes"}  # settings of a key that belong to the task
+EvaluatorName = Literal["linear", "sgd", "knn", "ridge", "fewshot", "finetune", "classify", "inspect"]
+Layer = int | Literal["head-input", "last"]
+Pooling = Literal["model", "cls", "gap", "cls+gap"]
+FeatureDtype = Literal["float32", "bfloat16"]
+SeenBy = Literal["protocol", "model"]  # whose way of making the network's input
+SIMCLR_L2 = tuple(10.0 ** (-6 + 11 * step / 44) for step in range(45))  # SimCLR App. B.8: 45 values from 1e-6 to 1e5
+
+
+class Task(Config):
+    """Training dataset, test dataset, and the share of training samples held out to choose settings on."""
+
+    train: str = Field(description="name of a dataset in the workspace")
+    test: str
+    validation: float = Field(0.1, gt=0, lt=1, description="share of the training samples, by a hash of their keys")
+    split: Literal["share", "vtab"] = Field(
+        "share",
+        description="vtab: VTAB-1k (arXiv 1910.04867), 1,000 training samples by a hash of their keys: "
+        "800 to fit on, 200 to choose on, all to refit on",
+    )
+    allow_missing_classes: bool = Field(False, description="vtab: go on where the 800 have no sample of some class")
+
+    @model_validator(mode="after")
+    def _no_leak(self) -> Self:
+        if self.train == self.test:
+            raise ValueError(f"train and test are the same dataset {self.train!r}: scores would mean nothing")
+        if self.split == "vtab" and "validation" in self.model_fields_set:
+            raise ValueError("split vtab chooses on 200 of its 1,000 samples: leave validation out")
+        if self.allow_missing_classes and self.split != "vtab":
+            raise ValueError("allow_missing_classes belongs to split: vtab")
+        return self
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """How the training samples are divided, as it stands among the settings of an evaluation's key."""
+        if self.split == "share":
+            return {"validation": self.validation}
+        return {"split": self.split, "allow_missing_classes": self.allow_missing_classes}
+
+
+class ProbeSettings(Config):
+    """The features that a probe sees. Of several layers one is chosen on the validation part."""
+
+    layers: tuple[Layer, ...] = Field(
+        ("head-input",),
+        min_length=1,
+        description="head-input: what the head sees; last: after the last norm; blocks: 1 the first, -1 the last",
+    )
+    pooling: Pooling = Field("model", description="of layers but head-input; model: as the model does it")
+    dtype: FeatureDtype = Field("float32", description="bfloat16: autocast in the forward pass")
+
+
+class LinearSettings(ProbeSettings):
+    """Logistic regression by L-BFGS on standardised features (SimCLR App. B)."""
+
+    l2: tuple[NonNegativeFloat, ...] = Field(SIMCLR_L2, min_length=1, description="chosen from on the validation part")
+    max_iterations: int = Field(200, gt=0, description="of each fit; what did not converge in them is recorded")
+    transform: SeenBy = Field(
+        "protocol",
+        description="protocol: the short side resized to the crop's, 224 for 224, bicubic; "
+        "model: its own, so that features are shared with the other probes",
+    )
+
+
+class SgdSettings(Config):
+    """A sweep of linear heads trained by SGD in one pass (DINOv2): on the last block and on the last *blocks*, each
+    without and with the average of the patches, at every learning rate."""
+
+    blocks: int = Field(4, gt=0)
+    learning_rates: tuple[PositiveFloat, ...] = Field(
+        (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
+        min_length=1,
+        description="for 256 samples, scaled to the batch; chosen from on the validation part",
+    )
+    steps: int = Field(12_500, gt=0, description="DINOv2: 10 epochs of 1,250")
+    batch_size: int = Field(1024, gt=0)
+    dtype: FeatureDtype = "float32"
+
+
+class KnnSettings(ProbeSettings):
+    """Weighted k-NN (DINOv2): cosine similarity, softmax weights."""
+
+    k: tuple[PositiveInt, ...] = Field(
+        (10, 20, 100, 200), min_length=1, description="chosen from on the validation part"
+    )
+    temperature: float = Field(0.07, gt=0)
+
+
+class RidgeSettings(ProbeSettings):
+    """Ridge regression on all training samples from sums over a stream: features are never in memory at once."""
+
+    l2: tuple[PositiveFloat, ...] = Field(
+        tuple(10.0**power for power in range(-1, 7)),
+        min_length=1,
+        description="against the sum over samples; chosen from on the validation part",
+    )
+
+
+class FewshotSettings(ProbeSettings):
+    """Closed-form ridge regression on a few images per class (big_vision evaluators/fewshot_lsr.py)."""
+
+    shots: int = Field(10, gt=0, description="per class; big_vision: 1, 5, 10 and 25, the headline 10; ViT's tables: 5")
+    l2: float = Field(2.0**10, gt=0, description="configs/common_fewshot.py: 2^10")
+    other_l2: tuple[PositiveFloat, ...] = Field(
+        (), description="what these would have given is recorded as oracle_top1_l2_*, from the same decomposition"
+    )
+    transform: SeenBy = Field(
+        "protocol",
+        description="protocol: both sides resized to 256 for a crop of 224, or in proportion; "
+        "model: its own, so that features are shared with the other probes",
+    )
+
+    @model_validator(mode="after")
+    def _one_layer(self) -> Self:
+        if len(self.layers) > 1:
+            raise ValueError("few-shot chooses nothing: name one layer")
+        return self
+
+
+class FinetuneSettings(Config):
+    """Fine-tuning of all weights (ViT Table 4): SGD, momentum 0.9, cosine, clip 1, no weight decay, zero head.
+
+    The paper's steps: ImageNet 20,000; CIFAR 10,000; Pets and Flowers 500; VTAB 2,500.
+    """
+
+    steps: int = Field(500, gt=0)
+    batch_size: int = Field(512, gt=0)
+    micro_batch_size: int = Field(0, ge=0, description="samples of one forward pass; 0: all of a batch")
+    learning_rates: tuple[PositiveFloat, ...] = Field(
+        (0.003, 0.01, 0.03), min_length=1, description="chosen from on the validation part"
+    )
+    warmup_steps: int = Field(0, ge=0)
+    runs: int = Field(3, gt=0, description="trainings at the chosen rate; mean and deviation are reported (ViT: 3)")
+    image_size: int = Field(0, ge=0, description="positions are resampled to it (ViT: 384); 0: as pretrained")
+    augment: AugmentRecipe | None = Field(
+        None,
+        description="its size is the network's; {} is a random crop of 5-100 % and a flip, as ViT's code does it; "
+        "none: the evaluation transform, with the images in memory",
+    )
+    workers: int = Field(0, ge=0, description="loader processes, where there is augmentation")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    weight_decay: float = Field(0.0, ge=0)
+    layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate of a block relative to the next one")
+    ema: float = Field(0.0, ge=0, lt=1, description="Polyak averaging; ViT's 512 and 518 px rows: 0.9999; 0: none")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="of the forward pass; weights are float32")
+
+
+class HeadSettings(Config):
+    """The network's own head, for which the dataset has to have its classes."""
+
+    classes: Literal["names", "order"] = Field(
+        "names",
+        description="names: refused where network and dataset name them otherwise; order: a class is its number, "
+        "whatever it is called on either side",
+    )
+
+
+SETTINGS: dict[str, type[Config]] = {
+    "linear": LinearSettings,
+    "sgd": SgdSettings,
+    "knn": KnnSettings,
+    "ridge": RidgeSettings,
+    "fewshot": FewshotSettings,
+    "finetune": FinetuneSettings,
+    "classify": HeadSettings,
+    "inspect": HeadSettings,
+}
+
+
+class SuiteEntry(Config):
+    """One evaluator on some tasks: for every checkpoint, or for the last one only."""
+
+    evaluator: EvaluatorName
+    tasks: tuple[str, ...] = Field(min_length=1)
+    checkpoints: Literal["every", "last"] = "every"
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    settings: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Self:
+        self.resolved()
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """The settings with defaults filled in. Raises ValueError for an unknown one."""
+        kind = SETTINGS[self.evaluator]
+        unknown = sorted(set(self.settings) - set(kind.model_fields))
+        if unknown:
+            raise ValueError(f"{self.evaluator} has no setting {unknown[0]!r}; it has {sorted(kind.model_fields)}")
+        return kind.model_validate(self.settings).model_dump(mode="json")
+
+
+class EvaluateRecipe(Config):
+    """The suite of a run, and how much of the cluster may work on it."""
+
+    tasks: dict[str, Task] = Field(min_length=1)
+    suite: tuple[SuiteEntry, ...] = Field(min_length=1)
+    baselines: bool = Field(True, description="the same for raw pixels (at most 32 x 32) and for the untrained network")
+    max_parallel: int = Field(2, gt=0, description="Ray actors")
+    cpus: float = Field(1, gt=0, description="that each actor reserves")
+    gpus: float = Field(0, ge=0)
+    resources: dict[str, PositiveFloat] = Field(
+        {}, description="custom resources that each actor reserves, like {evaluation: 1}: the share beside a training"
+    )
+    priority: tuple[str, ...] = Field(
+        (), description="patterns of names, like 'knn on *': what matches the first goes first; then the newest step"
+    )
+    max_tries: int = Field(3, gt=0, description="of one evaluation, before it counts as failed")
+    patience_seconds: float = Field(600, ge=0, description="how long a store that does not answer is waited for")
+
+    @field_validator("tasks")
+    @classmethod
+    def _named(cls, tasks: dict[str, Task]) -> dict[str, Task]:
+        if not all(tasks):
+            raise ValueError("a task needs a name")
+        return tasks
+
+    @model_validator(mode="after")
+    def _known_tasks(self) -> Self:
+        for entry in self.suite:
+            for name in entry.tasks:
+                if name not in self.tasks:
+                    raise ValueError(f"suite names task {name!r}; tasks are {', '.join(sorted(self.tasks))}")
+        return self
+
+
+# told even where they are the default
+_ALWAYS = {
+    "linear": ("l2",),
+    "sgd": ("steps", "learning_rates"),
+    "knn": ("k",),
+    "ridge": ("l2",),
+    "fewshot": ("shots", "l2"),
+    "finetune": ("steps", "learning_rates", "runs"),
+}
+_LISTED = 4  # longer lists are told by their ends
+_MISSING = object()
+
+
+def settings_in_short(key: EvaluationKey) -> str:
+    """``shots 10, l2 1024``; with the version of the protocol where it is not the first."""
+    kind = SETTINGS.get(key.evaluator)
+    defaults = kind().model_dump(mode="json") if kind else {}
+    defaults |= {name: field.default for name, field in Task.model_fields.items() if not field.is_required()}
+    always = _ALWAYS.get(key.evaluator, ())
+    names = [name for name in always if name in key.settings]
+    names += [name for name in key.settings if name not in always and _differs(key.settings, defaults, name)]
+    words = [f"{name} {_short(key.settings[name])}" for name in names]
+    return ", ".join([*words, *([f"protocol {key.protocol_version}"] if key.protocol_version > 1 else [])])
+
+
+def _differs(settings: dict[str, Any], defaults: dict[str, Any], name: str) -> bool:
+    return bool(settings[name] != defaults.get(name, _MISSING))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_short(one)}" for name, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        shown = [_short(one) for one in value]
+        return "/".join(shown) if len(shown) <= _LISTED else f"{len(shown)} from {shown[0]} to {shown[-1]}"
+    return f"{value:g}" if isinstance(value, float) else str(value)

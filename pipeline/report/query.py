@@ -1,0 +1,187 @@
+"""``vitpipe scores``: what was measured, of which weights, with which certainty; as tables, JSON, parquet or CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from pipeline.base.errors import InputError, StoreAccessError
+from pipeline.base.store.protocol import Store
+from pipeline.records.imported import ImportedCard, list_imported_cards
+from pipeline.records.run import CheckpointCard, list_checkpoint_cards, list_retired_cards, list_runs, read_run_card
+from pipeline.records.score import PIXELS, EvaluationResult, Only, Score, list_results
+from pipeline.report.formatting import ORACLE_WORDS, is_oracle
+from pipeline.report.scores import Joined, join_results, score_rows, scores_table
+from pipeline.report.tables import Cell, Row, TaskTable, task_tables
+
+ALL_METRICS = "all"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for; None: everything, and of metrics the headline of each evaluation. With *step*, the baselines
+    stay, since a score is read against them."""
+
+    runs: tuple[str, ...] = ()
+    only: Only = field(default_factory=Only)
+    metric: str | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one run, or of weights that belong to no run, as they are stored and as tables."""
+
+    name: str
+    rows: tuple[Score, ...]
+    tables: tuple[TaskTable, ...]
+
+
+def find_scores(workspace: Store, wanted: Wanted) -> list[Scores]:
+    """What is recorded of the runs that are asked for, else of everything in the workspace.
+
+    Raises InputError for a run that there is not, and when nothing is left, naming what there is.
+    """
+    results = list_results(workspace)
+    imported = {card.name: card for card in list_imported_cards(workspace)}
+    runs = list_runs(workspace)
+    chosen = wanted.runs or runs
+    cards = {run: _cards(workspace, run) for run in chosen if run in runs or run not in imported}
+    found = [(run, join_results(cards[run], results)) for run in cards]
+    found += [
+        (name, _of_imported(card, results)) for name, card in imported.items() if name in wanted.runs or not wanted.runs
+    ]
+    if not wanted.runs:
+        found += _of_no_name(results, cards.values(), imported.values())
+    scores = [_scores(name, joined, wanted) for name, joined in found]
+    left = [one for one in scores if one.rows]
+    if not left:
+        raise _nothing([item for _, joined in found for item in joined], wanted)
+    return left
+
+
+def _cards(workspace: Store, run: str) -> list[CheckpointCard]:
+    read_run_card(workspace, run)
+    return [*list_checkpoint_cards(workspace, run), *list_retired_cards(workspace, run)]
+
+
+def _of_imported(card: ImportedCard, results: Iterable[EvaluationResult]) -> tuple[Joined, ...]:
+    return tuple(Joined(result, None, None) for result in results if result.key.weights_digest == card.weights.sha256)
+
+
+def _of_no_name(
+    results: Iterable[EvaluationResult], cards: Iterable[list[CheckpointCard]], imported: Iterable[ImportedCard]
+) -> list[tuple[str, tuple[Joined, ...]]]:
+    """Results of weights whose run is gone, by their digest."""
+    known = {card.weights.sha256 for run in cards for card in run} | {card.weights.sha256 for card in imported}
+    alone: dict[str, list[Joined]] = {}
+    for result in results:
+        if result.key.weights_digest not in known | {PIXELS}:
+            alone.setdefault(result.key.weights_digest, []).append(Joined(result, None, None))
+    return [(f"weights {digest[:12]}", tuple(joined)) for digest, joined in sorted(alone.items())]
+
+
+def _scores(name: str, joined: tuple[Joined, ...], wanted: Wanted) -> Scores:
+    kept = tuple(item for item in joined if wanted.only.wants(item.result.key) and _is_of(item, wanted.step))
+    if all(item.baseline for item in kept):  # nothing that was asked for, only what it would be held against
+        kept = kept if wanted.step in (None, 0) else ()
+    rows = tuple(row for row in score_rows(name, kept) if wants_metric(row.metric, wanted.metric))
+    return Scores(name, rows, task_tables(kept))
+
+
+def _is_of(item: Joined, step: int | None) -> bool:
+    return step is None or item.step == step or item.baseline is not None
+
+
+def wants_metric(metric: str, wanted: str | None) -> bool:
+    """True for a metric that is asked for; nothing asked for: every one."""
+    return wanted in (None, ALL_METRICS) or metric == wanted
+
+
+def _nothing(joined: list[Joined], wanted: Wanted) -> InputError:
+    """Why nothing is left, and what there is."""
+    if not joined:
+        return InputError("no evaluation is recorded", "evaluate a run with: vitpipe evaluate RUN -w WORKSPACE")
+    keys = [item.result.key for item in joined]
+    there = {
+        "task": {key.task for key in keys},
+        "evaluator": {key.evaluator for key in keys},
+        "metric": {metric.name for item in joined for metric in item.result.metrics},
+        "step": {str(item.step) for item in joined if item.step is not None},
+    }
+    given = {"task": wanted.only.task, "evaluator": wanted.only.evaluator, "metric": wanted.metric, "step": wanted.step}
+    asked = " ".join(f"--{name} {value}" for name, value in given.items() if value is not None)
+    names = [name for name, value in given.items() if value is not None]
+    listed = "; ".join(f"{name}s: {', '.join(sorted(there[name], key=_by_number))}" for name in names)
+    return InputError(f"nothing recorded matches {asked}" if asked else "no score is recorded", listed)
+
+
+def _by_number(text: str) -> tuple[int, str]:
+    return (int(text), "") if text.isdigit() else (-1, text)
+
+
+def cells_of(row: Row) -> list[tuple[str, Cell | None]]:
+    """The values of a row, each with whose it is: the baselines first."""
+    steps = [(f"step {step}", cell) for step, cell in sorted(row.steps.items())]
+    return [("raw pixels", row.pixels), ("untrained", row.untrained), ("imported", row.imported), *steps]
+
+
+def scores_json(found: list[Scores], wanted: Wanted) -> dict[str, Any]:
+    """Plain values: every score, those apart that were chosen on test data, and the means over seeds."""
+    rows = [row.model_dump(mode="json") for scores in found for row in scores.rows]
+    return {
+        "scores": [row for row in rows if not is_oracle(row["metric"])],
+        "no_results": {"what": ORACLE_WORDS, "scores": [row for row in rows if is_oracle(row["metric"])]},
+        "means": [
+            _mean_json(scores.name, of, row, cell)
+            for scores in found
+            for table in scores.tables
+            for row in table.rows
+            if not is_oracle(row.metric) and wants_metric(row.metric, wanted.metric)
+            for of, cell in cells_of(row)
+            if cell is not None
+        ],
+    }
+
+
+def _mean_json(name: str, of: str, row: Row, cell: Cell) -> dict[str, Any]:
+    return {
+        "run": name,
+        "of": of,
+        "task": row.task,
+        "evaluator": row.evaluator,
+        "settings": row.key.settings,
+        "protocol_version": row.key.protocol_version,
+        "metric": row.metric,
+        "value": cell.value,
+        "low": cell.low,
+        "high": cell.high,
+        "std_over_seeds": cell.deviation,
+        "seeds": list(cell.seeds),
+        "num_samples": cell.num_samples,
+    }
+
+
+def check_out(out: Path) -> None:
+    """Raise InputError for a file of a kind that is not written."""
+    if out.suffix not in (".parquet", ".csv"):
+        raise InputError(f"--out {out}: its name must end with .parquet or .csv")
+
+
+def write_scores(found: list[Scores], out: Path) -> int:
+    """Write every score, one row for each metric of each evaluation, and tell how many rows there are."""
+    table = scores_table(row for scores in found for row in scores.rows)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix == ".csv":
+            pa_csv.write_csv(table, out)
+        else:
+            pq.write_table(table, out, compression="zstd")
+    except OSError as error:
+        raise StoreAccessError(f"{out} cannot be written: {error.strerror or error}", "choose another --out") from None
+    return int(table.num_rows)

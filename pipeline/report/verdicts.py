@@ -1,0 +1,145 @@
+"""Is the last checkpoint better than the one before? The answers come in as values: the page computes nothing.
+
+They are made where per-sample outcomes can be compared, and handed to :func:`~pipeline.report.stage.build_report`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.report.tables import Cell, Row, TaskTable
+
+ProgressAnswer = Literal["yes", "no", "open", "unknown"]
+LEVEL = 0.05  # adjusted p below which a difference is called one
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """One evaluator on one task: the newest checkpoint of a run against the one before it, on the same test images.
+
+    ``difference`` (newest - before) with its 95 % interval, in points of a hundred where ``in_points``, else in the
+    metric's own unit; None where ``reason`` says why nothing can be compared. ``p`` is adjusted for all comparisons of
+    the report.
+    """
+
+    task: str
+    evaluator: str
+    label: str
+    metric: str
+    step: int
+    before: int
+    sentence: str
+    probability: float | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    in_points: bool = True
+    num_samples: int = 0
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def answer(self) -> ProgressAnswer:
+        """Yes or no where the adjusted p is below 0.05; else it is open."""
+        if self.probability is None or self.p is None:
+            return "unknown"
+        if self.p >= LEVEL:
+            return "open"
+        return "yes" if self.probability > 0.5 else "no"
+
+    @property
+    def badge(self) -> str:
+        """The answer in a few words."""
+        words = {"yes": "Better", "no": "Worse", "open": "Not clear", "unknown": "Not known"}
+        return words[self.answer]
+
+    @property
+    def odds(self) -> str:
+        """The probability that it is better, for people."""
+        if self.probability is None:
+            return "-"
+        if self.probability > 0.999:
+            return "> 99.9 %"
+        return "< 0.1 %" if self.probability < 0.001 else f"{100 * self.probability:.1f} %"
+
+    @property
+    def change(self) -> str:
+        """``+1.60 [+0.30, +2.90]``, in points for shares."""
+        if self.difference is None or self.low is None or self.high is None:
+            return "-"
+        digits = 2 if self.in_points else 4
+        return f"{self.difference:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
+
+
+JUDGE = "linear"
+Answer = Literal["yes", "no", "unknown"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer for one task. ``overlapping`` names the baselines whose interval meets the checkpoint's."""
+
+    task: str
+    step: int
+    answer: Answer
+    overlapping: tuple[str, ...]
+    sentence: str
+    row: Row
+
+    @property
+    def badge(self) -> str:
+        """The answer in a few words."""
+        if self.answer == "unknown":
+            return "Not known"
+        if self.answer == "no":
+            return "No"
+        return "Yes, but intervals overlap" if self.overlapping else "Yes"
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Ends of the rail that all intervals of this verdict are drawn on, in whole 5 %."""
+        cells = [cell for cell in (self.cell, *self.row.baselines) if cell is not None]
+        low = min((cell.low for cell in cells), default=0.0)
+        high = max((cell.high for cell in cells), default=1.0)
+        return max(0.0, math.floor(20 * low - 0.2) / 20), min(1.0, math.ceil(20 * high + 0.2) / 20)
+
+    @property
+    def cell(self) -> Cell | None:
+        """The checkpoint's own value."""
+        return self.row.steps.get(self.step)
+
+
+def verdicts(tables: Iterable[TaskTable], last_step: int | None) -> tuple[Verdict, ...]:
+    """One verdict per task (and choice of settings) with a linear probe; none while nothing is trained."""
+    if last_step is None:
+        return ()
+    rows = [row for table in tables for row in table.rows if row.evaluator == JUDGE and row.is_headline]
+    return tuple(_judge(row, last_step) for row in rows)
+
+
+def _judge(row: Row, step: int) -> Verdict:
+    cell = row.steps.get(step)
+    name = row.label[:1].lower() + row.label[1:]
+    if cell is None:
+        sentence = f"On {row.task}, the last checkpoint (step {step}) has no {name} result yet."
+        return Verdict(row.task, step, "unknown", (), sentence, row)
+    rivals = {"raw pixels": row.pixels, "the untrained network": row.untrained}
+    known = {rival: other for rival, other in rivals.items() if other is not None}
+    missing = [rival for rival, other in rivals.items() if other is None]
+    answer: Answer = "yes" if not missing else "unknown"
+    if any(cell.value <= other.value for other in known.values()):
+        answer = "no"
+    parts = [_against(cell, rival, other) for rival, other in known.items()]
+    parts += [f"nothing is recorded for {rival}" for rival in missing]
+    sentence = f"On {row.task}, the {name} on step {step} reaches {cell.text}: {' and '.join(parts)}."
+    overlapping = tuple(rival for rival, other in known.items() if cell.overlaps(other))
+    return Verdict(row.task, step, answer, overlapping, sentence, row)
+
+
+def _against(cell: Cell, rival: str, other: Cell) -> str:
+    word = "above" if cell.value > other.value else "below" if cell.value < other.value else "equal to"
+    overlap = "intervals overlap" if cell.overlaps(other) else "intervals do not overlap"
+    return f"{word} {rival} at {other.text} ({overlap})"

@@ -1,0 +1,77 @@
+"""Ray Data runs the plan: one row per shard. The only module here that imports ray.
+
+Not ``write_webdataset``: it writes names with uuids and times, holds no index, and leaves partial tars when it fails.
+The entries travel through the store, not through rows: the driver holds one number and one place for each shard.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
+
+import ray.exceptions
+
+from pipeline.base import errors
+from pipeline.base.errors import FailedError
+from pipeline.base.store.protocol import Store
+from pipeline.records.corpus import CorpusReader, Reject
+from pipeline.records.dataset import ShardEntry
+from pipeline.shard.index import ShardStatistics
+from pipeline.shard.recipe import ShardRecipe
+from pipeline.shard.worker import LaidShard, _DigestTask, _Task, _Told
+from pipeline.shard.writer import WrittenShard
+
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")  # a line of a traceback that says what was raised
+
+
+def run_plan(
+    laid: list[LaidShard],
+    reader: CorpusReader,
+    target: Store,
+    recipe: ShardRecipe,
+    format_fingerprint: str,
+    num_cpus: float,
+) -> Generator[WrittenShard]:
+    """Run the plan on the cluster that ray is connected to; what was written, as it gets done, in any order."""
+    task = _Task(reader, target, recipe, format_fingerprint)
+    with closing(_mapped([asdict(shard) for shard in laid], task, num_cpus)) as rows:
+        yield from map(_written_shard, rows)
+
+
+def _written_shard(row: dict[str, Any]) -> WrittenShard:
+    entry = ShardEntry.model_validate_json(row["entry"]) if row["entry"] else None
+    rejects = tuple(Reject(**item) for item in json.loads(row["rejects"]))
+    return WrittenShard(int(row["number"]), entry, rejects, ShardStatistics.from_json(row["statistics"]))
+
+
+def find_damaged(shards: list[ShardEntry], target: Store, num_cpus: float) -> Iterator[tuple[str, list[str]]]:
+    """Digest every shard on the cluster; (name, what is wrong with it) as it gets known."""
+    rows = [{"entry": shard.model_dump_json()} for shard in shards]
+    with closing(_mapped(rows, _DigestTask(target), num_cpus)) as found:
+        for row in found:
+            yield row["name"], row["problems"].splitlines()
+
+
+def _mapped(rows: list[dict[str, Any]], task: Any, num_cpus: float) -> Generator[dict[str, Any]]:
+    """What *task* makes of each row. However it is left, no task runs any more then."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it logs every dataset's plan and end
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # ours is shown instead
+    context = ray.data.DataContext.get_current()
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = False
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    try:
+        with closing(iter(dataset.map(_Told(task), num_cpus=num_cpus).iter_rows())) as found:
+            for row in found:
+                if "error" in row:
+                    name, what, way_out = json.loads(row["error"])
+                    raise getattr(errors, name)(what, way_out)
+                yield row
+    except ray.exceptions.RayTaskError as error:
+        told = [line for line in str(error).splitlines() if _EXCEPTION.match(line)]
+        raise FailedError(f"a shard could not be written: {told[0] if told else type(error)}", "see --debug") from error

@@ -1,0 +1,123 @@
+"""Ray Data runs the plan: one row per shard. The only module here that imports ray.
+
+Not ``write_webdataset``: it writes names with uuids and times, holds no index, and leaves partial tars when it fails.
+The entries travel through the store, not through rows: the driver holds one number and one place for each shard.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipeline.base.digests import fingerprint, sha256_hex
+from pipeline.base.errors import DamageError, VitpipeError
+from pipeline.base.store.protocol import Store
+from pipeline.records.corpus import CorpusReader
+from pipeline.records.dataset import WORK, ShardEntry
+from pipeline.shard.plan import PlannedShard, table_bytes, table_from_bytes
+from pipeline.shard.recipe import ShardRecipe
+from pipeline.shard.verify import check_shard
+from pipeline.shard.writer import Expected, find_undamaged, find_written, write_shard
+
+_PART_BYTES = 32_000_000
+_NAME_DIGITS = 32  # hex digits of a part's digest in its name
+_LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+@dataclass(frozen=True)
+class LaidShard:
+    """Where the entries of a shard stand: *num_bytes* of the part at *key*, from *offset*.
+
+    ``expected``: the digests that it must have, where a dataset is made again; None for a new one.
+    """
+
+    number: int
+    key: str
+    offset: int
+    num_bytes: int
+    sha256: str
+    expected: Expected | None = None
+
+
+def lay_plan(shards: Iterable[PlannedShard], target: Store) -> list[LaidShard]:
+    """Write the plan below ``work/``, in parts of many shards; what stays in memory is a line per shard."""
+    laid: list[LaidShard] = []
+    part, inside = bytearray(), list[LaidShard]()
+    for shard in shards:
+        data = table_bytes(shard.entries)
+        inside.append(LaidShard(shard.number, "", len(part), len(data), sha256_hex(data)))
+        part += data
+        if len(part) >= _PART_BYTES:
+            laid += _put_part(bytes(part), inside, target)
+            part, inside = bytearray(), []
+    if inside:
+        laid += _put_part(bytes(part), inside, target)
+    return laid
+
+
+def _put_part(part: bytes, inside: list[LaidShard], target: Store) -> list[LaidShard]:
+    """Named by its content: another writer of the dataset, whose copy of the source has other etags, has its own."""
+    key = f"{WORK}/plan-{sha256_hex(part)[:_NAME_DIGITS]}.bin"
+    target.put(key, part)
+    return [replace(shard, key=key) for shard in inside]
+
+
+class _Task:
+    """Writes the shard of one row. Travels to the workers, so it holds nothing that is open."""
+
+    def __init__(self, reader: CorpusReader, target: Store, recipe: ShardRecipe, format_fingerprint: str) -> None:
+        self._reader, self._target, self._recipe, self._format = reader, target, recipe, format_fingerprint
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        number, plan = int(row["number"]), fingerprint([self._format, row["sha256"]])
+        expected = Expected(**row["expected"]) if row["expected"] else None
+        if expected is None:
+            written = find_written(number, self._target, plan)
+        else:
+            written = find_undamaged(number, self._target, expected)
+        if written is None:
+            shard = PlannedShard(number, self._entries(row))
+            written = write_shard(shard, self._reader, self._target, plan, self._recipe, expected)
+        return {
+            "number": written.number,
+            "entry": written.entry.model_dump_json() if written.entry else "",
+            "rejects": json.dumps([asdict(reject) for reject in written.rejects]),
+            "statistics": written.statistics.to_json(),
+        }
+
+    def _entries(self, row: dict[str, Any]) -> Any:
+        data = self._target.read_range(row["key"], int(row["offset"]), int(row["num_bytes"]))
+        if sha256_hex(data) != row["sha256"]:
+            raise DamageError(f"{self._target.uri}/{row['key']}: not the plan that was written there", "shard again")
+        return table_from_bytes(data)
+
+
+class _Told:
+    """A task whose errors that concern the user come back as values: through Ray only their text would."""
+
+    def __init__(self, task: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        self._task = task
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._task(row)
+        except VitpipeError as error:
+            return {"error": json.dumps([type(error).__name__, error.what, error.way_out])}
+        except OSError as error:  # of what is written: what is read is rejected
+            what, again = f"a shard could not be written: {error.strerror or error}", "give the same command again"
+            way_out = f"make room, then {again}" if error.errno in _LACKING else again
+            return {"error": json.dumps(["FailedError", what, way_out])}
+
+
+class _DigestTask:
+    """Compares the bytes of one shard and of its index with its entry."""
+
+    def __init__(self, target: Store) -> None:
+        self._target = target
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        entry = ShardEntry.model_validate_json(row["entry"])
+        return {"name": entry.name, "problems": "\n".join(check_shard(self._target, entry, "bytes"))}
