@@ -10,7 +10,7 @@ import typer
 
 from jobs.base.console import make_progress, print_table, print_text
 from jobs.base.entrypoint import main, new_app
-from jobs.base.options import Debug, Endpoint, Json, Workspace, finish, needed, stores_of
+from jobs.base.options import Debug, Endpoint, Json, Workspace, print_result, require_workspace, stores_of
 from pipeline.base.errors import InputError
 from pipeline.base.progress import Progress
 from pipeline.base.store.open import open_store
@@ -34,17 +34,17 @@ def write_sample(
     number = None if class_name is None else _class_number(card, class_name)
     # Imported here: Pillow and what reads samples, which `show` does without.
     from pipeline.shard.contact_sheet import (
-        draw_sheet,
-        pick,
+        draw_samples,
         read_picked,
+        render_contact_sheet,
     )
 
-    picked = read_picked(target, pick(target, card, count, seed, number))
+    picked = read_picked(target, draw_samples(target, card, count, seed, number))
     of_class = "" if class_name is None else f" of class {class_name!r}"
     total = card.num_samples if number is None else card.statistics.label_counts[number]
     told = f"{len(picked):,} of {total:,} samples{of_class}, seed {seed}"
     place = open_store(str(path.parent))
-    place.put(path.name, draw_sheet(card, picked, told))
+    place.put(path.name, render_contact_sheet(card, picked, told))
     return {"workspace": workspace, "name": name, "out": str(path), "samples": len(picked)}
 
 
@@ -215,8 +215,8 @@ def show(
     """Print the card of a dataset: counts, classes and their balance, sizes, colours, what was left out and why."""
     from pipeline.shard.describe import describe
 
-    found = describe(needed(workspace), stores_of(workspace, endpoint), name)
-    finish(as_json, found, lambda: print_description(found))
+    found = describe(require_workspace(workspace), stores_of(workspace, endpoint), name)
+    print_result(as_json, found, lambda: print_description(found))
 
 
 @app.command()
@@ -233,8 +233,10 @@ def sample(
 ) -> None:
     """Write a contact sheet of samples drawn at random. Reads only the samples it shows."""
 
-    found = write_sample(needed(workspace), stores_of(workspace, endpoint), name, out, count, seed, class_name)
-    finish(as_json, found, lambda: print_text(f"{found['samples']} samples of {name}: {found['out']}"))
+    found = write_sample(
+        require_workspace(workspace), stores_of(workspace, endpoint), name, out, count, seed, class_name
+    )
+    print_result(as_json, found, lambda: print_text(f"{found['samples']} samples of {name}: {found['out']}"))
 
 
 @app.command("dali-index")
@@ -251,8 +253,10 @@ def dali_index(
     Give DALI's `readers.webdataset` the tars as paths and these files as index_paths, in the same order.
     """
 
-    found = export_dali_indexes(needed(workspace), stores_of(workspace, endpoint), name, out, make_progress())
-    finish(as_json, found, lambda: print_text(f"{found['files']} indexes: {found['out']}"))
+    found = export_dali_indexes(
+        require_workspace(workspace), stores_of(workspace, endpoint), name, out, make_progress()
+    )
+    print_result(as_json, found, lambda: print_text(f"{found['files']} indexes: {found['out']}"))
 
 
 if __name__ == "__main__":

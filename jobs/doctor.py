@@ -11,7 +11,7 @@ from importlib import metadata
 
 from jobs.base.console import print_table
 from jobs.base.entrypoint import main
-from jobs.base.options import Debug, Endpoint, Json, Workspace, finish, stores_of
+from jobs.base.options import Debug, Endpoint, Json, Workspace, print_result, stores_of
 from pipeline import __version__
 from pipeline.base.errors import RecipeError, VitpipeError
 from pipeline.base.store.open import open_store
@@ -80,7 +80,7 @@ def doctor(workspace: Workspace = None, endpoint: Endpoint = None, as_json: Json
     checks = run_doctor(workspace, stores_of(workspace, endpoint))
     result = {"checks": [{"what": what, "fine": fine, "detail": detail} for what, fine, detail in checks]}
     rows = [(what, "ok" if fine else "PROBLEM", detail) for what, fine, detail in checks]
-    finish(as_json, result, lambda: print_table(f"vitpipe {__version__}", ("check", "", "found"), rows))
+    print_result(as_json, result, lambda: print_table(f"vitpipe {__version__}", ("check", "", "found"), rows))
     bad = [what for what, fine, _ in checks if not fine]
     if bad:
         raise RecipeError([f"not fit: {', '.join(bad)}"], "doctor")

@@ -11,8 +11,18 @@ import typer
 from jobs.base import evaluation_request as asking
 from jobs.base.console import make_progress, print_text
 from jobs.base.entrypoint import main
-from jobs.base.evaluation_request import RECIPE_SUITE, Given
-from jobs.base.options import Address, Debug, Endpoint, Json, Workspace, changes, finish, needed, stores_of
+from jobs.base.evaluation_request import RECIPE_SUITE, EvaluateOptions
+from jobs.base.options import (
+    Address,
+    Debug,
+    Endpoint,
+    Json,
+    Workspace,
+    changes,
+    print_result,
+    require_workspace,
+    stores_of,
+)
 from jobs.base.ray_session import connected, import_torch_first, require_cpus
 from jobs.base.recipe import ChainRecipe
 from pipeline.base.errors import InputError, RecipeError, RefusedError
@@ -20,14 +30,16 @@ from pipeline.base.progress import Progress
 from pipeline.base.store.open import open_store
 from pipeline.base.units import parse_seconds
 from pipeline.evaluate import changes as names
-from pipeline.evaluate.discovery import Asked
+from pipeline.evaluate.discovery import EvaluationRequest
 from pipeline.evaluate.recipe import EvaluateRecipe
 from pipeline.evaluate.scheduler import Outcome
 from pipeline.evaluate.stage import _check_planned
 from pipeline.pretrain.recipe import NAME_PATTERN
 
 
-def run_evaluate(chain: ChainRecipe, asked: Asked, progress: Progress, address: str | None, debug: bool) -> Outcome:
+def run_evaluate(
+    chain: ChainRecipe, asked: EvaluationRequest, progress: Progress, address: str | None, debug: bool
+) -> Outcome:
     """Check, connect, evaluate."""
     _check_planned(open_store(chain.workspace, chain.stores), asked)
     import_torch_first()
@@ -37,10 +49,10 @@ def run_evaluate(chain: ChainRecipe, asked: Asked, progress: Progress, address: 
 
 def evaluate_connected(chain: ChainRecipe, run: str, recipe: EvaluateRecipe, progress: Progress) -> Outcome:
     """Evaluate the suite of a recipe on the cluster that ray is connected to. Raises as ``evaluate_asked``."""
-    return evaluate_asked(chain, Asked(run, RECIPE_SUITE, lambda: recipe), progress)
+    return evaluate_asked(chain, EvaluationRequest(run, RECIPE_SUITE, lambda: recipe), progress)
 
 
-def evaluate_asked(chain: ChainRecipe, asked: Asked, progress: Progress) -> Outcome:
+def evaluate_asked(chain: ChainRecipe, asked: EvaluationRequest, progress: Progress) -> Outcome:
     """Evaluate on the cluster that ray is connected to. Raises FailedError when something failed, in the end."""
     # Imported here: it brings ray and torch along, which a refused recipe does without.
     from pipeline.evaluate.stage import check_evaluated
@@ -131,7 +143,7 @@ def evaluate(
 
     if weights and watch:
         raise InputError("--watch is for a run that goes on; weights do not change", "leave it out")
-    given = asking.Given(run_or_recipe or "", suite, train, test, tuple(overrides or ()))
+    given = asking.EvaluateOptions(run_or_recipe or "", suite, train, test, tuple(overrides or ()))
     if weights:
         chain, asked = _of_weights(given, weights, name, workspace, endpoint)
     else:
@@ -149,7 +161,7 @@ def evaluate(
     if dry_run and not found:
         found = names.what_is_due(store, asked)
     if dry_run or marks.only_marks:
-        finish(as_json, found, lambda: print_text(_shown(found, dry_run)))
+        print_result(as_json, found, lambda: print_text(_shown(found, dry_run)))
         return
     done = run_evaluate(chain, asked, make_progress(), address, debug)
     result = found | {
@@ -162,10 +174,12 @@ def evaluate(
     }
     also = f", {len(done.cancelled)} cancelled" if done.cancelled else ""
     text = f"{asked.run}: {done.num_done} evaluations done now, {done.num_planned} in all{also}"
-    finish(as_json, result, lambda: print_text(text))
+    print_result(as_json, result, lambda: print_text(text))
 
 
-def _of_run(given: Given, name: str | None, workspace: str | None, endpoint: str | None) -> tuple[ChainRecipe, Asked]:
+def _of_run(
+    given: EvaluateOptions, name: str | None, workspace: str | None, endpoint: str | None
+) -> tuple[ChainRecipe, EvaluationRequest]:
     """A run, or weights that were imported before, or a recipe that names run and suite.
 
     With ``-w``, as in ``report``, a run of that name wins over a recipe that ships with vitpipe.
@@ -178,7 +192,7 @@ def _of_run(given: Given, name: str | None, workspace: str | None, endpoint: str
     is_recipe = given.is_recipe(workspace)
     if is_recipe and not (workspace and _is_there(given.run_or_recipe, workspace, endpoint)):
         return asking.from_recipe(given, changes(workspace, endpoint))
-    chain = ChainRecipe(workspace=needed(workspace), stores=stores_of(workspace, endpoint))
+    chain = ChainRecipe(workspace=require_workspace(workspace), stores=stores_of(workspace, endpoint))
     try:
         return chain, asking.of_run(given, open_store(chain.workspace, chain.stores))
     except (InputError, RecipeError) as error:
@@ -203,8 +217,8 @@ def _is_there(name: str, workspace: str, endpoint: str | None) -> bool:
 
 
 def _of_weights(
-    given: Given, weights: str, name: str | None, workspace: str | None, endpoint: str | None
-) -> tuple[ChainRecipe, Asked]:
+    given: EvaluateOptions, weights: str, name: str | None, workspace: str | None, endpoint: str | None
+) -> tuple[ChainRecipe, EvaluationRequest]:
     """Weights from anywhere, to be told under *name*."""
 
     first = given.run_or_recipe
@@ -214,7 +228,7 @@ def _of_weights(
         raise InputError(f"--name {name!r} cannot be a name", "letters, digits, '.', '_' and '-', like vit-b16")
     given = replace(given, overrides=((first,) if first else ()) + given.overrides)
     given.check()
-    chain = ChainRecipe(workspace=needed(workspace), stores=stores_of(workspace, endpoint))
+    chain = ChainRecipe(workspace=require_workspace(workspace), stores=stores_of(workspace, endpoint))
     store = open_store(chain.workspace, chain.stores)
     return chain, asking.of_weights(given, store, weights, name or "", chain.stores)
 

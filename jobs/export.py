@@ -8,7 +8,7 @@ import typer
 
 from jobs.base.console import print_text
 from jobs.base.entrypoint import main
-from jobs.base.options import Debug, Endpoint, Json, Workspace, finish, stores_of
+from jobs.base.options import Debug, Endpoint, Json, Workspace, print_result, stores_of
 
 
 def export(
@@ -35,7 +35,7 @@ def export(
 
     where = checkpoint if "://" in checkpoint else workspace
     found = run_export(checkpoint, form, out, workspace, stores_of(where, endpoint), ema=ema)
-    finish(
+    print_result(
         as_json,
         found,
         lambda: print_text(f"{found['checkpoint']}: {found['num_parameters']:,} weights: {found['out']}"),

@@ -12,12 +12,12 @@ import typer
 
 from jobs.base.console import print_text
 from jobs.base.entrypoint import main
-from jobs.base.options import Debug, Endpoint, Evaluator, Json, Task, Workspace, _open, finish
+from jobs.base.options import Debug, Endpoint, Evaluator, Json, Task, Workspace, _open, print_result
 from pipeline.evaluate.comparison import comparison_json as compared_json
-from pipeline.evaluate.gate import Judgement, Limits, _missing, judge, raise_unless_passed, sentence
+from pipeline.evaluate.gate import GateLimits, GateResult, _missing, judge, raise_unless_passed, sentence
 
 
-def gate_json(found: Judgement) -> dict[str, Any]:
+def gate_json(found: GateResult) -> dict[str, Any]:
     """Plain values."""
     return compared_json(found.compared) | {
         "passed": found.exit_code == 0,
@@ -60,10 +60,10 @@ def gate(
     What was measured decides. On small test sets that fails by chance now and then; --confident fails only when the
     drop is beyond doubt, and lets pass what may be one. Compared is as in `vitpipe scores --compare`.
     """
-    from pipeline.records.score import Only
+    from pipeline.records.score import ResultFilter
 
     store = _open(workspace, endpoint)
-    found = judge(store, baseline, candidate, Limits(metric, max_drop, confident), Only(task, evaluator))
+    found = judge(store, baseline, candidate, GateLimits(metric, max_drop, confident), ResultFilter(task, evaluator))
 
     def show() -> None:
         for line in found.compared.lines:
@@ -72,7 +72,7 @@ def gate(
         if found.exit_code == 0:
             print_text(f"passed: {found.compared.b.name} may replace {found.compared.a.name}")
 
-    finish(as_json, {"workspace": store.uri} | gate_json(found), show)
+    print_result(as_json, {"workspace": store.uri} | gate_json(found), show)
     raise_unless_passed(found)
 
 

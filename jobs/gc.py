@@ -13,16 +13,16 @@ import typer
 
 from jobs.base.console import make_progress, print_table, print_text
 from jobs.base.entrypoint import main
-from jobs.base.options import Debug, Endpoint, Json, Workspace, finish, needed, stores_of
+from jobs.base.options import Debug, Endpoint, Json, Workspace, print_result, require_workspace, stores_of
 from pipeline.base.errors import DamageError, FailedError, InputError
 from pipeline.base.progress import Progress
 from pipeline.base.store.open import open_store
-from pipeline.base.store.protocol import Leftover, Store
+from pipeline.base.store.protocol import Orphan, Store
 from pipeline.base.units import format_bytes
 from pipeline.checkpoints.retention import find_orphans
 from pipeline.corpus.staging.cleanup import _corpora
 from pipeline.evaluate.cleanup import _features, find_imported, find_tunings
-from pipeline.shard.cleanup import find_stale
+from pipeline.shard.cleanup import find_abandoned
 
 OWN_PREFIXES = ("corpora/", "datasets/", "evaluations/", "features/", "imported/", "reports/", "runs/")
 
@@ -37,7 +37,7 @@ def run_gc(workspace: Store, older_than_seconds: float, dry_run: bool, progress:
     found = {
         "checkpoints": list(_checkpoints(workspace, problems)),
         "corpora": list(_corpora(workspace, older_than_seconds)),
-        "datasets": list(find_stale(workspace, older_than_seconds)),
+        "datasets": list(find_abandoned(workspace, older_than_seconds)),
         "features": list(_features(workspace, older_than_seconds)),
         "imported": _unless_unknown("imported weights", lambda: find_imported(workspace, older_than_seconds), problems),
         "tunings": _unless_unknown("kept tunings", lambda: find_tunings(workspace, older_than_seconds), problems),
@@ -61,7 +61,7 @@ def run_gc(workspace: Store, older_than_seconds: float, dry_run: bool, progress:
     }
 
 
-def _checkpoints(workspace: Store, problems: list[str]) -> Iterator[Leftover]:
+def _checkpoints(workspace: Store, problems: list[str]) -> Iterator[Orphan]:
     runs = {info.key.split("/")[1] for info in workspace.list("runs/") if info.key.count("/") > 1}
     for run in sorted(runs):
         try:
@@ -70,7 +70,7 @@ def _checkpoints(workspace: Store, problems: list[str]) -> Iterator[Leftover]:
             problems.append(f"run {run} is left alone: {error}")
 
 
-def _unless_unknown(what: str, find: Callable[[], Iterable[Leftover]], problems: list[str]) -> list[Leftover]:
+def _unless_unknown(what: str, find: Callable[[], Iterable[Orphan]], problems: list[str]) -> list[Orphan]:
     """What *find* finds; nothing, and a problem, where it cannot know what is needed."""
     try:
         return list(find())
@@ -119,7 +119,7 @@ def gc(
 
     if where and workspace and where != workspace:
         raise InputError("two workspaces were given", "leave one out")
-    uri = needed(where or workspace)
+    uri = require_workspace(where or workspace)
     result = run_gc(open_store(uri, stores_of(uri, endpoint)), older_than * 3600, dry_run, make_progress())
 
     def show() -> None:
@@ -128,7 +128,7 @@ def gc(
             print_table("Leftovers", ("kind", "object", "size", "why"), rows)
         print_text(summary(result))
 
-    finish(as_json, result, show)
+    print_result(as_json, result, show)
     if result["problems"]:
         raise FailedError(
             "; ".join(result["problems"]), "mend what is named; a resumed run sets its damaged checkpoints aside"

@@ -8,7 +8,7 @@ import typer
 
 from jobs.base.console import print_text
 from jobs.base.entrypoint import main
-from jobs.base.options import Debug, Json, bucket_settings, finish
+from jobs.base.options import Debug, Json, bucket_settings, print_result
 from pipeline.base.errors import InputError
 
 
@@ -32,12 +32,12 @@ def import_(
 
     The architecture comes from the shapes of tensors and the config.json beside them; what does not fit is named.
     """
-    from pipeline.evaluate.interop import Told, import_weights
+    from pipeline.evaluate.interop import ImportHints, import_weights
 
     if gelu not in (None, "tanh", "exact"):
         raise InputError(f"--gelu {gelu}: there are tanh and exact")
     kind: Literal["tanh", "exact"] | None = None if gelu is None else ("tanh" if gelu == "tanh" else "exact")
-    told = Told(heads=heads, gelu=kind, image_size=image_size)
+    told = ImportHints(heads=heads, gelu=kind, image_size=image_size)
     found = import_weights(file, out, bucket_settings(file, {"endpoint": endpoint}, {}), told)
 
     def show() -> None:
@@ -47,7 +47,7 @@ def import_(
             f"{found['format']}: {found['num_parameters']:,} weights, {found['num_classes']} classes: {found['out']}"
         )
 
-    finish(as_json, found, show)
+    print_result(as_json, found, show)
 
 
 if __name__ == "__main__":

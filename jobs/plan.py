@@ -10,7 +10,7 @@ import typer
 
 from jobs.base.console import print_table, print_text
 from jobs.base.entrypoint import main
-from jobs.base.options import Debug, Endpoint, Json, Overrides, Recipe, Workspace, changes, finish
+from jobs.base.options import Debug, Endpoint, Json, Overrides, Recipe, Workspace, changes, print_result
 from jobs.base.recipe import load_chain, require
 from pipeline.base.store.open import open_store
 from pipeline.base.units import format_bytes, format_seconds
@@ -154,7 +154,7 @@ def plan(
     chain = load_chain(recipe, overrides or [], changes(workspace, endpoint))
     section = require(chain.pretrain, "pretrain", recipe)
     found = make_plan(open_store(chain.workspace, chain.stores), section, Assumed(images, classes, mfu, peak_tflops))
-    finish(as_json, found, lambda: print_plan(found))
+    print_result(as_json, found, lambda: print_plan(found))
 
 
 if __name__ == "__main__":

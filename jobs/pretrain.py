@@ -9,7 +9,7 @@ import typer
 
 from jobs.base.console import make_progress, print_text
 from jobs.base.entrypoint import code_version, main
-from jobs.base.options import Address, Debug, Endpoint, Json, Overrides, Recipe, Workspace, changes, finish
+from jobs.base.options import Address, Debug, Endpoint, Json, Overrides, Recipe, Workspace, changes, print_result
 from jobs.base.ray_session import connected, import_torch_first, require_cpus
 from jobs.base.recipe import ChainRecipe, load_chain, require
 from pipeline.base.progress import Progress
@@ -17,7 +17,7 @@ from pipeline.base.store.open import open_store
 from pipeline.base.store.protocol import Store
 from pipeline.pretrain.plan import check_recipe, read_training_data, world_sizes
 from pipeline.pretrain.recipe import PretrainRecipe
-from pipeline.pretrain.run_card import extend, open_run
+from pipeline.pretrain.run_card import extend, open_run_card
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def run_pretrain(
     check_recipe(recipe, data)
     workspace.check_writable()
     begun_with = check_weights(workspace, chain, recipe, lineage.parent)
-    card = open_run(workspace, recipe, data, code_version(), lineage.parent, begun_with)
+    card = open_run_card(workspace, recipe, data, code_version(), lineage.parent, begun_with)
     if lineage.extend_to:
         extend(workspace, card, recipe, lineage.extend_to)
     import_torch_first()
@@ -104,7 +104,9 @@ def pretrain(
     section = require(chain.pretrain, "pretrain", recipe)
     steps = run_pretrain(chain, section, make_progress(), address, debug, Lineage(parent, extend))
     result = {"workspace": chain.workspace, "run": section.run, "checkpoints": steps}
-    finish(as_json, result, lambda: print_text(f"run {section.run}: checkpoints of steps {', '.join(map(str, steps))}"))
+    print_result(
+        as_json, result, lambda: print_text(f"run {section.run}: checkpoints of steps {', '.join(map(str, steps))}")
+    )
 
 
 if __name__ == "__main__":

@@ -10,22 +10,22 @@ import typer
 from jobs import scores as tables
 from jobs.base.console import make_progress, print_table
 from jobs.base.entrypoint import main
-from jobs.base.options import Address, Debug, Endpoint, Json, Workspace, finish, needed, stores_of
+from jobs.base.options import Address, Debug, Endpoint, Json, Workspace, print_result, require_workspace, stores_of
 from jobs.base.recipe import ChainRecipe
 from pipeline.base.config import apply_overrides, build
 from pipeline.base.errors import InputError
 from pipeline.base.progress import Progress, Silent
 from pipeline.base.store.open import open_store
-from pipeline.evaluate.discovery import Asked, planner_of
+from pipeline.evaluate.discovery import EvaluationRequest, planner_of
 from pipeline.evaluate.recipe import EvaluateRecipe
-from pipeline.records.score import Only
+from pipeline.records.score import ResultFilter
 from pipeline.report import query as scores_job
-from pipeline.report.query import Scores, Wanted, find_scores
+from pipeline.report.query import ScoreQuery, Scores, find_scores
 
 PROBES = ("linear", "sgd", "knn", "ridge", "fewshot")
 
 
-class Wish(NamedTuple):
+class ProbeRequest(NamedTuple):
     """A run or weights (*weights*: their path, *name*: what they are called), and what they are judged on.
 
     *settings*: changes like ``shots=5``, of the one evaluator; of all of them nothing can be set.
@@ -58,22 +58,22 @@ class Wish(NamedTuple):
         tree = {"tasks": tasks, "suite": suite, "baselines": False, "max_parallel": self.max_parallel}
         return build(EvaluateRecipe, tree, self.suite)
 
-    def asked(self, chain: ChainRecipe) -> Asked:
+    def asked(self, chain: ChainRecipe) -> EvaluationRequest:
         """What the scheduler is asked for. Stores nothing. Raises InputError when there is no such run."""
         recipe, store = self.recipe(), open_store(chain.workspace, chain.stores)
         if self.weights is None:
             planner_of(store, self.run, Silent())
-            return Asked(self.run, self.suite, lambda: recipe)
+            return EvaluationRequest(self.run, self.suite, lambda: recipe)
         # Imported here: it brings torch along, which all others do without until they are checked.
         from pipeline.evaluate.imported_weights import read_weights
 
         found = read_weights(store, self.weights, self.name or "", chain.stores)
-        return Asked(found.card.name, self.suite, lambda: recipe, weights=found)
+        return EvaluationRequest(found.card.name, self.suite, lambda: recipe, weights=found)
 
 
 def judge(
-    chain: ChainRecipe, wish: Wish, progress: Progress, address: str | None, debug: bool
-) -> tuple[list[Scores], Wanted]:
+    chain: ChainRecipe, wish: ProbeRequest, progress: Progress, address: str | None, debug: bool
+) -> tuple[list[Scores], ScoreQuery]:
     """Have it done, unless it is recorded already, and find its scores. Raises FailedError when something failed."""
     from jobs.evaluate import run_evaluate as evaluate
     from pipeline.evaluate.stage import take_weights
@@ -82,7 +82,7 @@ def judge(
     take_weights(store, asked)
     evaluate(chain, asked, progress, address, debug)
     evaluator = wish.evaluators[0] if len(wish.evaluators) == 1 else None
-    wanted = Wanted(runs=(asked.run,), only=Only(task=wish.test, evaluator=evaluator))
+    wanted = ScoreQuery(runs=(asked.run,), only=ResultFilter(task=wish.test, evaluator=evaluator))
     return find_scores(store, wanted), wanted
 
 
@@ -124,12 +124,12 @@ def probe(
     unknown = [one for one in chosen if one not in PROBES]
     if unknown:
         raise InputError(f"--evaluator {unknown[0]}: there is no such probe", f"there are {', '.join(PROBES)}")
-    wish = Wish(run or "", weights, name, train, test, chosen, settings or (), max_parallel=max_parallel)
+    wish = ProbeRequest(run or "", weights, name, train, test, chosen, settings or (), max_parallel=max_parallel)
     _judge(wish, workspace, endpoint, address, as_json, debug)
 
 
 def _judge(
-    wish: Wish, workspace: str | None, endpoint: str | None, address: str | None, as_json: bool, debug: bool
+    wish: ProbeRequest, workspace: str | None, endpoint: str | None, address: str | None, as_json: bool, debug: bool
 ) -> None:
 
     if wish.weights and "=" in wish.run:  # no run was named, so the first setting stood in its place
@@ -137,14 +137,14 @@ def _judge(
     if bool(wish.run) == bool(wish.weights):
         raise InputError("what is to be judged?", "name a run, or --weights, and not both")
     wish.recipe()
-    chain = ChainRecipe(workspace=needed(workspace), stores=stores_of(workspace, endpoint))
+    chain = ChainRecipe(workspace=require_workspace(workspace), stores=stores_of(workspace, endpoint))
     found, wanted = judge(chain, wish, make_progress(), address, debug)
 
     def show() -> None:
         for title, rows in tables.printed(found, wanted):
             print_table(title, tables.SCORE_COLUMNS, rows)
 
-    finish(as_json, {"workspace": chain.workspace} | scores_job.scores_json(found, wanted), show)
+    print_result(as_json, {"workspace": chain.workspace} | scores_job.scores_json(found, wanted), show)
 
 
 if __name__ == "__main__":

@@ -10,24 +10,24 @@ import typer
 
 from jobs.base.console import make_progress, print_table, print_text
 from jobs.base.entrypoint import code_version, main
-from jobs.base.options import Debug, Endpoint, Json, Workspace, changes, finish, needed, stores_of
+from jobs.base.options import Debug, Endpoint, Json, Workspace, changes, print_result, require_workspace, stores_of
 from jobs.base.recipe import ChainRecipe, load_chain, require
 from pipeline.base.errors import StoreAccessError
 from pipeline.base.progress import Progress
 from pipeline.base.store.open import open_store
 from pipeline.base.store.protocol import Store
-from pipeline.evaluate.comparison import NOTHING_ALIKE, Line, NotCompared, compare_all, lines_of, pair_results
+from pipeline.evaluate.comparison import NOTHING_ALIKE, ComparisonRow, Incomparable, compare_all, lines_of, pair_results
 from pipeline.records.evaluators import HEADLINES
 from pipeline.records.run import CheckpointCard, list_checkpoint_cards, list_retired_cards, read_run_card
 from pipeline.records.score import EvaluationKey, EvaluationResult, list_results
 from pipeline.report.formatting import interval, number
 from pipeline.report.scores import join_results
 from pipeline.report.stage import build_report
-from pipeline.report.tables import Row, task_tables
-from pipeline.report.verdicts import Progressed
+from pipeline.report.tables import ScoreRow, task_tables
+from pipeline.report.verdicts import CheckpointComparison
 
 
-def last_against_before(workspace: Store, run: str) -> tuple[Progressed, ...]:
+def latest_vs_previous(workspace: Store, run: str) -> tuple[CheckpointComparison, ...]:
     """One answer for each evaluation of the last checkpoint of *run*, by its headline metric, in the page's order.
 
     The one before is the newest trained step before it, also one that retention removed. Evaluations that only the last
@@ -42,7 +42,7 @@ def last_against_before(workspace: Store, run: str) -> tuple[Progressed, ...]:
     results = list_results(workspace)
     paired, unpaired = pair_results(_of(before, results), _of(last, results))
     done, failed = compare_all(workspace, paired, None)
-    alone = [NotCompared(one.side, one.result, one.seeds, one.reason) for one in unpaired if one.side == "b"]
+    alone = [Incomparable(one.side, one.result, one.seeds, one.reason) for one in unpaired if one.side == "b"]
     rows = [row for table in task_tables(join_results(cards, results)) for row in table.headline]
     found = [_answered(line, rows, before.step, last.step) for line in lines_of(done)]
     compared = {_place(line.key, rows) for line in lines_of(done)}
@@ -61,20 +61,20 @@ def _same(key: EvaluationKey, other: EvaluationKey) -> bool:
     return all(getattr(key, name) == getattr(other, name) for name in names)
 
 
-def _place(key: EvaluationKey, rows: list[Row]) -> int:
+def _place(key: EvaluationKey, rows: list[ScoreRow]) -> int:
     """The row of the page's tables that *key* belongs to; -1: none."""
     return next((place for place, row in enumerate(rows) if _same(row.key, key)), -1)
 
 
-def _label(key: EvaluationKey, rows: list[Row]) -> str:
+def _label(key: EvaluationKey, rows: list[ScoreRow]) -> str:
     place = _place(key, rows)
     return rows[place].label if place >= 0 else key.evaluator
 
 
-def _answered(line: Line, rows: list[Row], before: int, last: int) -> Progressed:
+def _answered(line: ComparisonRow, rows: list[ScoreRow], before: int, last: int) -> CheckpointComparison:
     one = line.comparison
     scale = 100 if one.in_points else 1
-    return Progressed(
+    return CheckpointComparison(
         task=line.key.task,
         evaluator=line.key.evaluator,
         label=_label(line.key, rows),
@@ -93,10 +93,10 @@ def _answered(line: Line, rows: list[Row], before: int, last: int) -> Progressed
     )
 
 
-def _unknown(one: NotCompared, rows: list[Row], before: int, last: int) -> Progressed:
+def _unknown(one: Incomparable, rows: list[ScoreRow], before: int, last: int) -> CheckpointComparison:
     what = f"step {before} has no result to compare" if one.side == "b" else "it cannot be compared"
     what += "" if one.reason == NOTHING_ALIKE else f" ({one.reason})"
-    return Progressed(
+    return CheckpointComparison(
         task=one.key.task,
         evaluator=one.key.evaluator,
         label=_label(one.key, rows),
@@ -121,7 +121,7 @@ def run_report(chain: ChainRecipe, run: str, progress: Progress, out: Path | Non
         name=run,
         code_version=code_version(),
         progress=progress,
-        progressed=last_against_before(workspace, run),
+        progressed=latest_vs_previous(workspace, run),
     )
     if out is None:
         return summary
@@ -173,7 +173,7 @@ def show_summary(summary: dict[str, Any], as_json: bool) -> None:
         print_scores(summary)
         print_text(f"\nreport: {summary['report']}")
 
-    finish(as_json, summary, show)
+    print_result(as_json, summary, show)
 
 
 def report(
@@ -190,7 +190,7 @@ def report(
         chain = load_chain(run_or_recipe, [], changes(workspace, endpoint))
         run_name = require(chain.pretrain, "pretrain", run_or_recipe).run
     else:
-        chain = ChainRecipe(workspace=needed(workspace), stores=stores_of(workspace, endpoint))
+        chain = ChainRecipe(workspace=require_workspace(workspace), stores=stores_of(workspace, endpoint))
         run_name = run_or_recipe
     show_summary(run_report(chain, run_name, make_progress(), out), as_json)
 

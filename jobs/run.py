@@ -27,7 +27,7 @@ from pipeline.base.store.open import open_store
 from pipeline.records.run import run_prefix
 
 
-class Stopwatch:
+class StageTimes:
     """Wall time of each stage, kept beside the run."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ def run_run(
     recipe = require(chain.pretrain, "pretrain", source)
     suite = require(chain.evaluate, "evaluate", source)
     workspace = open_store(chain.workspace, chain.stores)
-    watch = Stopwatch()
+    watch = StageTimes()
     with watch.measure("list"):
         corpora = list_sources(chain)
     _check_before_start(chain)
@@ -77,13 +77,13 @@ def _check_before_start(chain: ChainRecipe) -> None:
     # Imported here: it brings torch along, which a first run's checks do without.
     from jobs.base.entrypoint import code_version
     from pipeline.pretrain.plan import read_training_data
-    from pipeline.pretrain.run_card import open_run
+    from pipeline.pretrain.run_card import open_run_card
 
     try:
         data = read_training_data(workspace, recipe)
     except FileNotFoundError as error:
         raise MismatchError(f"run {recipe.run!r} exists, but its dataset is gone") from error
-    open_run(workspace, recipe, data, code_version())
+    open_run_card(workspace, recipe, data, code_version())
 
 
 def run(

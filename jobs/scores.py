@@ -9,17 +9,17 @@ import typer
 
 from jobs.base.console import print_table, print_text
 from jobs.base.entrypoint import main
-from jobs.base.options import Debug, Endpoint, Evaluator, Json, Task, Workspace, _open, finish
+from jobs.base.options import Debug, Endpoint, Evaluator, Json, Task, Workspace, _open, print_result
 from pipeline.base.errors import InputError
 from pipeline.base.store.protocol import Store
+from pipeline.evaluate.comparison import ComparisonRow, _who, compare_named, comparison_json, require_lines
 from pipeline.evaluate.comparison import ComparisonTable as Compared
-from pipeline.evaluate.comparison import Line, _who, compare_named, comparison_json, require_lines
-from pipeline.evaluate.recipe import settings_in_short
+from pipeline.evaluate.recipe import settings_summary
 from pipeline.records.evaluators import HEADLINES
 from pipeline.report import query as job
 from pipeline.report.formatting import ORACLE_WORDS, interval, is_oracle, number
-from pipeline.report.query import Scores, Wanted, cells_of, wants_metric
-from pipeline.report.tables import SOURCE, Cell, Row, TaskTable, published_of
+from pipeline.report.query import ScoreQuery, Scores, cells_of, wants_metric
+from pipeline.report.tables import SOURCE, Cell, ScoreRow, TaskTable, published_of
 
 Rows = list[tuple[str, ...]]
 
@@ -32,11 +32,11 @@ def comparison_rows(found: Compared) -> Rows:
 COLUMNS = ("task", "evaluator", "metric", "A", "B", "B - A", "95 % interval", "B better", "p", "p (Holm)", "n", "seeds")
 
 
-def _row(line: Line) -> tuple[str, ...]:
+def _row(line: ComparisonRow) -> tuple[str, ...]:
     one = line.comparison
     scale, digits, sign = (100, 2, " %") if one.in_points else (1, 4, "")
     change, low, high = (f"{scale * value:+.{digits}f}" for value in (one.difference, one.low, one.high))
-    settings = settings_in_short(line.key)
+    settings = settings_summary(line.key)
     return (
         line.key.task,
         f"{line.key.evaluator} ({settings})" if settings else line.key.evaluator,
@@ -64,7 +64,7 @@ def reason_rows(found: Compared) -> Rows:
     return [
         (
             one.key.task,
-            f"{one.key.evaluator} ({settings_in_short(one.key)})",
+            f"{one.key.evaluator} ({settings_summary(one.key)})",
             ",".join(str(seed) for seed in one.seeds),
             f"{_who(found, one)}{one.reason}",
         )
@@ -76,7 +76,7 @@ ScoreRows = list[tuple[str, ...]]
 SCORE_COLUMNS = ("run", "of", "evaluator", "settings", "metric", "value", "95 % interval", "n", "seeds")
 
 
-def printed(found: list[Scores], wanted: Wanted) -> list[tuple[str, ScoreRows]]:
+def printed(found: list[Scores], wanted: ScoreQuery) -> list[tuple[str, ScoreRows]]:
     """One table for each task: (title, rows of COLUMNS)."""
     tasks = sorted({table.task for scores in found for table in scores.tables})
     by_task: dict[str, ScoreRows] = {task: [] for task in tasks}
@@ -93,17 +93,17 @@ def printed(found: list[Scores], wanted: Wanted) -> list[tuple[str, ScoreRows]]:
     return [(task, rows + published.get(task, [])) for task, rows in by_task.items() if rows]
 
 
-def _is_printed(row: Row, wanted: str | None) -> bool:
+def _is_printed(row: ScoreRow, wanted: str | None) -> bool:
     return row.is_headline if wanted is None else wants_metric(row.metric, wanted)
 
 
-def _printed(name: str, of: str, row: Row, cell: Cell) -> tuple[str, ...]:
+def _printed(name: str, of: str, row: ScoreRow, cell: Cell) -> tuple[str, ...]:
     metric = f"{row.metric}: {ORACLE_WORDS}" if is_oracle(row.metric) else row.metric
     return (
         name,
         of,
         row.key.evaluator,
-        settings_in_short(row.key),
+        settings_summary(row.key),
         metric,
         number(row.metric, cell.value),
         interval(row.metric, cell.low, cell.high),
@@ -200,10 +200,10 @@ def _scores(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    from pipeline.records.score import Only
+    from pipeline.records.score import ResultFilter
 
     task, evaluator, metric, step = filters
-    wanted = job.Wanted(runs, Only(task, evaluator), metric, step)
+    wanted = job.ScoreQuery(runs, ResultFilter(task, evaluator), metric, step)
     if out is not None:
         job.check_out(out)
     found = job.find_scores(store, wanted)
@@ -220,7 +220,7 @@ def _scores(
         if more:
             print_text(f"also recorded: {', '.join(more)} (--metric NAME, or --metric all)")
 
-    finish(as_json, result, show)
+    print_result(as_json, result, show)
 
 
 def _compare(
@@ -231,9 +231,9 @@ def _compare(
     evaluator: str | None,
     as_json: bool,
 ) -> None:
-    from pipeline.records.score import Only
+    from pipeline.records.score import ResultFilter
 
-    found = compare_named(store, *names, metric, Only(task, evaluator))
+    found = compare_named(store, *names, metric, ResultFilter(task, evaluator))
     require_lines(found)
 
     def show() -> None:
@@ -245,7 +245,7 @@ def _compare(
             columns = ("task", "evaluator", "seeds", "why")
             print_table("Not compared", columns, reason_rows(found))
 
-    finish(as_json, {"workspace": store.uri} | comparison_json(found), show)
+    print_result(as_json, {"workspace": store.uri} | comparison_json(found), show)
 
 
 if __name__ == "__main__":

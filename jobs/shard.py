@@ -11,7 +11,18 @@ import typer
 
 from jobs.base.console import make_progress, print_table, print_text
 from jobs.base.entrypoint import main
-from jobs.base.options import Address, Debug, Endpoint, Json, Overrides, Workspace, changes, finish, needed, stores_of
+from jobs.base.options import (
+    Address,
+    Debug,
+    Endpoint,
+    Json,
+    Overrides,
+    Workspace,
+    changes,
+    print_result,
+    require_workspace,
+    stores_of,
+)
 from jobs.base.ray_session import cluster_cpus, connected, require_cpus
 from jobs.base.recipe import ChainRecipe, ShardStage, load_chain, require
 from pipeline.base.config import apply_overrides, build
@@ -21,11 +32,11 @@ from pipeline.base.store.open import open_store
 from pipeline.base.store.protocol import Store
 from pipeline.corpus.embedded.corpora import resolve_source
 from pipeline.corpus.listing import open_corpus
-from pipeline.corpus.prepare import Preparation, prepare
+from pipeline.corpus.prepare import PrepareSettings, prepare
 from pipeline.corpus.scan import Scanner
 from pipeline.records.corpus import Corpus
 from pipeline.records.dataset import WORK, DatasetCard, dataset_prefix, read_dataset_card
-from pipeline.shard.commit import Identity, claim, find_existing, identity_of, read_shards, sweep
+from pipeline.shard.commit import DatasetFingerprint, find_existing, identity_of, read_shards, sweep, take_lease
 from pipeline.shard.estimate import Estimate, estimate
 from pipeline.shard.plan import num_shards, total_bytes
 from pipeline.shard.recipe import ShardRecipe
@@ -47,7 +58,7 @@ class _Part:
     part: str
     name: str
     target: Store
-    identity: Identity
+    identity: DatasetFingerprint
     existing: DatasetCard | None
 
 
@@ -132,7 +143,7 @@ def _shard_stage(listed: Listed, recipe: ChainRecipe, progress: Progress, check_
 def _make(listed: Listed, recipe: ChainRecipe, undone: list[_Part], progress: Progress) -> None:
     # Imported here: these bring ray along, which a refused recipe does without.
     from pipeline.corpus.ray_executor import on_cluster
-    from pipeline.shard.stage import Sharding, build_dataset
+    from pipeline.shard.stage import ShardRequest, build_dataset
 
     stage, plain = listed.stage, _plain(listed.stage)
     work = _work_of(stage, recipe)
@@ -140,12 +151,12 @@ def _make(listed: Listed, recipe: ChainRecipe, undone: list[_Part], progress: Pr
     count = num_shards(entries.num_rows, total_bytes(entries), plain)
     for part in undone:
         if part.existing is None:
-            claim(part.target, part.identity)
+            take_lease(part.target, part.identity)
     prepared = prepare(
         listed.corpus, _preparation(stage, recipe), Scanner(work, on_cluster(), progress), num_shards=count
     )
     for part in undone:
-        sharding = Sharding(part.name, prepared[part.part], plain, part.target, part.identity)
+        sharding = ShardRequest(part.name, prepared[part.part], plain, part.target, part.identity)
         build_dataset(sharding, progress, part.existing)
 
 
@@ -173,8 +184,8 @@ def _parts(listed: Listed, recipe: ChainRecipe) -> list[_Part]:
     return found
 
 
-def _preparation(stage: ShardStage, recipe: ChainRecipe) -> Preparation:
-    return Preparation(stage.duplicates, stage.split, open_store(recipe.workspace, recipe.stores))
+def _preparation(stage: ShardStage, recipe: ChainRecipe) -> PrepareSettings:
+    return PrepareSettings(stage.duplicates, stage.split, open_store(recipe.workspace, recipe.stores))
 
 
 def _is_whole(part: _Part, progress: Progress, check_existing: bool) -> bool:
@@ -230,7 +241,9 @@ def shard(
         if not name:
             raise InputError("which name should the dataset have?", "add --name NAME")
         section = build(ShardStage, apply_overrides({"source": source, "name": name}, overrides or []), "shard")
-        chain = ChainRecipe(workspace=needed(workspace), stores=stores_of(workspace, endpoint), shard=(section,))
+        chain = ChainRecipe(
+            workspace=require_workspace(workspace), stores=stores_of(workspace, endpoint), shard=(section,)
+        )
     if dry_run:
         _show_estimates(chain, as_json)
     else:
@@ -241,7 +254,7 @@ def _show_estimates(chain: ChainRecipe, as_json: bool) -> None:
 
     found = estimate_all(chain)
     result = {"workspace": chain.workspace, "estimates": {name: cost.as_json() for name, cost in found}}
-    finish(as_json, result, lambda: print_text("\n".join(f"{name}: {cost}" for name, cost in found)))
+    print_result(as_json, result, lambda: print_text("\n".join(f"{name}: {cost}" for name, cost in found)))
 
 
 def _show_datasets(chain: ChainRecipe, address: str | None, as_json: bool, debug: bool) -> None:
@@ -261,7 +274,7 @@ def _show_datasets(chain: ChainRecipe, address: str | None, as_json: bool, debug
         for card in cards
     ]
     result = {"workspace": chain.workspace, "datasets": [as_result(card) for card in cards]}
-    finish(as_json, result, lambda: print_table(chain.workspace, columns, rows))
+    print_result(as_json, result, lambda: print_table(chain.workspace, columns, rows))
 
 
 if __name__ == "__main__":

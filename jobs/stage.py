@@ -10,7 +10,7 @@ import typer
 
 from jobs.base.console import make_progress, print_table, print_text
 from jobs.base.entrypoint import main
-from jobs.base.options import Debug, Endpoint, Json, Workspace, bucket_settings, finish
+from jobs.base.options import Debug, Endpoint, Json, Workspace, bucket_settings, print_result
 from jobs.base.recipe import ChainRecipe
 from pipeline.base.config import apply_overrides, build
 from pipeline.base.errors import InputError
@@ -20,9 +20,9 @@ from pipeline.base.store.protocol import BucketSettings, Stores
 from pipeline.base.units import format_bytes, format_seconds
 from pipeline.corpus.staging.estimate import Estimate, estimate_stage
 from pipeline.corpus.staging.manifest import DATA, corpus_prefix
-from pipeline.corpus.staging.plan import Source, open_source
+from pipeline.corpus.staging.plan import CopySource, open_source
 from pipeline.corpus.staging.recipe import StageRecipe
-from pipeline.corpus.staging.stage import Stage, stage_corpus
+from pipeline.corpus.staging.stage import StageResult, stage_corpus
 from pipeline.corpus.staging.verify import Depth
 
 
@@ -31,7 +31,7 @@ class StagedCorpus:
     """A corpus in its place."""
 
     uri: str
-    stage: Stage
+    stage: StageResult
 
     @property
     def data_uri(self) -> str:
@@ -113,7 +113,7 @@ def describe(estimated: Estimate) -> list[tuple[str, str]]:
     return rows + bad
 
 
-def _open(source: str, stores: Stores | None, recipe: StageRecipe) -> Source:
+def _open(source: str, stores: Stores | None, recipe: StageRecipe) -> CopySource:
     return open_source(source, _with_limits(source, stores, recipe))
 
 
@@ -176,7 +176,7 @@ def stage(
     if dry_run:
         estimated = estimate(source, recipe, make_progress(), source_stores=source_stores)
         shown = describe(estimated)
-        finish(as_json, dataclasses.asdict(estimated), lambda: print_table(source, ("", "estimate"), shown))
+        print_result(as_json, dataclasses.asdict(estimated), lambda: print_table(source, ("", "estimate"), shown))
         return
     target_stores = named | bucket_settings(target, {"endpoint": endpoint}, named)
     done = run_stage(
@@ -189,7 +189,7 @@ def stage(
         check="digests" if check == "digests" else "sizes",
     )
     text = f"{done.as_text()}\nto shard it: vitpipe shard {done.data_uri} --name NAME -w WORKSPACE"
-    finish(as_json, done.as_result(), lambda: print_text(text))
+    print_result(as_json, done.as_result(), lambda: print_text(text))
 
 
 if __name__ == "__main__":

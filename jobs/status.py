@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.base.console import print_table
 from jobs.base.entrypoint import main
-from jobs.base.options import Debug, Endpoint, Json, Workspace, finish, needed, stores_of
+from jobs.base.options import Debug, Endpoint, Json, Workspace, print_result, require_workspace, stores_of
 from jobs.verify import dataset_names
 from pipeline.base.errors import DamageError, InputError, VitpipeError
 from pipeline.base.store.open import open_store
@@ -227,13 +227,13 @@ def status(
 ) -> None:
     """What a workspace holds: datasets, runs and their checkpoints, imported weights, evaluations, reports."""
 
-    found = run_status(open_store(needed(workspace), stores_of(workspace, endpoint)))
+    found = run_status(open_store(require_workspace(workspace), stores_of(workspace, endpoint)))
 
     def show() -> None:
         for title, columns, rows in describe(found):
             print_table(title, columns, rows)
 
-    finish(as_json, found, show)
+    print_result(as_json, found, show)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import typer
 
 from jobs.base.console import make_progress, print_table, print_text
 from jobs.base.entrypoint import main, new_app
-from jobs.base.options import Debug, Endpoint, Json, Workspace, finish, needed, stores_of
+from jobs.base.options import Debug, Endpoint, Json, Workspace, print_result, require_workspace, stores_of
 from pipeline.base.errors import FailedError
 from pipeline.base.store.open import open_store
 from pipeline.base.store.protocol import Store
@@ -111,9 +111,15 @@ def bench(
     from pipeline.stream.benchmark import bench as run_bench
 
     found = run_bench(
-        needed(workspace), stores_of(workspace, endpoint), name, overrides or [], seconds, world_size, make_progress()
+        require_workspace(workspace),
+        stores_of(workspace, endpoint),
+        name,
+        overrides or [],
+        seconds,
+        world_size,
+        make_progress(),
     )
-    finish(as_json, found, lambda: print_bench(found))
+    print_result(as_json, found, lambda: print_bench(found))
 
 
 @app.command()
@@ -126,8 +132,8 @@ def audit(
 ) -> None:
     """Prove from the audit log of a run that each sample was seen exactly once per epoch. Exits 1 when it was not."""
 
-    found = run_audit(open_store(needed(workspace), stores_of(workspace, endpoint)), run)
-    finish(as_json, found, lambda: print_audit(found))
+    found = run_audit(open_store(require_workspace(workspace), stores_of(workspace, endpoint)), run)
+    print_result(as_json, found, lambda: print_audit(found))
     if found["num_problems"]:
         raise FailedError(f"{run}: {found['num_problems']} problems; first: {found['problems'][0]}")
 

@@ -15,7 +15,7 @@ import yaml
 
 from jobs.base.console import make_progress, print_text
 from jobs.base.entrypoint import main
-from jobs.base.options import Debug, Endpoint, Json, Overrides, Recipe, Workspace, changes, finish
+from jobs.base.options import Debug, Endpoint, Json, Overrides, Recipe, Workspace, changes, print_result
 from jobs.base.recipe import ChainRecipe, load_chain
 from pipeline.base.digests import fingerprint
 from pipeline.base.errors import FailedError, InputError, RefusedError
@@ -128,7 +128,7 @@ def submit(
     chain = load_chain(recipe, overrides or [], changes(workspace, endpoint))
     where = address or os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
     result = run_submit(stage, chain, where, wait, make_progress())
-    finish(as_json, result, lambda: print_text(f"{result['submission_id']}: {result['status']}"))
+    print_result(as_json, result, lambda: print_text(f"{result['submission_id']}: {result['status']}"))
 
 
 if __name__ == "__main__":

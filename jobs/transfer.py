@@ -26,9 +26,9 @@ def transfer(
     `vitpipe transfer RUN steps=500 image_size=384 -w ws --train birds-train --test birds-test`: the learning rate is
     chosen on a held-out part of the training samples, then three runs on all of them are tested.
     """
-    from jobs.probe import Wish
+    from jobs.probe import ProbeRequest
 
-    wish = Wish(run or "", weights, name, train, test, ("finetune",), settings or (), max_parallel=max_parallel)
+    wish = ProbeRequest(run or "", weights, name, train, test, ("finetune",), settings or (), max_parallel=max_parallel)
     _judge(wish, workspace, endpoint, address, as_json, debug)
 
 

@@ -8,7 +8,7 @@ import typer
 
 from jobs.base.console import make_progress, print_text
 from jobs.base.entrypoint import main
-from jobs.base.options import Debug, Endpoint, Json, Workspace, finish, needed, stores_of
+from jobs.base.options import Debug, Endpoint, Json, Workspace, print_result, require_workspace, stores_of
 from pipeline.base.errors import FailedError, InputError
 from pipeline.base.progress import Progress
 from pipeline.base.store.open import open_store
@@ -73,11 +73,11 @@ def verify(
     """Compare datasets and staged corpora with their cards: every byte by default. Names damage, and exits 1."""
 
     depth: Literal["fast", "bytes", "full"] = "full" if full else "fast" if fast else "bytes"
-    uri, stores = needed(workspace), stores_of(workspace, endpoint)
+    uri, stores = require_workspace(workspace), stores_of(workspace, endpoint)
     problems = run_verify(open_store(uri, stores), stores, names or [], depth, make_progress())
     found = [f"{name}: {problem}" for name, rows in problems.items() for problem in rows]
     result = {"workspace": uri, "depth": depth, "problems": problems}
-    finish(as_json, result, lambda: print_text("\n".join(found) or f"whole ({depth}): {', '.join(problems)}"))
+    print_result(as_json, result, lambda: print_text("\n".join(found) or f"whole ({depth}): {', '.join(problems)}"))
     if found:
         raise FailedError(f"{len(found)} problems; first: {found[0]}", "shard the dataset again, or stage the corpus")
 

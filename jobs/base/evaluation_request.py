@@ -12,7 +12,7 @@ from pipeline.base.config import apply_overrides, build, read_yaml
 from pipeline.base.errors import InputError, RecipeError
 from pipeline.base.progress import Silent
 from pipeline.base.store.protocol import Store, Stores
-from pipeline.evaluate.discovery import Asked, ReadRecipe, kept_suites, planner_of
+from pipeline.evaluate.discovery import EvaluationRequest, ReadRecipe, kept_suites, planner_of
 from pipeline.evaluate.recipe import EvaluateRecipe
 
 
@@ -75,7 +75,7 @@ TASK_SUITE = "task"  # of the one that --train and --test stand for
 
 
 @dataclass(frozen=True)
-class Given:
+class EvaluateOptions:
     """What stood on the command line."""
 
     run_or_recipe: str
@@ -103,15 +103,15 @@ class Given:
             raise InputError("--suite and --train name two suites", "leave one out")
 
 
-def from_recipe(given: Given, changes: dict[str, Any]) -> tuple[ChainRecipe, Asked]:
+def from_recipe(given: EvaluateOptions, changes: dict[str, Any]) -> tuple[ChainRecipe, EvaluationRequest]:
     """Run and suite of a recipe of the chain."""
     chain = load_chain(given.run_or_recipe, list(given.overrides), changes)
     run = require(chain.pretrain, "pretrain", given.run_or_recipe).run
     recipe: EvaluateRecipe = require(chain.evaluate, "evaluate", given.run_or_recipe)
-    return chain, Asked(run, RECIPE_SUITE, lambda: recipe)
+    return chain, EvaluationRequest(run, RECIPE_SUITE, lambda: recipe)
 
 
-def of_run(given: Given, workspace: Store) -> Asked:
+def of_run(given: EvaluateOptions, workspace: Store) -> EvaluationRequest:
     """A run or weights that were imported before, and the suite that is named; named none: the one it had before.
 
     Raises InputError when there is nothing of that name, or no suite.
@@ -122,7 +122,7 @@ def of_run(given: Given, workspace: Store) -> Asked:
     return _judged_on(given, workspace)
 
 
-def of_weights(given: Given, workspace: Store, uri: str, name: str, stores: Stores) -> Asked:
+def of_weights(given: EvaluateOptions, workspace: Store, uri: str, name: str, stores: Stores) -> EvaluationRequest:
     """The weights at *uri*, under *name*, and the suite that is named. Stores nothing. Raises as ``read_weights``."""
     # Imported here: it brings torch along, which all others do without until they are checked.
     from pipeline.evaluate.imported_weights import read_weights
@@ -132,16 +132,16 @@ def of_weights(given: Given, workspace: Store, uri: str, name: str, stores: Stor
     return replace(asked, weights=weights)
 
 
-def _judged_on(given: Given, workspace: Store) -> Asked:
+def _judged_on(given: EvaluateOptions, workspace: Store) -> EvaluationRequest:
     run, overrides = given.run_or_recipe, list(given.overrides)
     if given.train and given.test:
         tree = apply_overrides(default_suite(given.train, given.test).model_dump(mode="json"), overrides)
         recipe = build(EvaluateRecipe, tree, "evaluate")
-        return Asked(run, TASK_SUITE, lambda: recipe)
+        return EvaluationRequest(run, TASK_SUITE, lambda: recipe)
     kept = kept_suites(workspace, run)
     if given.suite:
-        return Asked(run, *find_suite(given.suite, kept, overrides))
-    return Asked(run, *only_suite(workspace, run, kept, overrides))
+        return EvaluationRequest(run, *find_suite(given.suite, kept, overrides))
+    return EvaluationRequest(run, *only_suite(workspace, run, kept, overrides))
 
 
 def default_suite(train: str, test: str) -> EvaluateRecipe:

@@ -29,7 +29,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks and the lo
 Endpoint = Annotated[str | None, typer.Option(help="S3 endpoint of the workspace's bucket; default: AWS_ENDPOINT_URL")]
 
 
-def finish(as_json: bool, result: dict[str, Any], show: Callable[[], None]) -> None:
+def print_result(as_json: bool, result: dict[str, Any], show: Callable[[], None]) -> None:
     """Print *result* as one JSON object, or *show* it."""
     if as_json:
         print_json(result)
@@ -72,7 +72,7 @@ def bucket_settings(uri: str, given: dict[str, Any], known: Stores) -> Stores:
     return build(ChainRecipe, {"workspace": uri, "stores": {bucket: tree}}).stores
 
 
-def needed(workspace: str | None) -> str:
+def require_workspace(workspace: str | None) -> str:
     """The workspace's URI. Raises InputError when none was given."""
     if not workspace:
         raise InputError("which workspace?", "add --workspace DIR or --workspace s3://bucket/prefix")
@@ -84,5 +84,5 @@ Evaluator = Annotated[str | None, typer.Option(help="only this evaluator: linear
 
 
 def _open(workspace: str | None, endpoint: str | None) -> Store:
-    uri = needed(workspace)
+    uri = require_workspace(workspace)
     return open_store(uri, stores_of(uri, endpoint))

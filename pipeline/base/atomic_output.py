@@ -13,7 +13,7 @@ from pipeline.base.errors import FailedError, InputError
 
 
 @contextmanager
-def appearing(out: str) -> Iterator[Path]:
+def atomic_output(out: str) -> Iterator[Path]:
     """A path beside *out* to write a file or folder to: it is *out* once the block ends, gone when it raises.
 
     Raises InputError when there is something at *out*, or no folder to hold it; FailedError when the disk refuses.

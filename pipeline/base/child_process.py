@@ -54,7 +54,7 @@ def end_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def clock(task: str) -> tuple[str, float]:
+def cpu_time_of(task: str) -> tuple[str, float]:
     """Of a process or thread below ``/proc``: its state (R, S, D, T, Z) and the seconds of CPU it has used.
 
     Z when it is gone.
@@ -66,7 +66,7 @@ def clock(task: str) -> tuple[str, float]:
     return fields[0], (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
 
 
-def last_words(errors: IO[bytes], process: subprocess.Popen[Any]) -> str:
+def last_stderr_line(errors: IO[bytes], process: subprocess.Popen[Any]) -> str:
     """The last line that an ended *process* printed to *errors*, or its exit code when it printed nothing."""
     errors.seek(0)
     lines = errors.read().decode(errors="replace").strip().splitlines()

@@ -25,7 +25,7 @@ _KEY_BITS = 64
 _BUFFERED_BYTES = 16_000_000
 
 
-class Rows:
+class DiskTable:
     """Rows on disk or in memory; ``chunks`` may be called any number of times."""
 
     def __init__(self, schema: pa.Schema, num_rows: int, table: pa.Table | None, folder: _Folder | None) -> None:
@@ -33,7 +33,7 @@ class Rows:
         self._table, self._folder = table, folder
 
     @classmethod
-    def of(cls, table: pa.Table) -> Rows:
+    def of(cls, table: pa.Table) -> DiskTable:
         """*table* itself, kept in memory."""
         return cls(table.schema, table.num_rows, table, None)
 
@@ -52,7 +52,7 @@ class Rows:
         return pa.concat_tables([self.schema.empty_table(), *self.chunks()])
 
 
-class RowsWriter:
+class DiskTableWriter:
     """Collects rows into one temporary file."""
 
     def __init__(self, schema: pa.Schema) -> None:
@@ -66,13 +66,13 @@ class RowsWriter:
             self._writer.write_table(table.combine_chunks(), max_chunksize=CHUNK_ROWS)
             self._num_rows += table.num_rows
 
-    def close(self) -> Rows:
+    def close(self) -> DiskTable:
         """Everything that was added."""
         self._writer.close()
-        return Rows(self._schema, self._num_rows, None, self._folder)
+        return DiskTable(self._schema, self._num_rows, None, self._folder)
 
 
-class Spool:
+class ExternalSorter:
     """Sorts rows by a 64-bit key, one bucket of them in memory at a time. The keys should be spread like hashes.
 
     A bucket is one file, to which every flush appends. One that turns out too large is spread over buckets of its own

@@ -13,7 +13,7 @@ import signal
 VARIABLE = "VITPIPE_FAIL_AT"
 
 
-def reach(point: str) -> None:
+def fail_point(point: str) -> None:
     """Say that *point* is reached."""
     named, _, once = os.environ.get(VARIABLE, "").partition(":")
     action, _, name = named.rpartition("@")

@@ -61,11 +61,11 @@ _FIRST_SECONDS, _LONGEST_SECONDS = 0.2, 10.0
 _LASTING = (KeyRefusedError, NoBucketError, DamageError)  # these do not pass
 
 
-def tell_nobody(text: str) -> None:
+def ignore_message(text: str) -> None:
     """For those who do not listen."""
 
 
-class Patience:
+class RetryPolicy:
     """How long a store is waited for, who is told meanwhile, and what ends the waiting before.
 
     *tell* gets a line like "waiting for s3://bucket/datasets/a/shard-000012.tar for 40 s". *stopped*, when it is set,
@@ -75,7 +75,7 @@ class Patience:
     def __init__(
         self,
         seconds: float = 600.0,
-        tell: Callable[[str], None] = tell_nobody,
+        tell: Callable[[str], None] = ignore_message,
         stopped: threading.Event | None = None,
         lasting: tuple[type[Exception], ...] = (),
     ) -> None:
@@ -92,17 +92,17 @@ class Patience:
         return policy
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        Patience.__init__(self, **state)  # who is told, and what stops it, belong to a process
+        RetryPolicy.__init__(self, **state)  # who is told, and what stops it, belong to a process
 
-    def watch(self, what: str, alive: Callable[[], None] = lambda: None) -> Watch:
+    def watch(self, what: str, alive: Callable[[], None] = lambda: None) -> Retry:
         """Begin to wait for *what*. *alive* is called with every line that is told."""
-        return Watch(self, what, alive)
+        return Retry(self, what, alive)
 
 
-class Watch:
+class Retry:
     """One waiting. Patience begins with it, and anew with each ``arrived``."""
 
-    def __init__(self, patience: Patience, what: str, alive: Callable[[], None]) -> None:
+    def __init__(self, patience: RetryPolicy, what: str, alive: Callable[[], None]) -> None:
         self._patience, self._what, self._alive = patience, what, alive
         self._begun = self._told = time.monotonic()
         self.arrived()
@@ -171,14 +171,14 @@ def in_background(request: Callable[[], Result]) -> futures.Future[Result]:
     return future
 
 
-def read_object(store: Store, key: str, patience: Patience) -> bytes:
+def read_object(store: Store, key: str, patience: RetryPolicy) -> bytes:
     """The whole object at *key*. A folder's errors do not pass, so they are not waited for."""
     if store.local_path(key) is not None:
         return store.read(key)
     return patience.watch(f"{store.uri}/{key}").do(lambda: store.read(key))
 
 
-def patiently(store: Store, patience: Patience, what: str, request: Callable[[], Result]) -> Result:
+def with_retry(store: Store, patience: RetryPolicy, what: str, request: Callable[[], Result]) -> Result:
     """What *request* gives; a store that does not answer is waited for. A folder's errors do not pass."""
     if store.local_path(what) is not None:
         return request()
@@ -188,7 +188,7 @@ def patiently(store: Store, patience: Patience, what: str, request: Callable[[],
 _AGAIN_SECONDS = 60.0  # after a refusal: a store that is away may take half a minute to say so, which training waits
 
 
-class Patient:
+class BestEffortWriter:
     """Stores what can wait, and says once that it cannot, until it can again. What is not stored has to be kept.
 
     *around* is entered while training waits for the store.

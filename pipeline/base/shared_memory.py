@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base.child_process import clock
+from pipeline.base.child_process import cpu_time_of
 
 _NUMBERS = 8
 _TEXT = slice(64, 1024)
@@ -90,7 +90,7 @@ class StatusPage:
         self._text = memoryview(bytearray(_TEXT.stop - _TEXT.start))
 
 
-class Silence:
+class StallDetector:
     """For how long something has shown no life, by ticks of whoever watches it.
 
     Time in which it could not run, since the machine had no CPU for it, does not count; nor does time in which nobody
@@ -106,7 +106,7 @@ class Silence:
 
     def tick(self, mark: Any) -> None:
         """A tick has passed. *mark* changes whenever there was life."""
-        state, cpu_seconds = clock(self._task)
+        state, cpu_seconds = cpu_time_of(self._task)
         starved = state == "R" and cpu_seconds == self._cpu_seconds
         if mark != self._mark:
             self._mark, self.seconds = mark, 0.0
@@ -116,7 +116,7 @@ class Silence:
         self._cpu_seconds = cpu_seconds
 
 
-class Pulse(threading.Thread):
+class HeartbeatThread(threading.Thread):
     """The thread that beats for a process, and says when the thread that works (the main one) is stuck."""
 
     def __init__(self, page: StatusPage, worker: str, stuck_seconds: float, beat_seconds: float) -> None:
@@ -127,7 +127,7 @@ class Pulse(threading.Thread):
 
     def run(self) -> None:
         """Beat until ``end``."""
-        silence = Silence(self._worker, self._beat_seconds)
+        silence = StallDetector(self._worker, self._beat_seconds)
         while not self._end.wait(self._beat_seconds):
             silence.tick(self._page.steps)
             self._page.beat(self._page.busy and silence.seconds >= self._stuck_seconds)

@@ -61,7 +61,7 @@ class Collective(Protocol):
         """Rank 0's *value*, on every rank."""
 
 
-class Alone:
+class SingleProcess:
     """The Collective of a single process."""
 
     world = World()
@@ -78,7 +78,7 @@ class Alone:
 _DAMAGE = (DamageError, FileNotFoundError)
 
 
-def together(collective: Collective, action: Callable[[], Value]) -> tuple[list[Value], list[str]]:
+def run_on_all(collective: Collective, action: Callable[[], Value]) -> tuple[list[Value], list[str]]:
     """*action* on every rank: (what each returned, what was found damaged), the same on every rank.
 
     Any other error of one rank is raised on all, so that none waits for another that has left.
@@ -97,7 +97,7 @@ def together(collective: Collective, action: Callable[[], Value]) -> tuple[list[
     return values, list(dict.fromkeys(damages))
 
 
-def from_first(collective: Collective, action: Callable[[], Value]) -> tuple[Value | None, list[str]]:
+def run_on_first(collective: Collective, action: Callable[[], Value]) -> tuple[Value | None, list[str]]:
     """*action* on rank 0: (what it returned, what it found damaged), on every rank. Its error is raised on all."""
     outcome: Value | BaseException | None = None
     if collective.world.is_first:

@@ -33,7 +33,7 @@ def check_newest(workspace: Store, run: str, attempt: str) -> None:
         raise SupersededError(f"attempt {attempt} of run {run} was superseded by attempt {newest}; it commits nothing")
 
 
-def set_aside(workspace: Store, run: str, step: int, attempt: str, problem: str) -> None:
+def quarantine(workspace: Store, run: str, step: int, attempt: str, problem: str) -> None:
     """Write ``damaged-<attempt>.json`` (the problem, and the card's own text), then remove the card.
 
     In this order, so that whatever dies in between leaves a card that the next attempt finds damaged again. A card is
@@ -51,7 +51,7 @@ def set_aside(workspace: Store, run: str, step: int, attempt: str, problem: str)
     workspace.delete(key)
 
 
-def check_whole(workspace: Store, card: CheckpointCard) -> str | None:
+def check_complete(workspace: Store, card: CheckpointCard) -> str | None:
     """The first thing that is missing or has another size than the card says; looks at no content."""
     prefix = f"{step_prefix(card.run, card.step)}/"
     sizes = {info.key.removeprefix(prefix): info.num_bytes for info in workspace.list(prefix)}

@@ -23,7 +23,7 @@ from pipeline.base.errors import DamageError, MismatchError
 from pipeline.base.store.protocol import Store
 from pipeline.checkpoints.shard_file import (
     LENGTH_BYTES,
-    Piece,
+    FragmentRange,
     RankHeader,
     cover_problem,
     expected_files,
@@ -39,7 +39,7 @@ _HASH_BYTES = 4 << 20
 Shapes = dict[str, tuple[int, ...]]
 
 
-class StoredFragments:
+class CheckpointReader:
     """Where each piece of *card*'s state is, and the verified files that were fetched. Close it, or use ``with``.
 
     ``headers`` by file name may come from another rank; each is compared with the file's own once that is fetched.
@@ -73,7 +73,7 @@ class StoredFragments:
         """The kinds of state that it holds."""
         return {kind for kind, _ in self._places}
 
-    def fetch(self, wanted: Iterable[Piece]) -> None:
+    def fetch(self, wanted: Iterable[FragmentRange]) -> None:
         """Fetch and verify the files that hold the elements *wanted*, of every kind. Raises DamageError."""
         names = {
             name
@@ -163,10 +163,10 @@ class StoredFragments:
 
 
 @dataclass(frozen=True)
-class WithAverage:
+class WithEma:
     """*stored* as a FragmentReader that has a moving average: where none was kept, it begins as the weights."""
 
-    stored: StoredFragments
+    stored: CheckpointReader
 
     @property
     def updates(self) -> int:

@@ -10,11 +10,11 @@ import logging
 
 from pipeline.base.errors import DamageError, MismatchError
 from pipeline.base.store.protocol import Store
-from pipeline.base.world import Collective, from_first, together
-from pipeline.checkpoints.card import check_newest, check_whole, read_resumable, set_aside
-from pipeline.checkpoints.reader import StoredFragments, WithAverage, read_headers, shape_problems
+from pipeline.base.world import Collective, run_on_all, run_on_first
+from pipeline.checkpoints.card import check_complete, check_newest, quarantine, read_resumable
+from pipeline.checkpoints.reader import CheckpointReader, WithEma, read_headers, shape_problems
 from pipeline.checkpoints.retention import pin_fork
-from pipeline.checkpoints.save import Saving
+from pipeline.checkpoints.save import SaveContext
 from pipeline.checkpoints.shard_file import RankHeader, piece_of
 from pipeline.checkpoints.state import Restorable
 from pipeline.records.run import CheckpointCard, list_steps, parse_reference
@@ -22,7 +22,7 @@ from pipeline.records.run import CheckpointCard, list_steps, parse_reference
 _log = logging.getLogger(__name__)
 
 
-def resume(saving: Saving, collective: Collective, engine: Restorable) -> CheckpointCard | None:
+def resume(saving: SaveContext, collective: Collective, engine: Restorable) -> CheckpointCard | None:
     """Load *engine* from where the run has to go on; the card of that, or None when there is nothing to resume.
 
     A card of another run is that of the fork's parent. Every rank has to call it. Raises MismatchError naming what
@@ -34,13 +34,13 @@ def resume(saving: Saving, collective: Collective, engine: Restorable) -> Checkp
     return card
 
 
-def resume_newest(saving: Saving, collective: Collective, engine: Restorable) -> CheckpointCard | None:
+def resume_newest(saving: SaveContext, collective: Collective, engine: Restorable) -> CheckpointCard | None:
     """Load *engine* from the own run's newest whole checkpoint; its card, or None when there is none.
 
     A damaged one is named and set aside, and the one before it is taken.
     """
     expected = {"fingerprint": saving.fingerprint, "dataset_digest": saving.dataset_digest}
-    steps, _ = from_first(collective, lambda: list_steps(saving.workspace, saving.run))
+    steps, _ = run_on_first(collective, lambda: list_steps(saving.workspace, saving.run))
     for step in reversed(steps or []):
         card, problems = _load(saving, collective, engine, (saving.run, step), expected)
         if card is not None:
@@ -48,19 +48,19 @@ def resume_newest(saving: Saving, collective: Collective, engine: Restorable) ->
         told = "; ".join(problems)
         if collective.world.is_first:
             _log.warning("checkpoint of step %d of run %s is left out: %s", step, saving.run, told)
-        from_first(collective, lambda step=step, told=told: _set_aside(saving, step, told))  # type: ignore[misc]
+        run_on_first(collective, lambda step=step, told=told: _set_aside(saving, step, told))  # type: ignore[misc]
     return None
 
 
-def _set_aside(saving: Saving, step: int, problem: str) -> None:
+def _set_aside(saving: SaveContext, step: int, problem: str) -> None:
     check_newest(saving.workspace, saving.run, saving.attempt)
-    set_aside(saving.workspace, saving.run, step, saving.attempt, problem)
+    quarantine(saving.workspace, saving.run, step, saving.attempt, problem)
 
 
-def _load_parent(saving: Saving, parent: str, collective: Collective, engine: Restorable) -> CheckpointCard:
+def _load_parent(saving: SaveContext, parent: str, collective: Collective, engine: Restorable) -> CheckpointCard:
     """A fork goes on in the same data; everything else of its recipe may be another one."""
     run, step = parse_reference(parent)
-    from_first(collective, lambda: pin_fork(saving.workspace, parent, saving.run))
+    run_on_first(collective, lambda: pin_fork(saving.workspace, parent, saving.run))
     card, problems = _load(saving, collective, engine, (run, step), {"dataset_digest": saving.dataset_digest})
     if card is None:
         raise DamageError(f"{parent}, which run {saving.run} is forked from, is damaged: {'; '.join(problems)}")
@@ -68,22 +68,22 @@ def _load_parent(saving: Saving, parent: str, collective: Collective, engine: Re
 
 
 def _load(
-    saving: Saving, collective: Collective, engine: Restorable, which: tuple[str, int], expected: dict[str, str]
+    saving: SaveContext, collective: Collective, engine: Restorable, which: tuple[str, int], expected: dict[str, str]
 ) -> tuple[CheckpointCard | None, list[str]]:
     """The card once every rank has loaded it, or what was found damaged. Every rank gets the same answer."""
     workspace, (run, step) = saving.workspace, which
-    opened, problems = from_first(collective, lambda: _open(workspace, run, step, expected))
+    opened, problems = run_on_first(collective, lambda: _open(workspace, run, step, expected))
     if opened is None:
         return None, problems
     card, headers = opened
-    with StoredFragments(workspace, card, headers) as reader:
-        _, problems = together(collective, lambda: _fetch(reader, collective, engine))
+    with CheckpointReader(workspace, card, headers) as reader:
+        _, problems = run_on_all(collective, lambda: _fetch(reader, collective, engine))
         if problems:
             return None, problems
         differing = shape_problems(reader.shapes(), engine.shapes())
         if differing:
             raise MismatchError(_refusal(card, differing))
-        engine.load(reader if run == saving.run else WithAverage(reader))
+        engine.load(reader if run == saving.run else WithEma(reader))
     return card, []
 
 
@@ -91,7 +91,7 @@ def _open(
     workspace: Store, run: str, step: int, expected: dict[str, str]
 ) -> tuple[CheckpointCard, dict[str, RankHeader]]:
     card = read_resumable(workspace, run, step)
-    problem = check_whole(workspace, card)
+    problem = check_complete(workspace, card)
     if problem:
         raise DamageError(problem)
     theirs = card.model_dump()
@@ -105,7 +105,7 @@ def _refusal(card: CheckpointCard, fields: list[str]) -> str:
     return f"checkpoint of step {card.step} of run {card.run} cannot be resumed: {'; '.join(fields)}"
 
 
-def _fetch(reader: StoredFragments, collective: Collective, engine: Restorable) -> None:
+def _fetch(reader: CheckpointReader, collective: Collective, engine: Restorable) -> None:
     """Verify the files that this rank needs. One of another model is verified too, before it is called that."""
     reader.fetch(piece_of(fragment) for fragment in engine.fragments())
     world, card = collective.world, reader.card

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pipeline.base.errors import DamageError, InputError
-from pipeline.base.failpoints import reach
-from pipeline.base.store.protocol import Leftover, ObjectInfo, Store
-from pipeline.checkpoints.card import check_whole, list_attempts
+from pipeline.base.failpoints import fail_point
+from pipeline.base.store.protocol import ObjectInfo, Orphan, Store
+from pipeline.checkpoints.card import check_complete, list_attempts
 from pipeline.records.record import Record, parse_record
 from pipeline.records.run import (
     RETIRED,
@@ -34,34 +34,34 @@ _CLOCK_SECONDS = 60.0  # by which the clocks of two hosts may differ
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-class Pin(Record):
+class StepLease(Record):
     """Who needs which steps is told by the file's name; *expires* None: for ever."""
 
     steps: tuple[int, ...]
     expires: float | None
 
 
-def pin(workspace: Store, run: str, steps: Iterable[int], owner: str, seconds: float | None) -> list[int]:
+def hold_steps(workspace: Store, run: str, steps: Iterable[int], owner: str, seconds: float | None) -> list[int]:
     """Keep *steps* of *run* for *seconds* (None: until released); those of them that are there.
 
     A pin of the same owner is replaced: so this is also how a pin gets other steps.
     """
     wanted = tuple(sorted(set(steps)))
     expires = None if seconds is None else time.time() + seconds
-    workspace.put(_key(run, owner), Pin(steps=wanted, expires=expires).to_json())
+    workspace.put(_key(run, owner), StepLease(steps=wanted, expires=expires).to_json())
     return sorted(set(wanted) & set(list_steps(workspace, run)))
 
 
-def renew(workspace: Store, run: str, owner: str, seconds: float) -> list[int]:
+def renew_steps(workspace: Store, run: str, owner: str, seconds: float) -> list[int]:
     """Let the owner's pin count from now on for *seconds*; the steps that are there. None pinned: none."""
     try:
-        theirs = parse_record(Pin, workspace.read(_key(run, owner)), _key(run, owner))
+        theirs = parse_record(StepLease, workspace.read(_key(run, owner)), _key(run, owner))
     except FileNotFoundError:
         return []
-    return pin(workspace, run, theirs.steps, owner, seconds)
+    return hold_steps(workspace, run, theirs.steps, owner, seconds)
 
 
-def release(workspace: Store, run: str, owner: str) -> None:
+def release_steps(workspace: Store, run: str, owner: str) -> None:
     """The owner needs nothing any more."""
     workspace.delete(_key(run, owner))
 
@@ -73,11 +73,11 @@ def pin_fork(workspace: Store, parent: str, child: str) -> None:
     """
     run, step = parse_reference(parent)
     read_checkpoint_card(workspace, run, step)
-    if step not in pin(workspace, run, [step], f"fork-{child}", None):
+    if step not in hold_steps(workspace, run, [step], f"fork-{child}", None):
         raise InputError(f"checkpoint {parent} was removed just now", "fork from another one")
 
 
-def pinned_steps(workspace: Store, run: str) -> set[int]:
+def held_steps(workspace: Store, run: str) -> set[int]:
     """Steps that somebody needs now: those of the pins that count.
 
     A pin that cannot be read counts for all steps, so that nothing is removed that it may be about.
@@ -85,7 +85,7 @@ def pinned_steps(workspace: Store, run: str) -> set[int]:
     now, found = time.time() - _CLOCK_SECONDS, set()
     for info in list(workspace.list(f"{run_prefix(run)}/pins/")):
         try:
-            theirs = parse_record(Pin, workspace.read(info.key), info.key)
+            theirs = parse_record(StepLease, workspace.read(info.key), info.key)
         except FileNotFoundError:
             continue
         except DamageError:
@@ -137,7 +137,7 @@ def apply_retention(workspace: Store, run: str, retention: Retention) -> list[in
     chosen = retention.superfluous(steps)
     if not chosen:
         return []
-    kept = pinned_steps(workspace, run) | forked_steps(workspace, run) | {_newest_whole(workspace, run, steps)}
+    kept = held_steps(workspace, run) | forked_steps(workspace, run) | {_newest_whole(workspace, run, steps)}
     return [step for step in chosen if step not in kept and _retire(workspace, run, step)]
 
 
@@ -148,7 +148,7 @@ def _newest_whole(workspace: Store, run: str, steps: list[int]) -> int:
             card = read_checkpoint_card(workspace, run, step)
         except DamageError:
             continue
-        if check_whole(workspace, card) is None:
+        if check_complete(workspace, card) is None:
             return step
     return -1
 
@@ -165,22 +165,22 @@ def _retire(workspace: Store, run: str, step: int) -> bool:
     except DamageError:
         return False  # nobody knows what belongs to it; the next resume sets it aside
     workspace.put(f"{step_prefix(run, step)}/{RETIRED}", data)
-    reach("checkpoint.before-retire")
+    fail_point("checkpoint.before-retire")
     workspace.delete(key)
-    reach("checkpoint.in-retire")
-    if step in pinned_steps(workspace, run):
+    fail_point("checkpoint.in-retire")
+    if step in held_steps(workspace, run):
         workspace.put_if_absent(key, data)
         return False
     for file in card.every_file:
         workspace.delete(f"{step_prefix(run, step)}/{file.name}")
-        reach("checkpoint.in-retire-files")
+        fail_point("checkpoint.in-retire-files")
     return True
 
 
 _WRITTEN = re.compile(r"step-(\d{8,})/(\d{4,})/([^/]+)")  # step, attempt, file
 
 
-def find_orphans(workspace: Store, run: str) -> Iterator[Leftover]:
+def find_orphans(workspace: Store, run: str) -> Iterator[Orphan]:
     """Files of *run*'s checkpoints that no card lists and that no attempt is about to.
 
     Raises DamageError when a card cannot be read: nobody knows then what belongs to it.
@@ -191,12 +191,12 @@ def find_orphans(workspace: Store, run: str) -> Iterator[Leftover]:
     attempts = list_attempts(workspace, run)
     newest = attempts[-1] if attempts else ""
     committed = max((card.step for card in cards.values() if card.attempt == newest), default=-1)
-    pinned = pinned_steps(workspace, run)
+    pinned = held_steps(workspace, run)
     for info, (step, attempt, name) in written:
         is_ahead = attempt == newest and step >= committed
         if step not in pinned and not is_ahead and not _is_listed(cards.get(step), f"{attempt}/{name}"):
             why = f"attempt {attempt} did not commit it" if step not in cards else "the step's card does not list it"
-            yield Leftover(info.key, info.num_bytes, why)
+            yield Orphan(info.key, info.num_bytes, why)
 
 
 def _written(prefix: str, info: ObjectInfo) -> tuple[int, str, str] | None:

@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.base.errors import DamageError, FailedError
-from pipeline.base.failpoints import reach
+from pipeline.base.failpoints import fail_point
 from pipeline.base.store.protocol import Store
 from pipeline.base.world import World
-from pipeline.checkpoints.card import check_newest, check_whole
+from pipeline.checkpoints.card import check_complete, check_newest
 from pipeline.checkpoints.shard_file import (
-    Piece,
+    FragmentRange,
     RankState,
     cover_problem,
     expected_files,
@@ -30,7 +30,7 @@ _CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
-class Saving:
+class SaveContext:
     """What all checkpoints of one attempt share. ``parent``: RUN@STEP that the run was forked from."""
 
     workspace: Store
@@ -45,7 +45,7 @@ class Saving:
 
 
 @dataclass(frozen=True)
-class Moment:
+class TrainPosition:
     """Where training was: updates of the network, samples of the stream."""
 
     step: int
@@ -53,16 +53,16 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenFiles:
     """What one rank wrote, as it tells rank 0."""
 
-    moment: Moment
+    moment: TrainPosition
     file: StoredFile
-    pieces: tuple[Piece, ...]
+    pieces: tuple[FragmentRange, ...]
     updates: int
 
 
-def put_rank_file(saving: Saving, world: World, moment: Moment, snapshot: Snapshot) -> Written:
+def put_rank_file(saving: SaveContext, world: World, moment: TrainPosition, snapshot: Snapshot) -> WrittenFiles:
     """Store this rank's fragments, hashed while they are written, without a second copy in memory."""
     pieces = [piece_of(fragment) for fragment in snapshot.fragments()]
     state = RankState(
@@ -76,21 +76,21 @@ def put_rank_file(saving: Saving, world: World, moment: Moment, snapshot: Snapsh
     )
     name = f"{saving.attempt}/{rank_file(world.rank)}"
     values = snapshot.buffer.numpy().data.cast("B") if snapshot.buffer.numel() else memoryview(b"")
-    reach("checkpoint.before-file")
+    fail_point("checkpoint.before-file")
     file = _put_streamed(saving, moment, name, [memoryview(pack_header(state, pieces)), values])
-    reach("checkpoint.after-file")
-    return Written(moment, file, tuple(pieces), snapshot.updates)
+    fail_point("checkpoint.after-file")
+    return WrittenFiles(moment, file, tuple(pieces), snapshot.updates)
 
 
-def put_weights(saving: Saving, moment: Moment, file_name: str, data: bytes) -> StoredFile:
+def put_weights(saving: SaveContext, moment: TrainPosition, file_name: str, data: bytes) -> StoredFile:
     """Store the whole weights *data* as the attempt's *file_name*."""
-    reach(f"checkpoint.before-{file_name}")
+    fail_point(f"checkpoint.before-{file_name}")
     file = _put_streamed(saving, moment, f"{saving.attempt}/{file_name}", [memoryview(data)])
-    reach(f"checkpoint.after-{file_name}")
+    fail_point(f"checkpoint.after-{file_name}")
     return file
 
 
-def _put_streamed(saving: Saving, moment: Moment, name: str, parts: Iterable[memoryview]) -> StoredFile:
+def _put_streamed(saving: SaveContext, moment: TrainPosition, name: str, parts: Iterable[memoryview]) -> StoredFile:
     """Put *parts*, joined; then look whether what is there has that size."""
     workspace = saving.workspace
     key = f"{step_prefix(saving.run, moment.step)}/{name}"
@@ -102,7 +102,7 @@ def _put_streamed(saving: Saving, moment: Moment, name: str, parts: Iterable[mem
                 digest.update(chunk)
                 target.write(chunk)
                 written += len(chunk)
-                reach("checkpoint.in-file")
+                fail_point("checkpoint.in-file")
     found = workspace.head(key)
     if found is None or found.num_bytes != written:
         told = f"{found.num_bytes} bytes" if found else "nothing"
@@ -110,7 +110,7 @@ def _put_streamed(saving: Saving, moment: Moment, name: str, parts: Iterable[mem
     return StoredFile(name=name, num_bytes=written, sha256=digest.hexdigest())
 
 
-def check_written(shapes: dict[str, tuple[int, ...]], moment: Moment, written: list[Written]) -> None:
+def check_written(shapes: dict[str, tuple[int, ...]], moment: TrainPosition, written: list[WrittenFiles]) -> None:
     """Raise FailedError unless the ranks wrote one moment, in exactly the files of their world, all of it once."""
     differing = [row for row in written if (row.moment, row.updates) != (moment, written[0].updates)]
     if differing:
@@ -125,7 +125,11 @@ def check_written(shapes: dict[str, tuple[int, ...]], moment: Moment, written: l
 
 
 def make_card(
-    saving: Saving, moment: Moment, written: list[Written], weights: StoredFile, ema_weights: StoredFile | None = None
+    saving: SaveContext,
+    moment: TrainPosition,
+    written: list[WrittenFiles],
+    weights: StoredFile,
+    ema_weights: StoredFile | None = None,
 ) -> CheckpointCard:
     """The card of what ``check_written`` found right. Raises DamageError when a file is not there any more."""
     card = CheckpointCard(
@@ -145,30 +149,30 @@ def make_card(
         weights=weights,
         ema_weights=ema_weights,
     )
-    problem = check_whole(saving.workspace, card)
+    problem = check_complete(saving.workspace, card)
     if problem:
         raise DamageError(problem)
     return card
 
 
-def commit(saving: Saving, card: CheckpointCard) -> CheckpointCard | None:
+def commit(saving: SaveContext, card: CheckpointCard) -> CheckpointCard | None:
     """Write the card, last and create-only; None, or another attempt's card that stands there already.
 
     Raises SupersededError when a newer attempt has begun, DamageError when what stands there is no card of the step.
     """
-    reach("checkpoint.before-card")
+    fail_point("checkpoint.before-card")
     check_newest(saving.workspace, saving.run, saving.attempt)
-    reach("checkpoint.at-card")
+    fail_point("checkpoint.at-card")
     key = checkpoint_card_key(card.run, card.step)
     created = saving.workspace.put_if_absent(key, card.to_json())
-    reach("checkpoint.after-card")
+    fail_point("checkpoint.after-card")
     if created:
         return None
     theirs = read_checkpoint_card(saving.workspace, card.run, card.step)
     return None if theirs == card else theirs
 
 
-def discard(saving: Saving, world: World, step: int, names: Iterable[str] = ()) -> None:
+def discard(saving: SaveContext, world: World, step: int, names: Iterable[str] = ()) -> None:
     """Remove this rank's file of a *step* that was not committed, and *names* beside it, to make room."""
     for name in (rank_file(world.rank), *names):
         saving.workspace.delete(f"{step_prefix(saving.run, step)}/{saving.attempt}/{name}")

@@ -17,7 +17,7 @@ from pipeline.records.record import Record
 
 
 @dataclass(frozen=True, order=True)
-class Piece:
+class FragmentRange:
     """Elements ``start .. stop`` of the flattened *kind* of parameter *name*."""
 
     kind: str
@@ -36,7 +36,7 @@ def expected_files(world_size: int) -> set[str]:
     return {rank_file(rank) for rank in range(world_size)}
 
 
-def cover_problem(shapes: Mapping[str, tuple[int, ...]], held: Mapping[str, Iterable[Piece]]) -> str | None:
+def cover_problem(shapes: Mapping[str, tuple[int, ...]], held: Mapping[str, Iterable[FragmentRange]]) -> str | None:
     """The first reason why the pieces *held*, by file, are not every element of every kind exactly once; else None.
 
     A kind that is there at all has to be there for every parameter, and the weights have to be there.
@@ -94,15 +94,15 @@ class RankHeader:
     """The header of a file: what it is of, and where in the file each piece begins (byte offsets)."""
 
     state: RankState
-    offsets: dict[Piece, int]
+    offsets: dict[FragmentRange, int]
 
 
-def piece_of(fragment: Fragment) -> Piece:
+def piece_of(fragment: Fragment) -> FragmentRange:
     """Where *fragment* belongs."""
-    return Piece(fragment.kind, fragment.name, fragment.start, fragment.start + fragment.values.numel())
+    return FragmentRange(fragment.kind, fragment.name, fragment.start, fragment.start + fragment.values.numel())
 
 
-def pack_header(state: RankState, pieces: list[Piece]) -> bytes:
+def pack_header(state: RankState, pieces: list[FragmentRange]) -> bytes:
     """Everything of the file but its numbers, which follow in the order of *pieces*."""
     tree: dict[str, Any] = {"__metadata__": {"state": state.model_dump_json()}}
     offset = 0
@@ -139,7 +139,7 @@ def parse_header(data: bytes, num_bytes: int, where: str) -> RankHeader:
         tree = json.loads(data[LENGTH_BYTES:begin], object_pairs_hook=_without_repeats)
         state = RankState.model_validate_json(tree.pop("__metadata__")["state"])
         spans = sorted((*row["data_offsets"], name, row) for name, row in tree.items())
-        offsets: dict[Piece, int] = {}
+        offsets: dict[FragmentRange, int] = {}
         reached = 0
         for start, end, name, row in spans:
             piece = _piece(name, row)
@@ -156,13 +156,13 @@ def parse_header(data: bytes, num_bytes: int, where: str) -> RankHeader:
     return RankHeader(state, offsets)
 
 
-def _piece(name: str, row: dict[str, Any]) -> Piece:
+def _piece(name: str, row: dict[str, Any]) -> FragmentRange:
     kind, _, rest = name.partition(":")
     parameter, _, start = rest.rpartition(":")
     (count,) = row["shape"]
     if row["dtype"] != "F32" or int(start) < 0 or count < 1 or set(row) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"tensor {name!r} is no fragment")
-    return Piece(kind, parameter, int(start), int(start) + count)
+    return FragmentRange(kind, parameter, int(start), int(start) + count)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ _CHUNK_BYTES = 32 << 20  # many times the longest header: 22,000 class names are
 
 
 @dataclass(frozen=True)
-class Initial:
+class WeightsSource:
     """A model file, seen to be there. ``sha256``: what a checkpoint's card says; "" of a file that has no card."""
 
     store: Store
@@ -25,7 +25,7 @@ class Initial:
     sha256: str = ""
 
 
-def find_initial(workspace: Store, init: str, stores: Stores, *, ema: bool = False) -> Initial:
+def find_weights(workspace: Store, init: str, stores: Stores, *, ema: bool = False) -> WeightsSource:
     """The model file that *init* names: a path or URI of a ``.safetensors`` file, or RUN@STEP.
 
     *ema*: of a checkpoint, its moving average instead of its weights. Raises InputError when there is none,
@@ -37,7 +37,7 @@ def find_initial(workspace: Store, init: str, stores: Stores, *, ema: bool = Fal
         info = store.head(name)
         if info is None:
             raise InputError(f"there is no {init}", "init is a .safetensors file, or RUN@STEP")
-        return Initial(store, name, info.etag, info.num_bytes)
+        return WeightsSource(store, name, info.etag, info.num_bytes)
     run, step = parse_reference(init)
     card = read_checkpoint_card(workspace, run, step)
     file = card.ema_weights if ema else card.weights
@@ -47,23 +47,23 @@ def find_initial(workspace: Store, init: str, stores: Stores, *, ema: bool = Fal
     info = workspace.head(key)
     if info is None:
         raise DamageError(f"{key} is missing", "name another checkpoint")
-    return Initial(workspace, key, info.etag, info.num_bytes, file.sha256)
+    return WeightsSource(workspace, key, info.etag, info.num_bytes, file.sha256)
 
 
 def read_initial(workspace: Store, init: str, stores: Stores, *, ema: bool = False) -> bytes:
-    """The bytes of what ``find_initial`` finds. Of a checkpoint the digest is verified: DamageError."""
-    initial = find_initial(workspace, init, stores, ema=ema)
+    """The bytes of what ``find_weights`` finds. Of a checkpoint the digest is verified: DamageError."""
+    initial = find_weights(workspace, init, stores, ema=ema)
     data = initial.store.read(initial.key)
     _check(initial, sha256_hex(data))
     return data
 
 
-def header_of(initial: Initial) -> bytes:
+def header_of(initial: WeightsSource) -> bytes:
     """The first bytes, of which its description is one part."""
     return initial.store.read_range(initial.key, 0, _CHUNK_BYTES, initial.etag)
 
 
-def digest_of(initial: Initial) -> str:
+def digest_of(initial: WeightsSource) -> str:
     """The sha256 of all of it, read piece by piece; of a checkpoint it is verified: DamageError."""
     running = hashlib.sha256()
     for start in range(0, initial.num_bytes, _CHUNK_BYTES):
@@ -72,7 +72,7 @@ def digest_of(initial: Initial) -> str:
     return running.hexdigest()
 
 
-def _check(initial: Initial, found: str) -> None:
+def _check(initial: WeightsSource, found: str) -> None:
     if initial.sha256 not in ("", found):
         raise DamageError(
             f"{initial.key}: its bytes are not those that the checkpoint's card names", "name another one"

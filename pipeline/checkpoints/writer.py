@@ -17,13 +17,13 @@ from typing import Literal
 from torch import Tensor
 
 from pipeline.base.errors import FailedError, SupersededError
-from pipeline.base.failpoints import reach
+from pipeline.base.failpoints import fail_point
 from pipeline.base.world import Collective
 from pipeline.checkpoints.retention import Retention, apply_retention
 from pipeline.checkpoints.save import (
-    Moment,
-    Saving,
-    Written,
+    SaveContext,
+    TrainPosition,
+    WrittenFiles,
     check_written,
     commit,
     discard,
@@ -59,7 +59,7 @@ class CheckpointWriter:
 
     def __init__(  # noqa: PLR0913 - what is written, by whom, and how far a store may go
         self,
-        saving: Saving,
+        saving: SaveContext,
         collective: Collective,
         assemble: Assemble,
         pack: Pack,
@@ -91,10 +91,10 @@ class CheckpointWriter:
         started = time.monotonic()
         self.wait()
         self._snapshot.take(source)
-        reach("checkpoint.after-snapshot")
+        fail_point("checkpoint.after-snapshot")
         self._is_committed = False
         self._thread = threading.Thread(
-            target=self._write, args=(Moment(step, position),), name=f"checkpoint of step {step}", daemon=True
+            target=self._write, args=(TrainPosition(step, position),), name=f"checkpoint of step {step}", daemon=True
         )
         self._thread.start()
         return time.monotonic() - started
@@ -150,7 +150,7 @@ class CheckpointWriter:
         with self._guard:
             self._alarms.append(message)
 
-    def _write(self, moment: Moment) -> None:
+    def _write(self, moment: TrainPosition) -> None:
         """In the background. Whatever is raised here is raised again where training calls next."""
         started = time.monotonic()
         try:
@@ -160,7 +160,7 @@ class CheckpointWriter:
         except Exception as error:
             self._error = error
 
-    def _settle(self, moment: Moment, outcome: _Outcome) -> None:
+    def _settle(self, moment: TrainPosition, outcome: _Outcome) -> None:
         if outcome.kind == "superseded":
             self._error = SupersededError(outcome.alarm)
             return
@@ -174,14 +174,14 @@ class CheckpointWriter:
                 "mend the store, then give the same command again",
             )
 
-    def _save_together(self, moment: Moment) -> _Outcome:
+    def _save_together(self, moment: TrainPosition) -> _Outcome:
         """Every rank does its part, then rank 0 decides for all."""
         reports = self.collective.gather(self._write_own(moment))
         problems = [f"rank {rank}: {told}" for rank, told in enumerate(reports) if isinstance(told, str)]
         if problems:
             self._discard(moment.step)
             return _Outcome("failed", _told(moment, "; ".join(problems)), is_unneeded=True)
-        written = [told for told in reports if isinstance(told, Written)]
+        written = [told for told in reports if isinstance(told, WrittenFiles)]
         kinds = [WEIGHT] + [EMA] * any(piece.kind == EMA for row in written for piece in row.pieces)
         whole = [self._assemble(self._snapshot, kind) for kind in kinds]
         decided = self._decide(moment, written, whole) if self.collective.world.is_first else None
@@ -190,13 +190,15 @@ class CheckpointWriter:
             self._discard(moment.step)
         return outcome
 
-    def _write_own(self, moment: Moment) -> Written | str:
+    def _write_own(self, moment: TrainPosition) -> WrittenFiles | str:
         try:
             return put_rank_file(self.saving, self.collective.world, moment, self._snapshot)
         except Exception as error:  # it must not keep the others waiting: they hear of it
             return _line(error)
 
-    def _decide(self, moment: Moment, written: list[Written], whole: list[dict[str, Tensor] | None]) -> _Outcome:
+    def _decide(
+        self, moment: TrainPosition, written: list[WrittenFiles], whole: list[dict[str, Tensor] | None]
+    ) -> _Outcome:
         """On rank 0: compare, put the whole weights, commit, remove what retention does not keep."""
         try:
             check_written(self._snapshot.shapes(), moment, written)
@@ -219,7 +221,7 @@ class CheckpointWriter:
             return _Outcome("committed", told, is_unneeded=True)
         return _Outcome("committed", self._retire(moment))
 
-    def _retire(self, moment: Moment) -> str:
+    def _retire(self, moment: TrainPosition) -> str:
         try:
             apply_retention(self.saving.workspace, self.saving.run, self._retention)
         except Exception as error:
@@ -235,7 +237,7 @@ class CheckpointWriter:
             _log.info("what was written of step %d stays for now: %s", step, _line(error))
 
 
-def _told(moment: Moment, problem: str) -> str:
+def _told(moment: TrainPosition, problem: str) -> str:
     return f"checkpoint of step {moment.step} was not saved, training goes on: {problem}"
 
 

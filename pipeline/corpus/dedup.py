@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.base.digests import sha256_hex
-from pipeline.base.disk_table import Rows, RowsWriter, read_parquet
+from pipeline.base.disk_table import DiskTable, DiskTableWriter, read_parquet
 from pipeline.base.errors import DamageError
 from pipeline.base.store.protocol import Store
-from pipeline.corpus.exact_duplicates import IMAGE_SCHEMA, KEPT, OUTCOME_SCHEMA, find_equal
+from pipeline.corpus.exact_duplicates import IMAGE_SCHEMA, KEPT, OUTCOME_SCHEMA, find_exact_duplicates
 from pipeline.corpus.recipe import DuplicatesRecipe
 from pipeline.corpus.scan import Scanner
 from pipeline.corpus.sources.readers import RangeReader
@@ -25,13 +25,13 @@ from pipeline.records.dataset import SHARDS_TABLE, DatasetCard, ShardEntry, data
 _INDEXED_SCHEMA = pa.schema([*LISTING_SCHEMA, pa.field("sha256", pa.binary(32))])
 
 
-def evaluation_images(workspace: Store, name: str, scanner: Scanner, *, pixels: bool) -> Iterator[pa.Table]:
+def evaluation_set_digests(workspace: Store, name: str, scanner: Scanner, *, pixels: bool) -> Iterator[pa.Table]:
     """The images of dataset *name* as rows of equal.IMAGE_SCHEMA; with *pixels* they are decoded for that.
 
     Raises InputError when there is no such dataset, DamageError when it is not what its card says.
     """
     card = read_dataset_card(workspace, name)
-    indexed = RowsWriter(_INDEXED_SCHEMA)
+    indexed = DiskTableWriter(_INDEXED_SCHEMA)
     for shard in _shards(workspace, card):
         indexed.add(_entries(workspace, name, shard))
     rows = indexed.close()
@@ -42,8 +42,8 @@ def evaluation_images(workspace: Store, name: str, scanner: Scanner, *, pixels: 
     yield from _decoded(workspace, card, rows, scanner)
 
 
-def _decoded(workspace: Store, card: DatasetCard, rows: Rows, scanner: Scanner) -> Iterator[pa.Table]:
-    entries = RowsWriter(LISTING_SCHEMA)
+def _decoded(workspace: Store, card: DatasetCard, rows: DiskTable, scanner: Scanner) -> Iterator[pa.Table]:
+    entries = DiskTableWriter(LISTING_SCHEMA)
     for table in rows.chunks():
         entries.add(table.select(LISTING_SCHEMA.names))
     corpus = Corpus(entries.close(), (), RangeReader(workspace), made_of={"dataset": card.digest})
@@ -58,7 +58,7 @@ def _decoded(workspace: Store, card: DatasetCard, rows: Rows, scanner: Scanner) 
         scanner.progress.say(f"{num_undecodable} images of {card.name} cannot be decoded, so nothing equals them")
 
 
-def _compare(name: str, indexed: Rows, scanned: Rows) -> None:
+def _compare(name: str, indexed: DiskTable, scanned: DiskTable) -> None:
     """Raise DamageError unless each image is the one that was indexed: a damaged one would hide its copies."""
     theirs = (digest for table in indexed.chunks() for digest in table["sha256"].to_pylist())
     ours = (row for table in scanned.chunks() for row in table.select(["origin", "sha256"]).to_pylist())
@@ -129,8 +129,8 @@ def needed_depth(recipe: DuplicatesRecipe) -> Depth:
     return "file" if recipe.within == "file" or recipe.against else "bytes"
 
 
-def without_duplicates(
-    corpus: Corpus, scanned: Rows, recipe: DuplicatesRecipe, workspace: Store, scanner: Scanner
+def remove_duplicates(
+    corpus: Corpus, scanned: DiskTable, recipe: DuplicatesRecipe, workspace: Store, scanner: Scanner
 ) -> Corpus:
     """*corpus* with the entries of *scanned* that can be used and that *recipe* leaves in.
 
@@ -138,10 +138,10 @@ def without_duplicates(
     Raises InputError and DamageError for an evaluation set that is missing or damaged.
     """
     depth = needed_depth(recipe)
-    outcomes, undecodable = RowsWriter(OUTCOME_SCHEMA), {}
+    outcomes, undecodable = DiskTableWriter(OUTCOME_SCHEMA), {}
     if depth != "bytes":
         images = chain(_images(scanned), _evaluation(recipe, workspace, scanner))
-        for table in find_equal(images, scanned.num_rows, recipe):
+        for table in find_exact_duplicates(images, scanned.num_rows, recipe):
             outcomes.add(table)
     found = outcomes.close()
     if depth == "file":
@@ -149,7 +149,7 @@ def without_duplicates(
     return _sorted_out(corpus, scanned, found, undecodable)
 
 
-def _images(scanned: Rows) -> Iterator[pa.Table]:
+def _images(scanned: DiskTable) -> Iterator[pa.Table]:
     """The usable ones as rows of equal.IMAGE_SCHEMA."""
     start = 0
     for table in scanned.chunks():
@@ -161,15 +161,15 @@ def _images(scanned: Rows) -> Iterator[pa.Table]:
 
 def _evaluation(recipe: DuplicatesRecipe, workspace: Store, scanner: Scanner) -> Iterator[pa.Table]:
     for name in recipe.against:
-        yield from evaluation_images(workspace, name, scanner, pixels=recipe.against_by == "pixels")
+        yield from evaluation_set_digests(workspace, name, scanner, pixels=recipe.against_by == "pixels")
 
 
-def _undecodable(corpus: Corpus, scanned: Rows, outcomes: Rows, scanner: Scanner) -> dict[str, Reject]:
+def _undecodable(corpus: Corpus, scanned: DiskTable, outcomes: DiskTable, scanner: Scanner) -> dict[str, Reject]:
     """Those among the images with equal files that cannot be decoded, by the origin that would stay for them.
 
     A scan that compares files decodes nothing, so the one of each group is decoded here.
     """
-    entries = RowsWriter(LISTING_SCHEMA)
+    entries = DiskTableWriter(LISTING_SCHEMA)
     for table, found in _paired(scanned, outcomes):
         kept = found.filter(pc.equal(found["reason"], KEPT))
         entries.add(table.select(LISTING_SCHEMA.names).take(kept["place"]))
@@ -181,9 +181,9 @@ def _undecodable(corpus: Corpus, scanned: Rows, outcomes: Rows, scanner: Scanner
     return rejects
 
 
-def _sorted_out(corpus: Corpus, scanned: Rows, outcomes: Rows, undecodable: dict[str, Reject]) -> Corpus:
-    entries, rejects = RowsWriter(LISTING_SCHEMA), RowsWriter(REJECTS_SCHEMA)
-    duplicates = RowsWriter(DUPLICATES_SCHEMA)
+def _sorted_out(corpus: Corpus, scanned: DiskTable, outcomes: DiskTable, undecodable: dict[str, Reject]) -> Corpus:
+    entries, rejects = DiskTableWriter(LISTING_SCHEMA), DiskTableWriter(REJECTS_SCHEMA)
+    duplicates = DiskTableWriter(DUPLICATES_SCHEMA)
     for table in corpus.rejects.chunks():
         rejects.add(table)
     for table in corpus.duplicates.chunks():
@@ -201,7 +201,7 @@ def _sorted_out(corpus: Corpus, scanned: Rows, outcomes: Rows, undecodable: dict
     return replace(corpus, entries=entries.close(), rejects=rejects.close(), duplicates=duplicates.close())
 
 
-def _paired(scanned: Rows, outcomes: Rows) -> Iterator[tuple[pa.Table, pa.Table]]:
+def _paired(scanned: DiskTable, outcomes: DiskTable) -> Iterator[tuple[pa.Table, pa.Table]]:
     """The scanned rows in order, a table at a time, each with its outcomes and their ``place`` in that table."""
     tables, start = outcomes.chunks(), 0
     ahead = OUTCOME_SCHEMA.empty_table()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.base.disk_table import RowsWriter, Spool
+from pipeline.base.disk_table import DiskTableWriter, ExternalSorter
 from pipeline.corpus.recipe import DuplicatesRecipe
 
 # An image to be compared. `position` is its place in the listing, -1 for one of an evaluation set, whose origin is
@@ -37,16 +37,18 @@ OUTCOME_SCHEMA = pa.schema(
 _COLUMN = {"file": "sha256", "pixels": "pixels"}
 
 
-def find_equal(images: Iterable[pa.Table], num_positions: int, recipe: DuplicatesRecipe) -> Iterator[pa.Table]:
+def find_exact_duplicates(
+    images: Iterable[pa.Table], num_positions: int, recipe: DuplicatesRecipe
+) -> Iterator[pa.Table]:
     """Rows of OUTCOME_SCHEMA for the images that have copies, in the order of their positions.
 
     *images* are of IMAGE_SCHEMA, those of evaluation sets among them; positions are below *num_positions*. All copies
     of an evaluation image go; of other equal images the one with the smallest origin stays.
     """
-    outcomes = Spool(OUTCOME_SCHEMA, num_positions, tie="origin")
+    outcomes = ExternalSorter(OUTCOME_SCHEMA, num_positions, tie="origin")
     *first, (last_by, last_within) = _passes(recipe)
     for by, _ in first:
-        rest = RowsWriter(IMAGE_SCHEMA)
+        rest = DiskTableWriter(IMAGE_SCHEMA)
         for groups in _grouped(images, by, num_positions):
             hits = groups.hits()
             outcomes.add(hits, _position_keys(hits["position"], num_positions))
@@ -68,7 +70,7 @@ def _passes(recipe: DuplicatesRecipe) -> list[tuple[str, bool]]:
 
 
 def _grouped(images: Iterable[pa.Table], by: str, num_positions: int) -> Iterator[_Groups]:
-    spool = Spool(IMAGE_SCHEMA, num_positions, tie="origin")
+    spool = ExternalSorter(IMAGE_SCHEMA, num_positions, tie="origin")
     for table in images:
         spool.add(table, _digest_keys(table[_COLUMN[by]]))
     for bucket in spool.in_order():

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import InputError
 from pipeline.corpus.class_table import MAX_CLASSES, check_classes
-from pipeline.corpus.sources.source import LabelsAre
+from pipeline.corpus.sources.source import LabelKind
 from pipeline.records.corpus import ClassEntry
 
 MISSING, OUT_OF_RANGE, UNKNOWN = -1, -2, -3  # instead of a number
@@ -52,12 +52,12 @@ class LabelsSeen:
 
 
 @dataclass(frozen=True)
-class Said:
+class SourceLabels:
     """What a source says of its labels: their texts, what those are, and the classes that it declares."""
 
     name: str
     seen: LabelsSeen
-    labels_are: LabelsAre
+    labels_are: LabelKind
     declared: Sequence[ClassEntry]
 
     @property
@@ -74,7 +74,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Meaning:
+class LabelMapping:
     """The number of each text that one source has, negative where it has none. ``is_labelled``: see Said."""
 
     is_labelled: bool
@@ -87,10 +87,10 @@ class ClassTable:
     """The classes of a corpus, and what the texts of each of its sources mean."""
 
     classes: tuple[ClassEntry, ...]
-    meanings: tuple[Meaning, ...]
+    meanings: tuple[LabelMapping, ...]
 
 
-def resolve(sources: Sequence[Said], given: Sequence[ClassEntry] = ()) -> ClassTable:
+def resolve(sources: Sequence[SourceLabels], given: Sequence[ClassEntry] = ()) -> ClassTable:
     """One class table for all *sources*: the *given* one, else those that they declare or imply, united by name.
 
     Raises InputError when labelled sources are joined with unlabelled ones, or numbers without names with names.
@@ -99,7 +99,7 @@ def resolve(sources: Sequence[Said], given: Sequence[ClassEntry] = ()) -> ClassT
     if not labelled:
         if given:
             raise InputError("a class table was given, but no image has a label", "leave the class table out")
-        return ClassTable((), tuple(Meaning(False) for _ in sources))
+        return ClassTable((), tuple(LabelMapping(False) for _ in sources))
     without = [said.name for said in sources if not said.is_labelled and (said.seen.num_null or said.seen.num_empty)]
     if without:
         raise InputError(f"source {without[0]} has no labels, source {labelled[0].name} has", "leave one of them out")
@@ -140,7 +140,7 @@ def _whole(text: str) -> int | None:
     return int(value)
 
 
-def _implied(said: Said) -> Sequence[ClassEntry]:
+def _implied(said: SourceLabels) -> Sequence[ClassEntry]:
     """The classes of one source: those it declares, else its names, else the numbers up to the largest."""
     if said.declared or not said.is_labelled:
         return said.declared
@@ -150,7 +150,7 @@ def _implied(said: Said) -> Sequence[ClassEntry]:
     return [ClassEntry(name=text) for text in sorted(said.seen.texts) if not _is_broken(said, text)]
 
 
-def _is_broken(said: Said, text: str) -> bool:
+def _is_broken(said: SourceLabels, text: str) -> bool:
     """Whether *text*, among names, is a number that is none of a class: NaN, -1, 1e100."""
     return said.labels_are == "either" and number_in(text) is not None and _whole(text) is None
 
@@ -165,13 +165,13 @@ def _united(tables: Sequence[Sequence[ClassEntry]]) -> tuple[ClassEntry, ...]:
     return tuple(united.values())
 
 
-def _meaning(said: Said, number: dict[str, int], num_classes: int, is_given: bool) -> Meaning:
+def _meaning(said: SourceLabels, number: dict[str, int], num_classes: int, is_given: bool) -> LabelMapping:
     texts = sorted(said.seen.texts)
     numbers = np.array([_number(said, text, number, num_classes, is_given) for text in texts], np.int32)
-    return Meaning(said.is_labelled, pa.array(texts, pa.string()), numbers)
+    return LabelMapping(said.is_labelled, pa.array(texts, pa.string()), numbers)
 
 
-def _number(said: Said, text: str, number: dict[str, int], num_classes: int, is_given: bool) -> int:
+def _number(said: SourceLabels, text: str, number: dict[str, int], num_classes: int, is_given: bool) -> int:
     """The class of *text*, or the code of what is wrong with it."""
     if not said.are_numbers:
         return number.get(text, OUT_OF_RANGE if _is_broken(said, text) else UNKNOWN)
@@ -186,7 +186,7 @@ def _number(said: Said, text: str, number: dict[str, int], num_classes: int, is_
     return number.get(entry.name, number.get(entry.synset, UNKNOWN))
 
 
-def numbers_of(labels: pa.ChunkedArray, meaning: Meaning) -> tuple[pa.Array, NDArray[np.int32]]:
+def encode_labels(labels: pa.ChunkedArray, meaning: LabelMapping) -> tuple[pa.Array, NDArray[np.int32]]:
     """*labels* as list<int32>, each number once in a row, and for each row 0 or the code of what is wrong with it.
 
     In a corpus without labels all rows have none, and nothing is wrong.

@@ -18,15 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.base.disk_table import Rows, RowsWriter, Spool
+from pipeline.base.disk_table import DiskTable, DiskTableWriter, ExternalSorter
 from pipeline.base.errors import InputError
 from pipeline.base.store.protocol import Stores
 from pipeline.corpus.class_table import load_classes
-from pipeline.corpus.labels import REASONS, ClassTable, LabelsSeen, Meaning, Said, numbers_of, resolve
+from pipeline.corpus.labels import REASONS, ClassTable, LabelMapping, LabelsSeen, SourceLabels, encode_labels, resolve
 from pipeline.corpus.recipe import SourceRecipe
 from pipeline.corpus.sources import KINDS
-from pipeline.corpus.sources.location import Place, look
-from pipeline.corpus.sources.readers import InTurns
+from pipeline.corpus.sources.location import SourceLocation, probe_location
+from pipeline.corpus.sources.readers import InterleavedReader
 from pipeline.corpus.sources.source import IMAGE_SUFFIXES, Source
 from pipeline.records.corpus import (
     FOUND_SCHEMA,
@@ -48,9 +48,9 @@ class TooManyRepeatsError(ValueError):
     """More rows repeat an earlier one than are kept in memory."""
 
 
-def repeated(rows: Rows) -> NDArray[np.int64]:
+def repeated(rows: DiskTable) -> NDArray[np.int64]:
     """The positions of *rows* whose ``origin`` stands at an earlier position too, ascending."""
-    spool = Spool(_SCHEMA, rows.num_rows, "origin")
+    spool = ExternalSorter(_SCHEMA, rows.num_rows, "origin")
     start = 0
     for chunk in rows.chunks():
         origins = chunk.column("origin")
@@ -79,7 +79,7 @@ def _repeated_in(bucket: pa.Table) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Part:
+class NamedSource:
     """A source with its place in the joined corpus: *name* leads its origins unless it is empty."""
 
     source: Source
@@ -87,7 +87,7 @@ class Part:
     weight: float | None = None
 
 
-class JoinedReader:
+class ConcatReader:
     """Several readers as one: the column ``source`` says whose each row is."""
 
     def __init__(self, readers: Sequence[CorpusReader]) -> None:
@@ -95,17 +95,17 @@ class JoinedReader:
 
     def read(self, entries: pa.Table) -> Iterator[bytes | None]:
         """See CorpusReader. Each reader gets its rows in their order."""
-        return InTurns(entries.column("source").to_pylist(), entries, self._readers)
+        return InterleavedReader(entries.column("source").to_pylist(), entries, self._readers)
 
 
 @dataclass(frozen=True)
 class _Listed:
     """What the first pass learned of one source."""
 
-    part: Part
-    said: Said
-    entries: Rows
-    rejects: Rows
+    part: NamedSource
+    said: SourceLabels
+    entries: DiskTable
+    rejects: DiskTable
     repeats: NDArray[np.int64]
 
     @property
@@ -113,7 +113,7 @@ class _Listed:
         return self.entries.num_rows + self.rejects.num_rows
 
 
-def join(parts: Sequence[Part], classes: Sequence[ClassEntry] = ()) -> Corpus:
+def concat(parts: Sequence[NamedSource], classes: Sequence[ClassEntry] = ()) -> Corpus:
     """List *parts* as one corpus, with the class table *classes* if it is given.
 
     Raises InputError when nothing is found, when weights stand at some parts only, or labels do not go together.
@@ -132,7 +132,7 @@ def join(parts: Sequence[Part], classes: Sequence[ClassEntry] = ()) -> Corpus:
     return Corpus(
         entries=entries,
         classes=table.classes,
-        reader=readers[0] if len(readers) == 1 else JoinedReader(readers),
+        reader=readers[0] if len(readers) == 1 else ConcatReader(readers),
         rejects=rejects,
         made_of={"sources": [_told(*pair) for pair in zip(listed, taken, strict=True)], "labels": second.labels},
         random_access=all(part.source.random_access for part in parts),
@@ -146,9 +146,9 @@ def _told(listed: _Listed, num_taken: int) -> dict[str, Any]:
     return told | {"num_listed": listed.num_listed, "num_taken": num_taken}
 
 
-def _list(part: Part) -> _Listed:
+def _list(part: NamedSource) -> _Listed:
     """The first pass over one source."""
-    entries, rejects, seen = RowsWriter(FOUND_SCHEMA), RowsWriter(REJECTS_SCHEMA), LabelsSeen()
+    entries, rejects, seen = DiskTableWriter(FOUND_SCHEMA), DiskTableWriter(REJECTS_SCHEMA), LabelsSeen()
     for found in part.source.chunks():
         entries.add(_led(found.entries, part.name))
         rejects.add(_led(rejects_table(found.rejects), part.name))
@@ -158,7 +158,7 @@ def _list(part: Part) -> _Listed:
         repeats = repeated(rows) if part.source.may_repeat else np.empty(0, np.int64)
     except TooManyRepeatsError:
         raise InputError("the manifest names more than ten million images twice", "remove those rows") from None
-    said = Said(part.name or "0", seen, part.source.labels_are, part.source.declared)
+    said = SourceLabels(part.name or "0", seen, part.source.labels_are, part.source.declared)
     return _Listed(part, said, rows, rejects.close(), repeats)
 
 
@@ -181,7 +181,7 @@ def _shares(listed: Sequence[_Listed]) -> list[float]:
 class _SecondPass:
     def __init__(self, table: ClassTable) -> None:
         self._table = table
-        self._entries, self._rejects = RowsWriter(LISTING_SCHEMA), RowsWriter(REJECTS_SCHEMA)
+        self._entries, self._rejects = DiskTableWriter(LISTING_SCHEMA), DiskTableWriter(REJECTS_SCHEMA)
         self._several = False
 
     @property
@@ -207,7 +207,7 @@ class _SecondPass:
             taken += int(chosen.sum())
         return taken
 
-    def close(self) -> tuple[Rows, Rows]:
+    def close(self) -> tuple[DiskTable, DiskTable]:
         """Entries and rejects."""
         return self._entries.close(), self._rejects.close()
 
@@ -215,11 +215,11 @@ class _SecondPass:
         self,
         number: int,
         chunk: pa.Table,
-        meaning: Meaning,
+        meaning: LabelMapping,
         chosen: NDArray[np.bool_],
         repeats: NDArray[np.int64],
     ) -> None:
-        labels, wrong = numbers_of(chunk.column("labels"), meaning)
+        labels, wrong = encode_labels(chunk.column("labels"), meaning)
         is_repeat = np.zeros(chunk.num_rows, bool)
         is_repeat[repeats] = True
         kept = chosen & ~is_repeat & (wrong == 0)
@@ -269,7 +269,7 @@ def open_corpus(
 ) -> Corpus:
     """List the corpus of *sources*: one place, or several joined. *classes* is the path or URI of a class table.
 
-    Raises InputError when a source is missing, holds no image, or cannot be told; see ``join`` for the rest.
+    Raises InputError when a source is missing, holds no image, or cannot be told; see ``concat`` for the rest.
     """
     recipes = [SourceRecipe(source=sources)] if isinstance(sources, str) else list(sources)
     if not recipes:
@@ -277,14 +277,14 @@ def open_corpus(
     table = load_classes(classes, stores) if classes else ()
     several = len(recipes) > 1
     parts = [
-        Part(_open(recipe, stores), recipe.name or (str(number) if several else ""), recipe.weight)
+        NamedSource(_open(recipe, stores), recipe.name or (str(number) if several else ""), recipe.weight)
         for number, recipe in enumerate(recipes)
     ]
-    return join(parts, table)
+    return concat(parts, table)
 
 
 def _open(recipe: SourceRecipe, stores: Stores | None) -> Source:
-    place = look(recipe.source, stores)
+    place = probe_location(recipe.source, stores)
     if recipe.kind != "auto":
         named = next(kind for kind in KINDS if kind.name == recipe.kind)
         if not named.matches(place):
@@ -301,7 +301,7 @@ def _open(recipe: SourceRecipe, stores: Stores | None) -> Source:
     )
 
 
-def _refuse_mixtures(place: Place) -> None:
+def _refuse_mixtures(place: SourceLocation) -> None:
     """Refuse to guess where a guess would leave images out: what is more than a few pictures beside a data set."""
     num_images, num_containers = place.count(*_IMAGES), place.count(*_CONTAINERS)
     num_tars = num_containers - place.count("parquet")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.base.store.protocol import Store
-from pipeline.corpus.dedup import needed_depth, without_duplicates
+from pipeline.corpus.dedup import needed_depth, remove_duplicates
 from pipeline.corpus.recipe import DuplicatesRecipe, SplitRecipe
 from pipeline.corpus.scan import Scanner
 from pipeline.corpus.sources.readers import RangeReader
@@ -18,7 +18,7 @@ _FEW_SHARDS = 2  # that many passes over a source that is read in order cost no 
 
 
 @dataclass(frozen=True)
-class Preparation:
+class PrepareSettings:
     """What is done to a corpus before it is sharded. *workspace* holds the evaluation sets that are named."""
 
     duplicates: DuplicatesRecipe
@@ -39,7 +39,7 @@ class Preparation:
         return {part: shape | {"split": shape_of(self.split, part)} for part in sorted(self.split.parts)}
 
 
-def prepare(corpus: Corpus, preparation: Preparation, scanner: Scanner, num_shards: int) -> dict[str, Corpus]:
+def prepare(corpus: Corpus, preparation: PrepareSettings, scanner: Scanner, num_shards: int) -> dict[str, Corpus]:
     """The corpora to shard, by part; {"": ...} when nothing is split.
 
     A corpus that has to be read in order, and would be read by more than a few of *num_shards*, is copied into
@@ -53,7 +53,7 @@ def prepare(corpus: Corpus, preparation: Preparation, scanner: Scanner, num_shar
         scanned = scanner.scan(corpus, depth, spill=spill)
         if spill:
             corpus = replace(corpus, reader=RangeReader(scanner.work), random_access=True)
-        corpus = without_duplicates(corpus, scanned, preparation.duplicates, preparation.workspace, scanner)
+        corpus = remove_duplicates(corpus, scanned, preparation.duplicates, preparation.workspace, scanner)
     if "duplicates" in shape:
         corpus = replace(corpus, made_of=corpus.made_of | {"duplicates": shape["duplicates"]})
     if not preparation.split.parts:

@@ -12,19 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from pipeline.base.digests import fingerprint
-from pipeline.base.disk_table import Rows, RowsWriter
+from pipeline.base.disk_table import DiskTable, DiskTableWriter
 from pipeline.base.progress import Progress
 from pipeline.base.store.protocol import Store
 from pipeline.corpus.worker import (
     SCANNED_SCHEMA,
+    ChunkRef,
     Depth,
-    LaidChunk,
     Row,
-    ScanTask,
+    ScanChunk,
     _joined,
     _raise_error,
     chunks_of,
-    lay_chunks,
+    write_chunks,
 )
 from pipeline.records.corpus import Corpus
 
@@ -40,14 +40,14 @@ class Scanner:
     run: Run
     progress: Progress
 
-    def scan(self, corpus: Corpus, depth: Depth, *, spill: bool = False, name: str = "scan") -> Rows:
+    def scan(self, corpus: Corpus, depth: Depth, *, spill: bool = False, name: str = "scan") -> DiskTable:
         """Every entry with what was found of it (SCANNED_SCHEMA), in listing order.
 
         With *spill* the images are copied: the entries then are ranges of objects in ``work``. *name* keeps the files
         of several scans apart.
         """
-        task = ScanTask(corpus.reader, self.work, depth, spill, name, fingerprint(corpus.made_of))
-        laid = lay_chunks(corpus.entries, self.work, name)
+        task = ScanChunk(corpus.reader, self.work, depth, spill, name, fingerprint(corpus.made_of))
+        laid = write_chunks(corpus.entries, self.work, name)
         self.progress.start(f"{name} {corpus.entries.num_rows} images", corpus.entries.num_rows)
         for done in self.run(task, [asdict(chunk) for chunk in laid]) if laid else ():
             _raise_error(done["error"])
@@ -55,9 +55,9 @@ class Scanner:
         self.progress.finish()
         return self._collected(corpus.entries, task, laid)
 
-    def _collected(self, entries: Rows, task: ScanTask, laid: list[LaidChunk]) -> Rows:
+    def _collected(self, entries: DiskTable, task: ScanChunk, laid: list[ChunkRef]) -> DiskTable:
         """Entries and results side by side. Reads several results at once: of a bucket each takes a while."""
-        writer, chunks = RowsWriter(SCANNED_SCHEMA), chunks_of(entries)
+        writer, chunks = DiskTableWriter(SCANNED_SCHEMA), chunks_of(entries)
         with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
             for start in range(0, len(laid), _READS_AT_ONCE):
                 some = laid[start : start + _READS_AT_ONCE]

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.base.disk_table import Rows, RowsWriter, Spool
+from pipeline.base.disk_table import DiskTable, DiskTableWriter, ExternalSorter
 from pipeline.base.errors import InputError
 from pipeline.base.progress import Progress
 from pipeline.corpus.recipe import SplitRecipe
@@ -89,7 +89,7 @@ class _Strata:
 
     def __init__(self, corpus: Corpus, shares: Sequence[float]) -> None:
         counts = np.zeros(len(corpus.classes) + 1, dtype=np.int64)
-        spool = Spool(_STRATUM_SCHEMA, corpus.entries.num_rows, tie="place")
+        spool = ExternalSorter(_STRATUM_SCHEMA, corpus.entries.num_rows, tie="place")
         for table in corpus.entries.chunks():
             strata, found = _strata_of(table, len(corpus.classes)), places(table["origin"])
             counts += np.bincount(strata, minlength=len(counts))
@@ -104,7 +104,7 @@ class _Strata:
         parts: NDArray[np.int64] = (places(table["origin"])[:, None] >= firsts).sum(axis=1)
         return parts
 
-    def _find(self, spool: Spool, cuts: NDArray[np.int64]) -> None:
+    def _find(self, spool: ExternalSorter, cuts: NDArray[np.int64]) -> None:
         seen = np.zeros(len(cuts), dtype=np.int64)
         for table in spool.in_order():
             strata = table["stratum"].to_numpy()
@@ -149,8 +149,8 @@ def _strata_of(table: pa.Table, num_classes: int) -> NDArray[np.int32]:
     return np.array([labels[0] if labels else num_classes for labels in table["labels"].to_pylist()], dtype=np.int32)
 
 
-def _dealt(rows: Rows, names: Sequence[str], assign: Assign) -> dict[str, Rows]:
-    writers = {name: RowsWriter(rows.schema) for name in names}
+def _dealt(rows: DiskTable, names: Sequence[str], assign: Assign) -> dict[str, DiskTable]:
+    writers = {name: DiskTableWriter(rows.schema) for name in names}
     for table in rows.chunks():
         parts = assign(table)
         for number, name in enumerate(names):
@@ -158,7 +158,7 @@ def _dealt(rows: Rows, names: Sequence[str], assign: Assign) -> dict[str, Rows]:
     return {name: writer.close() for name, writer in writers.items()}
 
 
-def _uncovered(corpus: Corpus, entries: dict[str, Rows]) -> dict[str, list[str]]:
+def _uncovered(corpus: Corpus, entries: dict[str, DiskTable]) -> dict[str, list[str]]:
     """Of each part, the classes that have no image there although they have some in the corpus."""
     counts = {name: _label_counts(rows, len(corpus.classes)) for name, rows in entries.items()}
     total = sum(counts.values())
@@ -168,7 +168,7 @@ def _uncovered(corpus: Corpus, entries: dict[str, Rows]) -> dict[str, list[str]]
     }
 
 
-def _label_counts(rows: Rows, num_classes: int) -> NDArray[np.int64]:
+def _label_counts(rows: DiskTable, num_classes: int) -> NDArray[np.int64]:
     counts = np.zeros(num_classes, dtype=np.int64)
     for table in rows.chunks():
         labels = pc.list_flatten(table["labels"].combine_chunks())

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from pipeline.base import errors
 from pipeline.base.digests import fingerprint, sha256_hex
-from pipeline.base.disk_table import Rows, read_parquet
+from pipeline.base.disk_table import DiskTable, read_parquet
 from pipeline.base.errors import FailedError, VitpipeError
-from pipeline.base.failpoints import reach
+from pipeline.base.failpoints import fail_point
 from pipeline.base.store.protocol import ObjectChangedError, Store
 from pipeline.images.check import CheckOptions
 from pipeline.images.decode import ImageRejectedError
@@ -30,7 +30,7 @@ _PART_BYTES = 32_000_000
 
 
 @dataclass(frozen=True)
-class LaidChunk:
+class ChunkRef:
     """Where the entries of chunk *number* stand: *num_bytes* of the object *part*, from *offset*."""
 
     number: int
@@ -56,14 +56,14 @@ def gone(work: Store, key: str) -> FailedError:
     return FailedError(f"{work.uri}/{key} is gone: another sharding ended, or it was removed", "give the command again")
 
 
-def lay_chunks(entries: Rows, work: Store, name: str) -> list[LaidChunk]:
+def write_chunks(entries: DiskTable, work: Store, name: str) -> list[ChunkRef]:
     """Write the chunks of *entries* below ``name/``; what stays in memory is a line per chunk."""
-    laid: list[LaidChunk] = []
+    laid: list[ChunkRef] = []
     held, number = bytearray(), 0
     for chunk in chunks_of(entries):
         data = _table_bytes(chunk)
         part = f"{name}/entries-{number:05d}.bin"
-        laid.append(LaidChunk(len(laid), part, len(held), len(data), chunk.num_rows, sha256_hex(data)))
+        laid.append(ChunkRef(len(laid), part, len(held), len(data), chunk.num_rows, sha256_hex(data)))
         held += data
         if len(held) >= _PART_BYTES:
             work.put(part, bytes(held))
@@ -73,7 +73,7 @@ def lay_chunks(entries: Rows, work: Store, name: str) -> list[LaidChunk]:
     return laid
 
 
-def chunks_of(entries: Rows) -> Iterator[pa.Table]:
+def chunks_of(entries: DiskTable) -> Iterator[pa.Table]:
     """The entries in listing order, cut the same way however they were added."""
     total = sum(pc.sum(table["num_bytes"]).as_py() or 0 for table in entries.chunks())
     max_rows = max(_ROWS, -(-entries.num_rows // _MAX_CHUNKS))
@@ -123,7 +123,7 @@ SCANNED_SCHEMA = pa.schema([*LISTING_SCHEMA, *pa.schema(_FOUND)])
 
 
 @dataclass(frozen=True)
-class ScanTask:
+class ScanChunk:
     """Scans the chunk of one row. Travels to the workers, so it holds nothing that is open."""
 
     reader: CorpusReader
@@ -135,7 +135,7 @@ class ScanTask:
 
     def __call__(self, row: Row) -> Row:
         """Scan the chunk, unless that is done already. An error of ours comes back as a value."""
-        chunk, told = LaidChunk(**row), ""
+        chunk, told = ChunkRef(**row), ""
         try:
             if self._find(chunk) is None:
                 self._scan(chunk)
@@ -143,25 +143,25 @@ class ScanTask:
             told = json.dumps([type(error).__name__, error.what, error.way_out])
         return {"number": chunk.number, "num_rows": chunk.num_rows, "error": told}
 
-    def found(self, chunk: LaidChunk) -> pa.Table:
+    def found(self, chunk: ChunkRef) -> pa.Table:
         """What was found of *chunk*, row by row."""
         table = self._find(chunk)
         if table is None:
             raise gone(self.work, self._result_of(chunk))
         return table
 
-    def copy_of(self, chunk: LaidChunk) -> str:
+    def copy_of(self, chunk: ChunkRef) -> str:
         """The object that the images of *chunk* are copied to."""
         return f"{self.name}/{chunk.number:06d}.images"
 
-    def _result_of(self, chunk: LaidChunk) -> str:
+    def _result_of(self, chunk: ChunkRef) -> str:
         return f"{self.name}/{chunk.number:06d}.parquet"
 
-    def _digest(self, chunk: LaidChunk) -> bytes:
+    def _digest(self, chunk: ChunkRef) -> bytes:
         """What the result depends on, apart from the images."""
         return fingerprint([_FORMAT, chunk.sha256, self.depth, self.spill, self.made_of]).encode()
 
-    def _find(self, chunk: LaidChunk) -> pa.Table | None:
+    def _find(self, chunk: ChunkRef) -> pa.Table | None:
         """What an earlier attempt found, None when the chunk has to be scanned."""
         try:
             table = read_parquet(self.work.read(self._result_of(chunk)))
@@ -170,14 +170,14 @@ class ScanTask:
         metadata = table.schema.metadata or {}
         return table.replace_schema_metadata(None) if metadata.get(_DIGEST) == self._digest(chunk) else None
 
-    def _scan(self, chunk: LaidChunk) -> None:
+    def _scan(self, chunk: ChunkRef) -> None:
         with ExitStack() as stack:
             copy = None
             if self.spill:
                 path = stack.enter_context(self.work.incoming(self.copy_of(chunk)))
                 copy = stack.enter_context(path.open("wb"))
             found = _Pass(self.reader, chunk.entries(self.work), copy).run(self.depth)
-        reach("scan.before-result")
+        fail_point("scan.before-result")
         with self.work.incoming(self._result_of(chunk)) as path:
             pq.write_table(found.replace_schema_metadata({_DIGEST: self._digest(chunk)}), path, compression="zstd")
 

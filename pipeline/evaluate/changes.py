@@ -8,12 +8,12 @@ from typing import Any
 
 from pipeline.base.errors import InputError
 from pipeline.base.store.protocol import Store
-from pipeline.evaluate.discovery import Asked, by_state, kept_suites, plan_all
+from pipeline.evaluate.discovery import EvaluationRequest, by_state, kept_suites, plan_all
 from pipeline.evaluate.ledger import Ledger
-from pipeline.evaluate.plan import Patterns, Planned, due
+from pipeline.evaluate.plan import Patterns, PlannedEvaluation, due_evaluations
 
 
-def matching(planned: Iterable[Planned], patterns: Sequence[str]) -> list[Planned]:
+def matching(planned: Iterable[PlannedEvaluation], patterns: Sequence[str]) -> list[PlannedEvaluation]:
     """Those whose name matches one of *patterns*. Raises InputError for a pattern that matches nothing."""
     items = list(planned)
     for pattern in patterns:
@@ -25,7 +25,7 @@ def matching(planned: Iterable[Planned], patterns: Sequence[str]) -> list[Planne
     return [item for item in items if wanted.match(item.name)]
 
 
-def has_traces(ledger: Ledger, item: Planned) -> bool:
+def has_traces(ledger: Ledger, item: PlannedEvaluation) -> bool:
     """True when there is something of the current generation that can be made void."""
     entry = ledger.view.get(item.id)
     return entry is not None and (entry.is_recorded or entry.failure is not None or entry.claim is not None)
@@ -48,7 +48,7 @@ class Changes:
         return bool(self.invalidate or self.cancel or self.uncancel) and not (self.redo or self.retry)
 
 
-def change(workspace: Store, asked: Asked, changes: Changes, *, dry_run: bool) -> dict[str, Any]:
+def change(workspace: Store, asked: EvaluationRequest, changes: Changes, *, dry_run: bool) -> dict[str, Any]:
     """Do what is asked, or with *dry_run* only find what it is about; the names, by what is done with them.
 
     Names are looked for in the suite that is asked for, and in those that the run had before. Raises InputError for a
@@ -59,7 +59,7 @@ def change(workspace: Store, asked: Asked, changes: Changes, *, dry_run: bool) -
     ledger = Ledger(workspace, run)
     ledger.refresh()
     found: dict[str, Any] = {"run": run}
-    void: dict[str, Planned] = {}
+    void: dict[str, PlannedEvaluation] = {}
     for what, patterns in (("redo", changes.redo), ("invalidate", changes.invalidate)):
         if patterns:
             items = matching(planned, patterns)
@@ -77,19 +77,21 @@ def change(workspace: Store, asked: Asked, changes: Changes, *, dry_run: bool) -
     return found
 
 
-def what_is_due(workspace: Store, asked: Asked) -> dict[str, Any]:
+def what_is_due(workspace: Store, asked: EvaluationRequest) -> dict[str, Any]:
     """How it stands with what the suite asks for: names by state, what is due in the order of its start."""
     run, recipe = asked.run, asked.read_recipe()
     planned = plan_all(workspace, run, [recipe], planner=asked.planner(workspace))
     ledger = Ledger(workspace, run)
     ledger.refresh()
     states = by_state(planned, ledger)
-    first = due(states["due"], ledger.view, float("inf"), ledger.cancelled, recipe.priority)
+    first = due_evaluations(states["due"], ledger.view, float("inf"), ledger.cancelled, recipe.priority)
     names = {state: [item.name for item in items] for state, items in states.items()}
     return {"run": run, "planned": len(planned)} | names | {"due": [item.name for item in first]}
 
 
-def _change_cancelled(ledger: Ledger, planned: list[Planned], changes: Changes, dry_run: bool) -> dict[str, Any]:
+def _change_cancelled(
+    ledger: Ledger, planned: list[PlannedEvaluation], changes: Changes, dry_run: bool
+) -> dict[str, Any]:
     unknown = [pattern for pattern in changes.uncancel if pattern not in ledger.cancelled]
     if unknown:
         there = "; ".join(ledger.cancelled) or "nothing"

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 
-from pipeline.base.store.protocol import Leftover, ObjectInfo, Store
+from pipeline.base.store.protocol import ObjectInfo, Orphan, Store
 from pipeline.evaluate.discovery import kept_suites, plan_all
 from pipeline.evaluate.ledger import Ledger
 from pipeline.evaluate.plan import Patterns
@@ -20,7 +20,7 @@ _WEIGHTS = re.compile(r"imported/([0-9a-f]{64})/[^/]+")
 _TUNING = re.compile(r"evaluations/([0-9a-f]{64})/tuning-[^/]+")  # transfer/keep.py writes them
 
 
-def find_imported(workspace: Store, older_than_seconds: float) -> Iterator[Leftover]:
+def find_imported(workspace: Store, older_than_seconds: float) -> Iterator[Orphan]:
     """Imported weights that no name stands for, and no result is of. Raises DamageError for a card that is damaged."""
     found = _old(workspace, IMPORTED, _WEIGHTS, older_than_seconds)
     if not found:
@@ -30,10 +30,10 @@ def find_imported(workspace: Store, older_than_seconds: float) -> Iterator[Lefto
         known |= {result.key.weights_digest for result in list_results(workspace)}
     for digest in sorted(set(found) - known):
         for info in found[digest]:
-            yield Leftover(info.key, info.num_bytes, "no name and no result refers to these weights")
+            yield Orphan(info.key, info.num_bytes, "no name and no result refers to these weights")
 
 
-def find_tunings(workspace: Store, older_than_seconds: float) -> Iterator[Leftover]:
+def find_tunings(workspace: Store, older_than_seconds: float) -> Iterator[Orphan]:
     """What fine-tunings kept to go on from, where none will: recorded since, or of an evaluation nobody asks for.
 
     Raises VitpipeError when a suite cannot be planned: nobody knows then what it asks for.
@@ -52,7 +52,7 @@ def find_tunings(workspace: Store, older_than_seconds: float) -> Iterator[Leftov
             continue
         why = "its evaluation is recorded" if is_done else "no suite asks for its evaluation"
         for info in found[evaluation_id]:
-            yield Leftover(info.key, info.num_bytes, why)
+            yield Orphan(info.key, info.num_bytes, why)
 
 
 def _asked_for(workspace: Store) -> set[str]:
@@ -81,7 +81,7 @@ def _old(
     return {group: infos for group, infos in groups.items() if max(info.modified for info in infos) < oldest}
 
 
-def _features(workspace: Store, older_than_seconds: float) -> Iterator[Leftover]:
+def _features(workspace: Store, older_than_seconds: float) -> Iterator[Orphan]:
     """Parts of features whose card never came."""
     groups: dict[str, list[ObjectInfo]] = defaultdict(list)
     for info in workspace.list("features/"):
@@ -92,4 +92,4 @@ def _features(workspace: Store, older_than_seconds: float) -> Iterator[Leftover]
         if not has_card and max(info.modified for info in infos) < oldest:
             for info in infos:
                 if info.key.startswith(f"features/{identifier}/part-"):
-                    yield Leftover(info.key, info.num_bytes, "their features.json never came")
+                    yield Orphan(info.key, info.num_bytes, "their features.json never came")

@@ -15,7 +15,15 @@ from pipeline.evaluate.metrics.outcomes import Outcomes, unpack_outcomes
 from pipeline.evaluate.significance import COMPARED, Compared, Comparison, can_tell, compare_seeds, holm
 from pipeline.records.imported import read_imported_card
 from pipeline.records.run import list_checkpoint_cards, list_retired_cards, parse_reference, read_run_card, run_prefix
-from pipeline.records.score import OUTCOMES, PIXELS, EvaluationKey, EvaluationResult, Only, file_key, list_results
+from pipeline.records.score import (
+    OUTCOMES,
+    PIXELS,
+    EvaluationKey,
+    EvaluationResult,
+    ResultFilter,
+    file_key,
+    list_results,
+)
 
 LAST = "last"
 _DIGEST = re.compile(r"[0-9a-f]{6,64}")
@@ -211,7 +219,7 @@ def _reason(key: EvaluationKey, others: dict[Entry, BySeed]) -> str:
 
 
 @dataclass(frozen=True)
-class Line:
+class ComparisonRow:
     """One evaluation compared; ``p_holm``: its p value adjusted for all lines of the table."""
 
     key: EvaluationKey
@@ -221,7 +229,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class NotCompared:
+class Incomparable:
     """One evaluation, or some seeds of it, that could not be compared. ``side``: "a" or "b", who has it; else "both".
 
     ``result``: of the first of its seeds; A's where both have it.
@@ -244,11 +252,11 @@ class ComparisonTable:
 
     a: NamedWeights
     b: NamedWeights
-    lines: tuple[Line, ...]
-    not_compared: tuple[NotCompared, ...]
+    lines: tuple[ComparisonRow, ...]
+    not_compared: tuple[Incomparable, ...]
 
 
-def compare_named(workspace: Store, a: str, b: str, metric: str | None, only: Only) -> ComparisonTable:
+def compare_named(workspace: Store, a: str, b: str, metric: str | None, only: ResultFilter) -> ComparisonTable:
     """Compare what *a* and *b* name (:func:`find_weights`) by *metric*; None: each by its headline.
 
     Raises InputError for a name or a metric that there is not. What cannot be compared is told, not raised.
@@ -268,7 +276,7 @@ def _of(side: NamedWeights, results: list[EvaluationResult]) -> list[EvaluationR
 
 def compare_all(
     workspace: Store, paired: list[Pairing], metric: str | None
-) -> tuple[list[tuple[Pairing, Comparison]], list[NotCompared]]:
+) -> tuple[list[tuple[Pairing, Comparison]], list[Incomparable]]:
     """Compare each of *paired*, and say of which it is not possible.
 
     Raises StoreAccessError when the store does not answer.
@@ -280,19 +288,19 @@ def compare_all(
         except StoreAccessError:
             raise
         except VitpipeError as error:
-            failed.append(NotCompared("both", pairing.first, tuple(pairing.pairs), str(error)))
+            failed.append(Incomparable("both", pairing.first, tuple(pairing.pairs), str(error)))
     return done, failed
 
 
-def lines_of(done: list[tuple[Pairing, Comparison]]) -> tuple[Line, ...]:
+def lines_of(done: list[tuple[Pairing, Comparison]]) -> tuple[ComparisonRow, ...]:
     """With p values that are adjusted for their number."""
     adjusted = holm([comparison.p for _, comparison in done])
     pairs = zip(done, adjusted, strict=True)
-    return tuple(Line(pairing.key, tuple(pairing.pairs), comparison, p) for (pairing, comparison), p in pairs)
+    return tuple(ComparisonRow(pairing.key, tuple(pairing.pairs), comparison, p) for (pairing, comparison), p in pairs)
 
 
-def _told(one: Unpaired) -> NotCompared:
-    return NotCompared(one.side, one.result, one.seeds, one.reason)
+def _told(one: Unpaired) -> Incomparable:
+    return Incomparable(one.side, one.result, one.seeds, one.reason)
 
 
 def comparison_json(found: ComparisonTable) -> dict[str, Any]:
@@ -307,7 +315,7 @@ def comparison_json(found: ComparisonTable) -> dict[str, Any]:
     }
 
 
-def _line_json(found: ComparisonTable, line: Line) -> dict[str, Any]:
+def _line_json(found: ComparisonTable, line: ComparisonRow) -> dict[str, Any]:
     values = asdict(line.comparison) | {"p_holm": line.p_holm}
     return _about(line.key, line.seeds) | values | {"sentence": line.comparison.sentence(found.a.name, found.b.name)}
 
@@ -326,6 +334,6 @@ def require_lines(found: ComparisonTable) -> None:
     raise InputError(what, "; ".join(reasons[:3]) + more if reasons else "evaluate them with: vitpipe evaluate")
 
 
-def _who(found: ComparisonTable, one: NotCompared) -> str:
+def _who(found: ComparisonTable, one: Incomparable) -> str:
     names = {"a": found.a.name, "b": found.b.name}
     return f"only {names[one.side]} has it; " if one.side in names else ""

@@ -11,11 +11,11 @@ from pipeline.base.config import build
 from pipeline.base.errors import DamageError, InputError, RecipeError
 from pipeline.base.progress import Progress, Silent
 from pipeline.base.store.protocol import Store
-from pipeline.checkpoints.card import check_whole
+from pipeline.checkpoints.card import check_complete
 from pipeline.evaluate.leakage import refuse_leak
 from pipeline.evaluate.ledger import Ledger, State
-from pipeline.evaluate.model_ref import Subject
-from pipeline.evaluate.plan import Patterns, Planned, plan_evaluations, standing
+from pipeline.evaluate.model_ref import ModelRef
+from pipeline.evaluate.plan import Patterns, PlannedEvaluation, plan_evaluations, state_of
 from pipeline.evaluate.recipe import EvaluateRecipe
 from pipeline.records.dataset import read_dataset_card
 from pipeline.records.imported import ImportedCard, list_imported_cards, read_imported_card
@@ -47,7 +47,9 @@ class Planner(Protocol):
     skipped: dict[int, str]
     is_complete: bool
 
-    def plan(self, recipe: EvaluateRecipe, *, is_watching: bool = False, with_retired: bool = False) -> list[Planned]:
+    def plan(
+        self, recipe: EvaluateRecipe, *, is_watching: bool = False, with_retired: bool = False
+    ) -> list[PlannedEvaluation]:
         """Everything that the suite asks for on what is there now.
 
         While a run is watched, its last checkpoint is known only once the run is complete. *with_retired*: also on
@@ -92,7 +94,9 @@ class RunPlanner:
         self._whole: dict[int, CheckpointCard] = {}
         self._doubted: set[int] = set()  # found whole, and to be looked at once more
 
-    def plan(self, recipe: EvaluateRecipe, *, is_watching: bool = False, with_retired: bool = False) -> list[Planned]:
+    def plan(
+        self, recipe: EvaluateRecipe, *, is_watching: bool = False, with_retired: bool = False
+    ) -> list[PlannedEvaluation]:
         """See Planner."""
         self._look()
         retired = list_retired_cards(self._workspace, self._run) if with_retired else []
@@ -124,7 +128,7 @@ class RunPlanner:
     def _look_at(self, step: int) -> None:
         try:
             card = read_checkpoint_card(self._workspace, self._run, step)
-            problem = check_whole(self._workspace, card)
+            problem = check_complete(self._workspace, card)
         except DamageError as error:
             card, problem = None, error.what
         except InputError:
@@ -138,9 +142,9 @@ class RunPlanner:
             self.skipped[step] = problem or ""
             self._progress.say(f"checkpoint of step {step} is skipped: {problem}")
 
-    def _subject(self, card: CheckpointCard) -> Subject:
+    def _subject(self, card: CheckpointCard) -> ModelRef:
         key = f"{step_prefix(self._run, card.step)}/{card.weights.name}"
-        return Subject(card.weights.sha256, key, self._transform, card.step)
+        return ModelRef(card.weights.sha256, key, self._transform, card.step)
 
 
 class WeightsPlanner:
@@ -153,7 +157,9 @@ class WeightsPlanner:
         self.skipped: dict[int, str] = {}
         self._workspace, self._card, self._is_kept = workspace, card, is_kept
 
-    def plan(self, recipe: EvaluateRecipe, *, is_watching: bool = False, with_retired: bool = False) -> list[Planned]:
+    def plan(
+        self, recipe: EvaluateRecipe, *, is_watching: bool = False, with_retired: bool = False
+    ) -> list[PlannedEvaluation]:
         """See Planner. Raises InputError also when the weights are gone."""
         del is_watching  # they do not change
         card = self._card
@@ -161,14 +167,16 @@ class WeightsPlanner:
             found = self._workspace.head(card.weights_key)
             if found is None or found.num_bytes != card.weights.num_bytes:
                 raise InputError(f"the weights of {card.name!r} are not stored whole", f"add --weights {card.source}")
-        subject = Subject(card.weights.sha256, card.weights_key, card.transform, None)
+        subject = ModelRef(card.weights.sha256, card.weights_key, card.transform, None)
         return _plan(self._workspace, [subject], recipe, is_complete=True)
 
     def forget(self, step: int | None) -> None:
         """See Planner: nothing is remembered."""
 
 
-def _plan(workspace: Store, subjects: list[Subject], recipe: EvaluateRecipe, *, is_complete: bool) -> list[Planned]:
+def _plan(
+    workspace: Store, subjects: list[ModelRef], recipe: EvaluateRecipe, *, is_complete: bool
+) -> list[PlannedEvaluation]:
     names = {name for task in recipe.tasks.values() for name in (task.train, task.test)}
     digests = {name: read_dataset_card(workspace, name).digest for name in sorted(names)}
     for name, task in recipe.tasks.items():
@@ -195,7 +203,7 @@ def kept_suites(workspace: Store, run: str) -> dict[str, EvaluateRecipe]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationRequest:
     """A run, and the suite that it is to be judged on; *every_seconds*: look again so often, until it is complete.
 
     *weights*: not a run, but these; *run* is their name then.
@@ -213,7 +221,9 @@ class Asked:
             return WeightsPlanner(workspace, self.weights.card, is_kept=False)
         return planner_of(workspace, self.run, Silent())
 
-    def with_options(self, max_parallel: int | None, priority: list[str] | None, every_seconds: float | None) -> Asked:
+    def with_options(
+        self, max_parallel: int | None, priority: list[str] | None, every_seconds: float | None
+    ) -> EvaluationRequest:
         """The same, with what the command line says about how it is run."""
         given: dict[str, Any] = {"max_parallel": max_parallel} if max_parallel else {}
         given |= {"priority": tuple(priority)} if priority else {}
@@ -228,25 +238,25 @@ def plan_all(
     *,
     with_retired: bool = False,
     planner: Planner | None = None,
-) -> list[Planned]:
+) -> list[PlannedEvaluation]:
     """What the suites together ask for, each evaluation once; *run* may be the name of imported weights.
 
     *with_retired*: also of what is there no more. *planner*: of what is not there yet, instead of the run.
     """
     planner = planner or planner_of(workspace, run, Silent())
-    found: dict[str, Planned] = {}
+    found: dict[str, PlannedEvaluation] = {}
     for recipe in recipes:
         for item in planner.plan(recipe, with_retired=with_retired):
             found.setdefault(item.id, item)
     return list(found.values())
 
 
-def by_state(planned: Iterable[Planned], ledger: Ledger) -> dict[State, list[Planned]]:
+def by_state(planned: Iterable[PlannedEvaluation], ledger: Ledger) -> dict[State, list[PlannedEvaluation]]:
     """How it stands with each of *planned*, as of the ledger's last refresh."""
     now, unwanted = time.time(), Patterns(ledger.cancelled)
-    found: dict[State, list[Planned]] = {
+    found: dict[State, list[PlannedEvaluation]] = {
         state: [] for state in ("due", "waiting", "running", "done", "failed", "cancelled")
     }
     for item in planned:
-        found[standing(item, ledger.view, unwanted, now)].append(item)
+        found[state_of(item, ledger.view, unwanted, now)].append(item)
     return found

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 from pipeline.base.errors import FailedError, InputError
 from pipeline.base.store.protocol import Store
+from pipeline.evaluate.comparison import ComparisonRow, Incomparable, compare_named, has_metric
 from pipeline.evaluate.comparison import ComparisonTable as Compared
-from pipeline.evaluate.comparison import Line, NotCompared, compare_named, has_metric
-from pipeline.records.score import Only
+from pipeline.records.score import ResultFilter
 
 _ROUNDING = 1e-9  # a drop that is exactly as large as allowed passes
 
 
 @dataclass(frozen=True)
-class Limits:
+class GateLimits:
     """What is allowed: a drop of *max_drop*, in points for shares, else in the metric's unit.
 
     *confident*: only what is beyond it with its whole 95 % interval counts as worse.
@@ -28,20 +28,20 @@ class Limits:
     max_drop: float
     confident: bool = False
 
-    def is_beyond(self, line: Line) -> bool:
+    def is_beyond(self, line: ComparisonRow) -> bool:
         """True when the drop is larger than allowed."""
         measured, low, _ = line.comparison.drop
         return (low if self.confident else measured) > self.max_drop + _ROUNDING
 
 
 @dataclass(frozen=True)
-class Judgement:
+class GateResult:
     """What the gate found. *missing*: what the baseline has and cannot be judged."""
 
-    limits: Limits
+    limits: GateLimits
     compared: Compared
-    failing: tuple[Line, ...]
-    missing: tuple[NotCompared, ...]
+    failing: tuple[ComparisonRow, ...]
+    missing: tuple[Incomparable, ...]
 
     @property
     def exit_code(self) -> int:
@@ -51,7 +51,7 @@ class Judgement:
         return 2 if self.missing or not self.compared.lines else 0
 
 
-def judge(workspace: Store, baseline: str, candidate: str, limits: Limits, only: Only) -> Judgement:
+def judge(workspace: Store, baseline: str, candidate: str, limits: GateLimits, only: ResultFilter) -> GateResult:
     """Compare what both names stand for. Raises InputError for a name or a metric that there is not."""
     if not limits.max_drop >= 0:
         raise InputError(f"--max-drop {limits.max_drop:g} is not 0 or more")
@@ -59,10 +59,10 @@ def judge(workspace: Store, baseline: str, candidate: str, limits: Limits, only:
     failing = tuple(line for line in compared.lines if limits.is_beyond(line))
     of_baseline = [one for one in compared.not_compared if one.side != "b"]
     missing = tuple(one for one in of_baseline if has_metric(workspace, one.result, limits.metric))
-    return Judgement(limits, compared, failing, missing)
+    return GateResult(limits, compared, failing, missing)
 
 
-def raise_unless_passed(found: Judgement) -> None:
+def raise_unless_passed(found: GateResult) -> None:
     """Raise FailedError with a line for each evaluation that is worse, InputError for what is missing."""
     worse = [f"worse: {sentence(line, found.limits)}" for line in found.failing]
     missing = [f"missing: {_missing(one, found.compared)}" for one in found.missing]
@@ -78,7 +78,7 @@ def raise_unless_passed(found: Judgement) -> None:
         )
 
 
-def sentence(line: Line, limits: Limits) -> str:
+def sentence(line: ComparisonRow, limits: GateLimits) -> str:
     """``linear on digits: top1 80.00 -> 78.80, worse by 1.20 points (95 % interval ...), 0.5 allowed, n = 899``."""
     one = line.comparison
     digits, unit, scale = (2, " points", 100) if one.in_points else (4, "", 1)
@@ -93,7 +93,7 @@ def sentence(line: Line, limits: Limits) -> str:
     )
 
 
-def name_of(line: Line | NotCompared) -> str:
+def name_of(line: ComparisonRow | Incomparable) -> str:
     """The evaluation as people call it."""
     shots = line.key.settings.get("shots") if line.key.evaluator == "fewshot" else None
     name = line.key.evaluator if shots is None else f"{shots}-shot"
@@ -101,6 +101,6 @@ def name_of(line: Line | NotCompared) -> str:
     return f"{name} on {line.key.task}{seeds}"
 
 
-def _missing(one: NotCompared, compared: Compared) -> str:
+def _missing(one: Incomparable, compared: Compared) -> str:
     who = "cannot be compared" if one.side == "both" else f"{compared.b.name} has no result to compare"
     return f"{name_of(one)}: {who}: {one.reason}"

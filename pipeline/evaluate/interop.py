@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from pipeline.base.atomic_output import appearing
+from pipeline.base.atomic_output import atomic_output
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import InputError
 from pipeline.base.store.open import normalise_uri, open_store, split_uri
@@ -30,7 +30,7 @@ from pipeline.images.transforms import EvaluationTransform
 from pipeline.models.convert.foreign_file import read_tensors
 from pipeline.models.convert.hf import export_hf, hf_class_names, hf_config, import_hf
 from pipeline.models.convert.npz import export_npz, import_npz
-from pipeline.models.convert.tensor_map import Imported, Tensors, fold_normalisation
+from pipeline.models.convert.tensor_map import ConvertedWeights, Tensors, fold_normalisation
 from pipeline.models.convert.timm import export_timm, import_timm, timm_config
 from pipeline.models.cost import count_parameters
 from pipeline.models.vit import ViT
@@ -53,7 +53,7 @@ def export(
     name, data = read_checkpoint(checkpoint, workspace, stores, ema=ema)
     model, description = unpack_model(data, name)
     writers = {"hf": _write_hf, "timm": _write_timm, "npz": _write_npz}
-    with appearing(out) as path:
+    with atomic_output(out) as path:
         writers[form](path, model, description)
     return {
         "checkpoint": name,
@@ -132,7 +132,7 @@ Gelu = Literal["tanh", "exact"]
 
 
 @dataclass(frozen=True)
-class Told:
+class ImportHints:
     """What the caller tells of weights that do not tell it themselves."""
 
     heads: int | None = None
@@ -145,13 +145,13 @@ class _Foreign:
     """What was read, and what somebody should know of how it was understood."""
 
     form: str
-    model: Imported
+    model: ConvertedWeights
     input: Input
     class_names: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
 
-def import_weights(file: str, out: str, stores: Stores, told: Told) -> dict[str, Any]:
+def import_weights(file: str, out: str, stores: Stores, told: ImportHints) -> dict[str, Any]:
     """Write *out*/model.safetensors from *file* and tell what it is.
 
     *file*: a path or URI of .npz, .safetensors or .bin, or a folder that holds one beside its config.json. Raises
@@ -170,7 +170,7 @@ def import_weights(file: str, out: str, stores: Stores, told: Told) -> dict[str,
         foreign.notes.append(f"no transform of ours was told: {transform.model_dump(mode='json')} is taken")
     names = foreign.class_names if len(foreign.class_names) == config.num_classes else ()
     data = pack_weights(state, ModelDescription(config, transform.model_dump(mode="json"), names))
-    with appearing(out) as folder:
+    with atomic_output(out) as folder:
         folder.mkdir()
         (folder / WEIGHTS).write_bytes(data)
     return {
@@ -201,7 +201,7 @@ def _locate(file: str, stores: Stores) -> tuple[Store, str]:
     return store, name
 
 
-def _understand(tensors: Tensors, store: Store, name: str, told: Told) -> _Foreign:
+def _understand(tensors: Tensors, store: Store, name: str, told: ImportHints) -> _Foreign:
     """Whose tensors these are shows in their names."""
     if "embedding/kernel" in tensors or "params/embedding/kernel" in tensors:
         return _npz(tensors, name, told)
@@ -215,7 +215,7 @@ def _understand(tensors: Tensors, store: Store, name: str, told: Told) -> _Forei
     raise InputError(f"{name} is no ViT that is known here: it has none of {known}")
 
 
-def _npz(tensors: Tensors, name: str, told: Told) -> _Foreign:
+def _npz(tensors: Tensors, name: str, told: ImportHints) -> _Foreign:
     model = import_npz(tensors, name, told.image_size)
     notes = [] if told.gelu else ["GELU by tanh, as in the JAX code; weights that came from torch want --gelu exact"]
     return _Foreign("npz", model, Input(), notes=[*notes, "pixels are taken to be in [-1, 1]"])
@@ -234,7 +234,7 @@ def _hf(tensors: Tensors, store: Store, name: str) -> _Foreign:
     return _Foreign("hf", model, from_preprocessor(preprocessor, model.config.image_size), hf_class_names(tree))
 
 
-def _timm(tensors: Tensors, store: Store, name: str, told: Told) -> _Foreign:
+def _timm(tensors: Tensors, store: Store, name: str, told: ImportHints) -> _Foreign:
     tree = _json_beside(store, "config.json") or {}
     model = import_timm(tensors, tree, name, told.heads, told.gelu)
     pretrained = tree.get("pretrained_cfg")

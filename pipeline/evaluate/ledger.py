@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 from pipeline.base.errors import DamageError
 from pipeline.base.process_identity import _place
-from pipeline.base.retry import Patience, patiently
+from pipeline.base.retry import RetryPolicy, with_retry
 from pipeline.base.store.protocol import ObjectInfo, Store
 from pipeline.records.ledger import (
     LEDGER,
@@ -26,7 +26,7 @@ from pipeline.records.ledger import (
     Claim,
     Failure,
     Invalid,
-    Marks,
+    LedgerListing,
     Owner,
     Renewal,
     cancelled_key,
@@ -44,7 +44,7 @@ Kind = TypeVar("Kind", bound=Record)
 
 
 @dataclass(frozen=True)
-class Entry:
+class EvaluationState:
     """One evaluation: its generation, whether that is recorded, how many claims there were, and the last one's fate.
 
     *claim* is None when it has ended, or belongs to an earlier generation; so is *failure*.
@@ -70,10 +70,10 @@ class Entry:
         return "waiting" if now < self.failure.retry_after else "due"
 
 
-LedgerView = Mapping[str, Entry]
+LedgerView = Mapping[str, EvaluationState]
 
 
-def wanted(marks: Marks) -> list[ObjectInfo]:
+def wanted(marks: LedgerListing) -> list[ObjectInfo]:
     """What has to be read to know how it stands with an evaluation."""
     if marks.is_recorded:
         return []
@@ -83,14 +83,16 @@ def wanted(marks: Marks) -> list[ObjectInfo]:
     return found
 
 
-def view_of(found: Mapping[str, Marks], bodies: Bodies, is_gone: Callable[[Owner], bool]) -> dict[str, Entry]:
+def view_of(
+    found: Mapping[str, LedgerListing], bodies: Bodies, is_gone: Callable[[Owner], bool]
+) -> dict[str, EvaluationState]:
     """The view, by id. *is_gone*: true of an owner that is known to work no more."""
     return {evaluation_id: _entry(marks, bodies, is_gone) for evaluation_id, marks in found.items()}
 
 
-def _entry(marks: Marks, bodies: Bodies, is_gone: Callable[[Owner], bool]) -> Entry:
+def _entry(marks: LedgerListing, bodies: Bodies, is_gone: Callable[[Owner], bool]) -> EvaluationState:
     claims, generation = max(marks.number("claim"), 0), marks.generation
-    entry = Entry(generation, marks.is_recorded, claims)
+    entry = EvaluationState(generation, marks.is_recorded, claims)
     if marks.is_recorded:
         return entry
     invalid = _read(Invalid, marks, "invalid", bodies)
@@ -105,7 +107,7 @@ def _entry(marks: Marks, bodies: Bodies, is_gone: Callable[[Owner], bool]) -> En
     return replace(entry, claim=claim, expires=(renewal.expires if renewal else claim.expires) + CLOCK_SECONDS)
 
 
-def _read(kind: type[Kind], marks: Marks, name: str, bodies: Bodies) -> Kind | None:
+def _read(kind: type[Kind], marks: LedgerListing, name: str, bodies: Bodies) -> Kind | None:
     """A damaged record counts for none: then the work is done once more, and still recorded once."""
     if name not in marks.newest:
         return None
@@ -145,12 +147,12 @@ class Ledger:
     What this process does itself is seen at once.
     """
 
-    def __init__(self, workspace: Store, run: str, patience: Patience | None = None) -> None:
-        self.view: dict[str, Entry] = {}
+    def __init__(self, workspace: Store, run: str, patience: RetryPolicy | None = None) -> None:
+        self.view: dict[str, EvaluationState] = {}
         self.cancelled: tuple[str, ...] = ()
         self.owner = current_owner()
         self._workspace, self._run = workspace, run
-        self._patience = patience or Patience(0)
+        self._patience = patience or RetryPolicy(0)
         self._bodies: dict[tuple[str, str], bytes] = {}
 
     def refresh(self) -> None:
@@ -170,7 +172,7 @@ class Ledger:
 
     def claim(self, evaluation_id: str, name: str) -> int | None:
         """Claim an evaluation that is due: the number of the claim, or None when somebody else was faster."""
-        entry, now = self.view.get(evaluation_id, Entry()), time.time()
+        entry, now = self.view.get(evaluation_id, EvaluationState()), time.time()
         number = entry.claims + 1
         key = ledger_key(evaluation_id, "claim", number)
         mine = Claim(
@@ -196,7 +198,7 @@ class Ledger:
 
         One that has expired stands until another follows it.
         """
-        entry = self.view.get(evaluation_id, Entry())
+        entry = self.view.get(evaluation_id, EvaluationState())
         return not entry.is_recorded and (entry.claims, entry.generation) == (claim, generation)
 
     def renew(self, evaluation_id: str) -> None:
@@ -234,12 +236,12 @@ class Ledger:
 
     def invalidate(self, evaluation_id: str, reason: str) -> bool:
         """Make the result and the failures of an evaluation void; False when somebody else has just done so."""
-        entry = self.view.get(evaluation_id, Entry())
+        entry = self.view.get(evaluation_id, EvaluationState())
         by = f"{self.owner.place.partition(' ')[0]}:{self.owner.pid}"
         void = Invalid(reason=reason, by=by, claims=entry.claims, at=time.time())
         key = ledger_key(evaluation_id, "invalid", entry.generation)
         done = self._do(key, lambda: self._workspace.put_if_absent(key, void.to_json()))
-        self.view[evaluation_id] = Entry(generation=entry.generation + 1, claims=entry.claims)
+        self.view[evaluation_id] = EvaluationState(generation=entry.generation + 1, claims=entry.claims)
         return done
 
     def change_cancelled(self, change: Callable[[tuple[str, ...]], Sequence[str]]) -> tuple[str, ...]:
@@ -258,7 +260,7 @@ class Ledger:
                 self.cancelled = after
                 return after
 
-    def _view(self, prefix: str) -> dict[str, Entry]:
+    def _view(self, prefix: str) -> dict[str, EvaluationState]:
         found = self._do(prefix, lambda: read_marks(self._workspace.list(prefix)))
         needed = [info for marks in found.values() for info in wanted(marks)]
         missing = [info for info in needed if (info.key, info.etag) not in self._bodies]
@@ -293,7 +295,7 @@ class Ledger:
             return (), None
 
     def _do(self, what: str, request: Callable[[], Result]) -> Result:
-        return patiently(self._workspace, self._patience, what, request)
+        return with_retry(self._workspace, self._patience, what, request)
 
 
 def retry_seconds(tries: int) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError
 from pipeline.base.store.protocol import Store
-from pipeline.evaluate.model_ref import Subject
+from pipeline.evaluate.model_ref import ModelRef
 from pipeline.models.vit import ViT
 from pipeline.models.weights import unpack_model
 from pipeline.train.device import compute_device
@@ -39,21 +39,21 @@ class PixelNetwork(nn.Module):
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A network, and the names of its classes: none where its weights do not tell them."""
 
     network: ViT | PixelNetwork
     class_names: tuple[str, ...] = ()
 
 
-def load_network(workspace: Store, subject: Subject) -> ViT | PixelNetwork:
+def load_network(workspace: Store, subject: ModelRef) -> ViT | PixelNetwork:
     """The subject's network, in evaluation mode. Raises DamageError when the weights are not those of the digest."""
     return _loaded(workspace, subject).network
 
 
-def _loaded(workspace: Store, subject: Subject) -> Loaded:
+def _loaded(workspace: Store, subject: ModelRef) -> LoadedModel:
     if subject.is_pixels:
-        return Loaded(PixelNetwork())
+        return LoadedModel(PixelNetwork())
     try:
         data = workspace.read(subject.weights_key)
     except FileNotFoundError:
@@ -61,20 +61,20 @@ def _loaded(workspace: Store, subject: Subject) -> Loaded:
     if sha256_hex(data) != subject.weights_digest:
         raise DamageError(f"{subject.weights_key}: its bytes are not those that the checkpoint's card names")
     model, description = unpack_model(data, subject.weights_key)
-    return Loaded(model, description.class_names)
+    return LoadedModel(model, description.class_names)
 
 
-def warm_network(workspace: Store, subject: Subject) -> ViT | PixelNetwork:
+def warm_network(workspace: Store, subject: ModelRef) -> ViT | PixelNetwork:
     """The same, to be read only: the last ones stay in this process. On the GPU where there is one."""
     return _kept_warm(workspace, subject).network
 
 
-def warm_class_names(workspace: Store, subject: Subject) -> tuple[str, ...]:
+def warm_class_names(workspace: Store, subject: ModelRef) -> tuple[str, ...]:
     """The names of its classes, of the same network; none where its weights do not tell them."""
     return _kept_warm(workspace, subject).class_names
 
 
-def _kept_warm(workspace: Store, subject: Subject) -> Loaded:
+def _kept_warm(workspace: Store, subject: ModelRef) -> LoadedModel:
     name = (workspace.uri, subject.weights_key, subject.weights_digest)
     loaded = _warm.pop(name, None)
     if loaded is None:
@@ -86,4 +86,4 @@ def _kept_warm(workspace: Store, subject: Subject) -> Loaded:
     return loaded
 
 
-_warm: OrderedDict[tuple[str, str, str], Loaded] = OrderedDict()
+_warm: OrderedDict[tuple[str, str, str], LoadedModel] = OrderedDict()

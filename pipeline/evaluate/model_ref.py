@@ -17,7 +17,7 @@ MOST_PIXELS = 32
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelRef:
     """Weights by digest and key in the workspace; for raw pixels the digest is PIXELS and the key empty.
 
     ``step`` is None for those, and for imported weights, which belong to no run.
@@ -46,7 +46,7 @@ class Subject:
         return f"weights {self.weights_digest[:_SHOWN]}" if self.step is None else f"step {self.step}"
 
 
-def at_size(subject: Subject, size: int) -> Subject:
+def at_size(subject: ModelRef, size: int) -> ModelRef:
     """*subject*, fed with images of *size* pixels (0: as it is), cut out of proportionally larger ones."""
     transform = subject.evaluation_transform
     if size in (0, transform.size):
@@ -56,7 +56,7 @@ def at_size(subject: Subject, size: int) -> Subject:
     return replace(subject, transform=changed.model_dump(mode="json"))
 
 
-def pixels_like(subject: Subject) -> Subject:
+def pixels_like(subject: ModelRef) -> ModelRef:
     """The raw-pixel baseline beside *subject*: its input, at most MOST_PIXELS of a side."""
-    pixels = Subject(PIXELS, "", subject.transform, None)
+    pixels = ModelRef(PIXELS, "", subject.transform, None)
     return at_size(pixels, min(MOST_PIXELS, subject.evaluation_transform.size))

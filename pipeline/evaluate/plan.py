@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.base.errors import InputError
-from pipeline.evaluate.ledger import Entry, LedgerView, State
-from pipeline.evaluate.model_ref import Subject, pixels_like
+from pipeline.evaluate.ledger import EvaluationState, LedgerView, State
+from pipeline.evaluate.model_ref import ModelRef, pixels_like
 from pipeline.evaluate.recipe import EvaluateRecipe, FewshotSettings, SuiteEntry, Task
 from pipeline.images.transforms import EvaluationTransform
 from pipeline.records.evaluators import PROTOCOL_VERSIONS
@@ -23,11 +23,11 @@ _NEEDS_NETWORK = {"classify", "inspect"}  # raw pixels have no head and no filte
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedEvaluation:
     """One evaluation: its key, what it is of, and its task."""
 
     key: EvaluationKey
-    subject: Subject
+    subject: ModelRef
     task: Task
 
     @cached_property
@@ -52,7 +52,7 @@ def _details(settings: dict[str, Any]) -> str:
     return f" ({', '.join(details)})" if details else ""
 
 
-def seen_by(entry: SuiteEntry, subject: Subject) -> Subject:
+def seen_by(entry: SuiteEntry, subject: ModelRef) -> ModelRef:
     """*subject* with the input that the entry's protocol asks for, at the network's size.
 
     Few-shot (big_vision, configs/common_fewshot.py): both sides to 256, the central 224, bilinear; at other sizes in
@@ -70,8 +70,8 @@ def seen_by(entry: SuiteEntry, subject: Subject) -> Subject:
 
 
 def subjects_of(
-    entry: SuiteEntry, checkpoints: list[Subject], baselines: bool, *, is_complete: bool = True
-) -> list[Subject]:
+    entry: SuiteEntry, checkpoints: list[ModelRef], baselines: bool, *, is_complete: bool = True
+) -> list[ModelRef]:
     """What an entry judges: checkpoints by step (step 0 is the untrained network), and the baselines.
 
     While a run is not complete, no checkpoint is the last one.
@@ -93,15 +93,15 @@ def subjects_of(
 
 
 def plan_evaluations(
-    checkpoints: list[Subject], recipe: EvaluateRecipe, dataset_digests: dict[str, str], *, is_complete: bool = True
-) -> list[Planned]:
+    checkpoints: list[ModelRef], recipe: EvaluateRecipe, dataset_digests: dict[str, str], *, is_complete: bool = True
+) -> list[PlannedEvaluation]:
     """Every evaluation that the suite asks for, newest checkpoint last, each once.
 
     *is_complete*: no newer checkpoint is to come, so that the newest one is the last one.
     Raises InputError for a task that would be judged on what it was trained on.
     """
     _refuse_leaks(recipe, dataset_digests)
-    planned: dict[str, Planned] = {}
+    planned: dict[str, PlannedEvaluation] = {}
     for entry in recipe.suite:
         for task_name in entry.tasks:
             task = recipe.tasks[task_name]
@@ -118,7 +118,7 @@ def plan_evaluations(
                         settings=entry.resolved() | task.rule,
                         seed=seed,
                     )
-                    item = Planned(key, seen, task)
+                    item = PlannedEvaluation(key, seen, task)
                     planned.setdefault(item.id, item)
     return list(planned.values())
 
@@ -155,25 +155,25 @@ class Patterns:
         return self.place(name) < len(self._compiled)
 
 
-def standing(item: Planned, view: LedgerView, cancelled: Patterns, now: float) -> State:
+def state_of(item: PlannedEvaluation, view: LedgerView, cancelled: Patterns, now: float) -> State:
     """How it stands with one evaluation at *now* (seconds since 1970)."""
-    state = view.get(item.id, Entry()).state(now)
+    state = view.get(item.id, EvaluationState()).state(now)
     return "cancelled" if state not in ("done", "running") and cancelled.match(item.name) else state
 
 
-def due(
-    planned: Iterable[Planned],
+def due_evaluations(
+    planned: Iterable[PlannedEvaluation],
     view: LedgerView,
     now: float,
     cancelled: Sequence[str] = (),
     priority: Sequence[str] = (),
-) -> list[Planned]:
+) -> list[PlannedEvaluation]:
     """What can be started at *now*: by *priority*, then the newest checkpoint first, then the longest work first."""
     unwanted, wanted = Patterns(cancelled), Patterns(priority)
-    found = [item for item in planned if standing(item, view, unwanted, now) == "due"]
+    found = [item for item in planned if state_of(item, view, unwanted, now) == "due"]
     return sorted(found, key=lambda item: _order(item, wanted))
 
 
-def _order(item: Planned, wanted: Patterns) -> tuple[int, int, int]:
+def _order(item: PlannedEvaluation, wanted: Patterns) -> tuple[int, int, int]:
     step = -1 if item.subject.step is None else item.subject.step
     return wanted.place(item.name), -step, 0 if item.key.evaluator == "finetune" else 1

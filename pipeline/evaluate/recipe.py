@@ -249,7 +249,7 @@ _LISTED = 4  # longer lists are told by their ends
 _MISSING = object()
 
 
-def settings_in_short(key: EvaluationKey) -> str:
+def settings_summary(key: EvaluationKey) -> str:
     """``shots 10, l2 1024``; with the version of the protocol where it is not the first."""
     kind = SETTINGS.get(key.evaluator)
     defaults = kind().model_dump(mode="json") if kind else {}

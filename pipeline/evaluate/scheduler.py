@@ -14,17 +14,17 @@ from typing import TypeVar
 
 from pipeline.base.errors import DamageError, InputError, RecipeError, RefusedError, StoreAccessError, VitpipeError
 from pipeline.base.progress import Progress
-from pipeline.base.retry import Patience, patiently
+from pipeline.base.retry import RetryPolicy, with_retry
 from pipeline.base.store.protocol import Store
-from pipeline.checkpoints.retention import pin, release, renew
+from pipeline.checkpoints.retention import hold_steps, release_steps, renew_steps
 from pipeline.evaluate.discovery import planner_of, refuse_empty
 from pipeline.evaluate.features.extract import single_thread
 from pipeline.evaluate.ledger import CLAIM_SECONDS, Ending, Ledger
-from pipeline.evaluate.plan import Patterns, Planned, due, standing
+from pipeline.evaluate.plan import Patterns, PlannedEvaluation, due_evaluations, state_of
 from pipeline.evaluate.ray_executor import Ended, Lost, Pool, Share
 from pipeline.evaluate.recipe import EvaluateRecipe
 from pipeline.evaluate.work_queue import Queue
-from pipeline.evaluate.worker import Preparation, is_prepared, parts_of, perform, prepare
+from pipeline.evaluate.worker import FeatureJob, is_prepared, parts_of, run_evaluation, run_feature_job
 from pipeline.records.ledger import LEDGER
 
 Result = TypeVar("Result")
@@ -32,10 +32,10 @@ Result = TypeVar("Result")
 PIN_SECONDS = 600.0  # renewed each third of it; who dies holds nothing for longer
 
 
-class Pinning:
+class StepHold:
     """The pin of one scheduler on a run. A checkpoint is pinned while any evaluation of it is not done."""
 
-    def __init__(self, workspace: Store, run: str, owner: str, patience: Patience) -> None:
+    def __init__(self, workspace: Store, run: str, owner: str, patience: RetryPolicy) -> None:
         self._workspace, self._run, self._owner, self._patience = workspace, run, owner, patience
         self._steps: set[int] = set()
         self._renewed = 0.0
@@ -48,7 +48,7 @@ class Pinning:
         if not wanted:
             self.release()
             return set()
-        there = self._do(lambda: pin(self._workspace, self._run, wanted, self._owner, PIN_SECONDS))
+        there = self._do(lambda: hold_steps(self._workspace, self._run, wanted, self._owner, PIN_SECONDS))
         self._steps, self._renewed = wanted, time.monotonic()
         return wanted - set(there)
 
@@ -56,16 +56,16 @@ class Pinning:
         """Renew the pin, if it is time to."""
         if self._steps and time.monotonic() - self._renewed > PIN_SECONDS / 3:
             self._renewed = time.monotonic()
-            self._do(lambda: renew(self._workspace, self._run, self._owner, PIN_SECONDS))
+            self._do(lambda: renew_steps(self._workspace, self._run, self._owner, PIN_SECONDS))
 
     def release(self) -> None:
         """Nothing is needed any more."""
         if self._steps:
-            self._do(lambda: release(self._workspace, self._run, self._owner))
+            self._do(lambda: release_steps(self._workspace, self._run, self._owner))
             self._steps = set()
 
     def _do(self, request: Callable[[], Result]) -> Result:
-        return patiently(self._workspace, self._patience, f"runs/{self._run}/pins/{self._owner}.json", request)
+        return with_retry(self._workspace, self._patience, f"runs/{self._run}/pins/{self._owner}.json", request)
 
 
 _TICK_SECONDS = 0.25  # how long nothing but a worker's answer is looked at
@@ -96,7 +96,7 @@ class Outcome:
 class _Running:
     """An evaluation that a worker is at, and our claim it was started with."""
 
-    item: Planned
+    item: PlannedEvaluation
     claim: int
     generation: int
 
@@ -141,15 +141,15 @@ class Scheduler:
         self._keep_suite = keep
         self._kept: EvaluateRecipe | None = None  # what was planned by last
         self._is_watching = every_seconds is not None
-        self._patience = Patience(recipe.patience_seconds, progress.say)
+        self._patience = RetryPolicy(recipe.patience_seconds, progress.say)
         self._ledger = Ledger(workspace, run, self._patience)
         self._planner = planner_of(workspace, run, progress)
-        self._pinning = Pinning(workspace, run, f"evaluate-{self._ledger.owner.token[:12]}", self._patience)
+        self._pinning = StepHold(workspace, run, f"evaluate-{self._ledger.owner.token[:12]}", self._patience)
         self._queue = Queue(self._is_prepared, self._parts_of, recipe.max_tries)
         self._pool = Pool(Share(recipe.max_parallel, recipe.cpus, recipe.gpus, recipe.resources))
-        self._planned: dict[str, Planned] = {}
+        self._planned: dict[str, PlannedEvaluation] = {}
         self._running: dict[str, _Running] = {}
-        self._others: dict[str, Planned] = {}  # others work on them
+        self._others: dict[str, PlannedEvaluation] = {}  # others work on them
         self._num_done = self._num_open = 0
         self._look_due = Every(every_seconds or 0.0)
         self._claims_due = Every(CLAIM_SECONDS / 3)
@@ -192,7 +192,7 @@ class Scheduler:
         self._look_due.reset()
         self._tell()
 
-    def _plan(self) -> list[Planned]:
+    def _plan(self) -> list[PlannedEvaluation]:
         """What the suite asks for now; where it cannot be read or planned, as while it is edited, the one before."""
         try:
             recipe = self._read_recipe()
@@ -203,13 +203,13 @@ class Scheduler:
             self._progress.say(f"the suite cannot be used now, the one before stays: {error}")
             return self._plan_by(self._recipe)
         if recipe != self._kept:
-            patiently(self._workspace, self._patience, LEDGER, lambda: self._keep_suite(recipe))
+            with_retry(self._workspace, self._patience, LEDGER, lambda: self._keep_suite(recipe))
         self._recipe = self._kept = recipe
         return planned
 
-    def _plan_by(self, recipe: EvaluateRecipe) -> list[Planned]:
+    def _plan_by(self, recipe: EvaluateRecipe) -> list[PlannedEvaluation]:
         request = lambda: self._planner.plan(recipe, is_watching=self._is_watching)  # noqa: E731 - asked again
-        return patiently(self._workspace, self._patience, "runs", request)
+        return with_retry(self._workspace, self._patience, "runs", request)
 
     def _refill(self) -> None:
         """Sort what is planned and not running here into what is due, what waits, and what others work on."""
@@ -218,13 +218,13 @@ class Scheduler:
         # What runs here may look due: made void elsewhere, or its claim expired while the store was away.
         idle = [item for item in self._planned.values() if item.id not in self._running]
         for item in idle:
-            state = standing(item, view, unwanted, now)
+            state = state_of(item, view, unwanted, now)
             if state == "waiting":
                 failure = view[item.id].failure
                 later.append((failure.retry_after or now if failure else now, item))
             elif state == "running":
                 self._others[item.id] = item
-        self._queue.fill(due(idle, view, now, cancelled, self._recipe.priority), later)
+        self._queue.fill(due_evaluations(idle, view, now, cancelled, self._recipe.priority), later)
 
     def _pin(self) -> bool:
         """Pin what is still needed; True when some of it was gone by then."""
@@ -233,7 +233,7 @@ class Scheduler:
         needed = {
             item.subject.step
             for item in self._planned.values()
-            if item.subject.step is not None and standing(item, self._ledger.view, unwanted, now) in open_states
+            if item.subject.step is not None and state_of(item, self._ledger.view, unwanted, now) in open_states
         }
         return bool(self._pinning.hold(needed))
 
@@ -250,7 +250,7 @@ class Scheduler:
     def _start(self) -> None:
         self._pool.want(self._pool.num_running + len(self._queue))
         while self._pool.num_idle and (task := self._queue.next()) is not None:
-            if isinstance(task, Preparation):
+            if isinstance(task, FeatureJob):
                 self._pool.start(task, task.subject.weights_digest, _prepare, self._workspace, task)
             elif (claim := self._ledger.claim(task.id, task.name)) is None:
                 self._others[task.id] = task
@@ -266,7 +266,7 @@ class Scheduler:
 
     def _take(self, ended: Ended) -> None:
         failed = isinstance(ended.outcome, Lost | VitpipeError)
-        if isinstance(ended.task, Preparation):
+        if isinstance(ended.task, FeatureJob):
             (self._queue.not_made if failed else self._queue.made)(ended.task)
             return
         running = self._running.pop(str(ended.task))
@@ -284,7 +284,7 @@ class Scheduler:
     def _holds(self, running: _Running) -> bool:
         return self._ledger.holds(running.item.id, running.claim, running.generation)
 
-    def _failed(self, item: Planned, outcome: Lost | VitpipeError) -> None:
+    def _failed(self, item: PlannedEvaluation, outcome: Lost | VitpipeError) -> None:
         reason = outcome.reason if isinstance(outcome, Lost) else str(outcome).splitlines()[0]
         failure = self._ledger.end(item.id, _kind(outcome), reason, self._recipe.max_tries)
         if failure.retry_after is None:
@@ -357,7 +357,7 @@ class Scheduler:
         now, view, unwanted = time.time(), self._ledger.view, Patterns(self._ledger.cancelled)
         failures, cancelled, recorded = [], [], 0
         for item in self._planned.values():
-            state = standing(item, view, unwanted, now)
+            state = state_of(item, view, unwanted, now)
             recorded += state == "done"
             if state == "cancelled":
                 cancelled.append(item.name)
@@ -368,13 +368,13 @@ class Scheduler:
             len(self._planned), recorded, self._num_done, tuple(failures), tuple(cancelled), dict(self._planner.skipped)
         )
 
-    def _is_prepared(self, preparation: Preparation) -> bool:
+    def _is_prepared(self, preparation: FeatureJob) -> bool:
         request = lambda: is_prepared(self._workspace, preparation)  # noqa: E731 - asked again
-        return patiently(self._workspace, self._patience, LEDGER, request)
+        return with_retry(self._workspace, self._patience, LEDGER, request)
 
-    def _parts_of(self, preparation: Preparation) -> list[int]:
+    def _parts_of(self, preparation: FeatureJob) -> list[int]:
         request = lambda: parts_of(self._workspace, preparation)  # noqa: E731 - asked again
-        return patiently(self._workspace, self._patience, LEDGER, request)
+        return with_retry(self._workspace, self._patience, LEDGER, request)
 
 
 def _kind(outcome: Lost | VitpipeError) -> Ending:
@@ -383,11 +383,11 @@ def _kind(outcome: Lost | VitpipeError) -> Ending:
     return "refused" if isinstance(outcome, RefusedError) else "error"
 
 
-def _prepare(workspace: Store, preparation: Preparation) -> None:
+def _prepare(workspace: Store, preparation: FeatureJob) -> None:
     single_thread()
-    prepare(workspace, preparation)
+    run_feature_job(workspace, preparation)
 
 
-def _perform(workspace: Store, planned: Planned, generation: int, patience: Patience) -> bool:
+def _perform(workspace: Store, planned: PlannedEvaluation, generation: int, patience: RetryPolicy) -> bool:
     single_thread()
-    return perform(workspace, planned, generation, patience)
+    return run_evaluation(workspace, planned, generation, patience)

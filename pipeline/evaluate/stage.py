@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pipeline.base.errors import FailedError
 from pipeline.base.progress import Progress
 from pipeline.base.store.protocol import Store
-from pipeline.evaluate.discovery import Asked, keep_suite, plan_all, refuse_empty
+from pipeline.evaluate.discovery import EvaluationRequest, keep_suite, plan_all, refuse_empty
 from pipeline.evaluate.recipe import EvaluateRecipe
 from pipeline.evaluate.scheduler import Outcome, Scheduler
 
@@ -42,7 +42,7 @@ def check_evaluated(outcome: Outcome) -> None:
         )
 
 
-def _check_planned(workspace: Store, asked: Asked) -> None:
+def _check_planned(workspace: Store, asked: EvaluationRequest) -> None:
     """Refuse before anything starts what the scheduler would: datasets that are missing or leak, nothing to judge.
 
     What it learns of leaks is remembered, so that the scheduler need not read the indexes again.
@@ -53,7 +53,7 @@ def _check_planned(workspace: Store, asked: Asked) -> None:
         refuse_empty(planner)
 
 
-def take_weights(workspace: Store, asked: Asked) -> None:
+def take_weights(workspace: Store, asked: EvaluationRequest) -> None:
     """Store the weights that are asked for in *workspace*, if any, once it is known that the suite can be planned."""
     if asked.weights is not None:
         from pipeline.evaluate.imported_weights import keep_weights  # noqa: PLC0415

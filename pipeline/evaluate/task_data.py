@@ -17,8 +17,8 @@ from pipeline.evaluate.features.storage import Features, FeatureSpec
 from pipeline.evaluate.leakage import refuse_leak
 from pipeline.evaluate.metrics.classification import headline, mean_average_precision, oracle, share_of
 from pipeline.evaluate.metrics.outcomes import Outcomes, of_label_scores, of_probabilities, of_scores
-from pipeline.evaluate.model_ref import Subject
-from pipeline.evaluate.plan import Planned
+from pipeline.evaluate.model_ref import ModelRef
+from pipeline.evaluate.plan import PlannedEvaluation
 from pipeline.evaluate.recipe import Task
 from pipeline.evaluate.splits import (
     VTAB_TRAIN,
@@ -58,7 +58,7 @@ class TaskData:
     """The samples of a task as *subject* sees them. *is_many*: samples have several labels, and are judged by mAP."""
 
     workspace: Store
-    subject: Subject
+    subject: ModelRef
     task: Task
     class_names: tuple[str, ...]
     is_many: bool
@@ -184,7 +184,7 @@ class TaskData:
         return found.labels
 
 
-def open_task(workspace: Store, planned: Planned) -> TaskData:
+def open_task(workspace: Store, planned: PlannedEvaluation) -> TaskData:
     """Raises InputError when the two datasets have other classes, or share an image."""
     task = planned.task
     train, test = (read_dataset_card(workspace, name) for name in (task.train, task.test))

@@ -9,10 +9,10 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 
-from pipeline.evaluate.plan import Planned
-from pipeline.evaluate.worker import Preparation, preparations
+from pipeline.evaluate.plan import PlannedEvaluation
+from pipeline.evaluate.worker import FeatureJob, preparations
 
-Task = Planned | Preparation
+Task = PlannedEvaluation | FeatureJob
 
 
 class Queue:
@@ -25,18 +25,18 @@ class Queue:
 
     def __init__(
         self,
-        is_prepared: Callable[[Preparation], bool],
-        parts_of: Callable[[Preparation], list[int]],
+        is_prepared: Callable[[FeatureJob], bool],
+        parts_of: Callable[[FeatureJob], list[int]],
         max_tries: int,
     ) -> None:
         self._is_prepared, self._parts_of, self._max_tries = is_prepared, parts_of, max_tries
-        self._preparations: dict[str, tuple[Preparation, ...]] = {}
+        self._preparations: dict[str, tuple[FeatureJob, ...]] = {}
         self._parts_left: Counter[Hashable] = Counter()
-        self._ready: deque[Planned] = deque()
-        self._openings: deque[Preparation] = deque()
-        self._parked: dict[str, tuple[Planned, set[Hashable]]] = {}  # by id: what it still waits for
+        self._ready: deque[PlannedEvaluation] = deque()
+        self._openings: deque[FeatureJob] = deque()
+        self._parked: dict[str, tuple[PlannedEvaluation, set[Hashable]]] = {}  # by id: what it still waits for
         self._waiting_for: dict[Hashable, list[str]] = defaultdict(list)
-        self._later: list[tuple[float, int, Planned]] = []
+        self._later: list[tuple[float, int, PlannedEvaluation]] = []
         self._known: set[Hashable] = set()  # preparations that are there, or given up
         self._making: set[Hashable] = set()  # handed out
         self._tries: Counter[Hashable] = Counter()
@@ -46,7 +46,7 @@ class Queue:
         """All that is left to be handed out, now or later."""
         return len(self._ready) + len(self._openings) + len(self._parked) + len(self._later)
 
-    def fill(self, due: Iterable[Planned], later: Iterable[tuple[float, Planned]]) -> None:
+    def fill(self, due: Iterable[PlannedEvaluation], later: Iterable[tuple[float, PlannedEvaluation]]) -> None:
         """From here on *due*, in this order, and each of *later* at its time (seconds since 1970)."""
         now, then = list(due), list(later)
         self._preparations = preparations([*now, *(item for _, item in then)])
@@ -58,7 +58,7 @@ class Queue:
         self._later = [(at, next(self._number), item) for at, item in then]
         heapq.heapify(self._later)
 
-    def add(self, item: Planned, at: float = 0.0) -> None:
+    def add(self, item: PlannedEvaluation, at: float = 0.0) -> None:
         """One more, at its time."""
         heapq.heappush(self._later, (at, next(self._number), item))
 
@@ -77,7 +77,7 @@ class Queue:
             return self._open(self._openings.popleft())
         return None
 
-    def _open(self, preparation: Preparation) -> Preparation:
+    def _open(self, preparation: FeatureJob) -> FeatureJob:
         """What to hand out of it: a part, where there are several."""
         is_new = preparation.id not in self._making
         self._making.add(preparation.id)
@@ -89,12 +89,12 @@ class Queue:
         self._openings.extendleft(reversed(rest))
         return first
 
-    def _part_ended(self, preparation: Preparation) -> None:
+    def _part_ended(self, preparation: FeatureJob) -> None:
         self._parts_left[preparation.id] -= 1
         if not self._parts_left[preparation.id]:
             self._openings.append(replace(preparation, part=None))
 
-    def made(self, preparation: Preparation) -> None:
+    def made(self, preparation: FeatureJob) -> None:
         """It is there: what waited for it comes next, in its order."""
         if preparation.part is not None:
             self._part_ended(preparation)
@@ -110,7 +110,7 @@ class Queue:
                 freed.append(item)
         self._ready.extendleft(reversed(freed))
 
-    def not_made(self, preparation: Preparation) -> None:
+    def not_made(self, preparation: FeatureJob) -> None:
         """It failed: once more, or given up."""
         if preparation.part is not None:
             self._part_ended(preparation)  # the whole makes what is missing
@@ -122,7 +122,7 @@ class Queue:
         elif preparation.id in self._waiting_for:
             self._openings.append(preparation)
 
-    def _is_missing(self, preparation: Preparation) -> bool:
+    def _is_missing(self, preparation: FeatureJob) -> bool:
         if preparation.id in self._known:
             return False
         if preparation.id not in self._making and self._is_prepared(preparation):
@@ -130,7 +130,7 @@ class Queue:
             return False
         return True
 
-    def _park(self, item: Planned, missing: list[Preparation]) -> None:
+    def _park(self, item: PlannedEvaluation, missing: list[FeatureJob]) -> None:
         self._parked[item.id] = (item, {one.id for one in missing})
         for one in missing:
             is_new = one.id not in self._waiting_for and one.id not in self._making

@@ -51,7 +51,7 @@ class CheckOptions:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckResult:
     """A decoded image. ``facts`` are of the bytes that will be stored.
 
     ``sums`` and ``squares``: per channel (R, G, B), of value and value squared, over ``num_pixels`` pixels of the
@@ -184,7 +184,7 @@ def pixels_digest(pixels: NDArray[np.uint8]) -> str:
     return digest.hexdigest()
 
 
-def examine(data: bytes, options: CheckOptions, on_size: Callable[[int], None] | None = None) -> Checked:
+def check_image(data: bytes, options: CheckOptions, on_size: Callable[[int], None] | None = None) -> CheckResult:
     """Decode *data* fully and do what *options* ask. *on_size* as in ``decode``. Raises ImageRejectedError."""
     pixels, facts = decode(data, on_size)
     counted = sampled_rows(pixels)
@@ -194,4 +194,4 @@ def examine(data: bytes, options: CheckOptions, on_size: Callable[[int], None] |
     encoded = None
     if options.reencode.mode != "keep":
         encoded, facts = reencode(pixels, options.reencode)
-    return Checked(facts, num_pixels, sums, squares, digest, encoded)
+    return CheckResult(facts, num_pixels, sums, squares, digest, encoded)

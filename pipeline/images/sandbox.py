@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from pipeline.base.errors import FailedError
-from pipeline.images.check import Checked, CheckOptions, refuse_if_impossible
+from pipeline.images.check import CheckOptions, CheckResult, refuse_if_impossible
 from pipeline.images.decode import ImageRejectedError
 from pipeline.images.sandbox_process import Child
 from pipeline.images.sandbox_worker import SIZE, SIZE_BODY, ChildSettings, unpack
@@ -49,13 +49,13 @@ class _Job(Generic[T]):
 
     tag: T
     data: bytes
-    result: Checked | ImageRejectedError | None = None
+    result: CheckResult | ImageRejectedError | None = None
     num_pixels: int = 0
     tries: int = 0
     outside_kills: int = 0
 
 
-class _Clock:
+class StallClock:
     """How long the child has been at one image, by its own account."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Sandbox:
         self._child: Child | None = None
         self._flight: deque[_Job[object]] = deque()
         self._flight_bytes = 0
-        self._clock = _Clock()
+        self._clock = StallClock()
         self._busy = False
 
     def __enter__(self) -> Self:
@@ -106,7 +106,7 @@ class Sandbox:
         """Of the child, None when there is none."""
         return self._child.pid if self._child else None
 
-    def check(self, images: Iterable[tuple[T, bytes]]) -> Iterator[tuple[T, bytes, Checked | ImageRejectedError]]:
+    def check(self, images: Iterable[tuple[T, bytes]]) -> Iterator[tuple[T, bytes, CheckResult | ImageRejectedError]]:
         """Each of *images* with what came of it, in their order. Reads ahead of what it yields, within the window."""
         if self._busy:
             raise RuntimeError("one sandbox checks one series of images at a time")
@@ -146,7 +146,7 @@ class Sandbox:
                 self._child.queue(data)
         return bool(flight)
 
-    def _wait_for(self, job: _Job[object]) -> Checked | ImageRejectedError:
+    def _wait_for(self, job: _Job[object]) -> CheckResult | ImageRejectedError:
         while job.result is None:
             child = self._child or self._start()
             bodies = child.exchange(_TICK_SECONDS)
@@ -165,7 +165,7 @@ class Sandbox:
         for body in bodies or ():
             if job is None:
                 raise FailedError("the decoder's process answered out of turn", "run it again")
-            self._clock = _Clock()
+            self._clock = StallClock()
             if body[:1] == SIZE:
                 (job.num_pixels,) = SIZE_BODY.unpack_from(body, 1)
                 continue
@@ -207,7 +207,7 @@ class Sandbox:
     def _restart(self) -> None:
         """End the child; the next is started when it is waited for."""
         self.close()
-        self._clock = _Clock()
+        self._clock = StallClock()
 
     def _start(self) -> Child:
         """A new child, with all the images in flight that have no answer."""
@@ -223,7 +223,7 @@ class Sandbox:
                 break
         else:
             raise FailedError(f"the decoder's process was killed {_STARTS} times while it started", "see who kills it")
-        self._child, self._clock = child, _Clock()
+        self._child, self._clock = child, StallClock()
         for job in self._flight:
             if job.result is None:
                 job.num_pixels = 0

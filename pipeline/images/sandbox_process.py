@@ -67,7 +67,7 @@ class Child:
                 if self.close():
                     return False
                 break
-        raise _no_start(children.last_words(self._errors, self._process))
+        raise _no_start(children.last_stderr_line(self._errors, self._process))
 
     def queue(self, data: bytes) -> None:
         """Send *data* when there is room for it."""
@@ -149,7 +149,7 @@ class Child:
 
     def clock(self) -> tuple[str, float]:
         """Its state as the kernel calls it (R, S, D, T, Z) and the seconds of CPU it has used. Z when it is gone."""
-        return children.clock(str(self.pid))
+        return children.cpu_time_of(str(self.pid))
 
     def close(self) -> bool:
         """End it, if it has not ended. True when somebody outside had killed it."""

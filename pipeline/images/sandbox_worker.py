@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 
 from pipeline.base.child_process import end_with_parent
 from pipeline.base.failpoints import VARIABLE
-from pipeline.images.check import Checked, CheckOptions, Reencode, examine
+from pipeline.images.check import CheckOptions, CheckResult, Reencode, check_image
 from pipeline.images.decode import ImageFacts, ImageRejectedError
 
 LENGTH = struct.Struct("<Q")
@@ -56,7 +56,7 @@ def _plain(options: CheckOptions) -> dict[str, object]:
     }
 
 
-def pack_checked(checked: Checked) -> tuple[bytes, bytes]:
+def pack_checked(checked: CheckResult) -> tuple[bytes, bytes]:
     """The head of the body, and the re-encoded bytes that follow it."""
     facts = checked.facts
     head = _CHECKED.pack(
@@ -79,14 +79,14 @@ def pack_rejected(error: ImageRejectedError) -> bytes:
     return REJECTED + f"{error.reason}\0{error.detail}".encode(errors="replace")
 
 
-def unpack(body: memoryview) -> Checked | ImageRejectedError:
+def unpack(body: memoryview) -> CheckResult | ImageRejectedError:
     """Of ``pack_checked`` and ``pack_rejected``."""
     if body[:1] == REJECTED:
         reason, _, detail = str(body[1:], "utf-8").partition("\0")
         return ImageRejectedError(reason, detail)
     values = _CHECKED.unpack_from(body, 1)
     width, height, num_pixels, kind, has_sums, has_digest, digest = values[:7]
-    return Checked(
+    return CheckResult(
         facts=ImageFacts(width, height, kind.rstrip(b"\0").decode()),
         num_pixels=num_pixels,
         sums=values[7:10] if has_sums else None,
@@ -161,7 +161,7 @@ def _answer(data: bytes, options: CheckOptions, answers: int, faults: bool) -> N
     try:
         if faults:
             _fault(data)
-        head, rest = pack_checked(examine(data, options, on_size))
+        head, rest = pack_checked(check_image(data, options, on_size))
     except ImageRejectedError as error:
         lacking = isinstance(error.__context__, MemoryError)  # decode cannot know that there is a limit
         _send(answers, pack_rejected(ImageRejectedError("decoder-memory", error.detail) if lacking else error))

@@ -66,7 +66,7 @@ class ViTConfig(Config):
         return self.grid**2 + (self.pool == "cls")
 
 
-def named(name: str, **changes: Any) -> ViTConfig:
+def config_by_name(name: str, **changes: Any) -> ViTConfig:
     """The configuration called *name*, such as ``"B/16"``, with *changes* applied."""
     size, _, patch = name.partition("/")
     if size not in SIZES or not patch.isdigit():

@@ -168,6 +168,6 @@ class ViT(nn.Module):
         return other.train(self.training)
 
 
-def decayed(name: str, parameter: Tensor) -> bool:
+def has_weight_decay(name: str, parameter: Tensor) -> bool:
     """True for the parameters that weight decay touches: matrices, but neither positions nor the class token."""
     return parameter.ndim == 2 and name.endswith("weight")

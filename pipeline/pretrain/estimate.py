@@ -16,9 +16,16 @@ from pipeline.checkpoints.retention import Retention
 from pipeline.models.config import ViTConfig
 from pipeline.models.cost import activation_bytes_per_image, flops_per_image
 from pipeline.models.vit import ViT
-from pipeline.pretrain.objectives.objective import make_objective
+from pipeline.pretrain.objectives.objective import build_objective
 from pipeline.pretrain.objectives.recipe import extra_flops_per_image, pretraining_flops_per_image, reads_all_tokens
-from pipeline.pretrain.plan import Mixed, TrainingData, architecture, check_recipe, read_training_data, world_sizes
+from pipeline.pretrain.plan import (
+    DatasetMixture,
+    TrainingData,
+    architecture,
+    check_recipe,
+    read_training_data,
+    world_sizes,
+)
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.train.deepspeed_config import check_engine, model_state_bytes
 from pipeline.train.recipe import EngineRecipe, accumulation
@@ -90,13 +97,17 @@ def _data(workspace: Store, recipe: PretrainRecipe, assumed: Assumed) -> tuple[T
         names = found.class_names
     digest = found.digest if found else ""
     # What training checks needs some number of images; one that is not known refuses nothing.
-    return Mixed(" + ".join(recipe.dataset_weights), digest, names, images or recipe.stream.batch_size), images, notes
+    return (
+        DatasetMixture(" + ".join(recipe.dataset_weights), digest, names, images or recipe.stream.batch_size),
+        images,
+        notes,
+    )
 
 
 def _parameters(config: ViTConfig, recipe: PretrainRecipe) -> int:
     """Of all that is trained: of the objective too."""
     with torch.device("meta"):
-        network = make_objective(recipe.objective).network(ViT(config))
+        network = build_objective(recipe.objective).network(ViT(config))
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 

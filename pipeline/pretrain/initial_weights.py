@@ -19,7 +19,7 @@ from pipeline.base.errors import DamageError, InputError, MismatchError
 from pipeline.base.seeds import derive
 from pipeline.base.store.protocol import Store, Stores
 from pipeline.checkpoints.state import EMA, WEIGHT
-from pipeline.checkpoints.warm_start import digest_of, find_initial, header_of, read_initial
+from pipeline.checkpoints.warm_start import digest_of, find_weights, header_of, read_initial
 from pipeline.models.config import ViTConfig
 from pipeline.models.vit import ViT
 from pipeline.models.weights import unpack_description, unpack_model
@@ -44,7 +44,7 @@ def check_initial(workspace: Store, stores: Stores, recipe: PretrainRecipe, pare
     is_new = workspace.head(f"{run_prefix(recipe.run)}/run.json") is None
     if not is_new and read_run_card(workspace, recipe.run).parent is not None:
         return ""
-    initial = find_initial(workspace, recipe.init, stores)
+    initial = find_weights(workspace, recipe.init, stores)
     try:
         theirs = unpack_description(header_of(initial), recipe.init).architecture
     except DamageError as error:
@@ -55,7 +55,7 @@ def check_initial(workspace: Store, stores: Stores, recipe: PretrainRecipe, pare
     return digest_of(initial) if is_new else ""
 
 
-def take_initial(
+def load_initial_weights(
     vit: ViT, class_names: Sequence[str], workspace: Store, stores: Stores, recipe: PretrainRecipe, sha256: str
 ) -> None:
     """Fill *vit* with the weights of ``recipe.init``, whose digest has to be *sha256* ("": was not noted).
@@ -109,7 +109,7 @@ def first_network(
 
 
 @dataclass(frozen=True)
-class Untrained:
+class InitialState:
     """*network* as a FragmentReader: its weights, an average equal to them, and an optimizer that has done nothing."""
 
     network: nn.Module

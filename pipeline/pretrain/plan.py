@@ -39,7 +39,7 @@ class TrainingData(Protocol):
 
 
 @dataclass(frozen=True)
-class Mixed:
+class DatasetMixture:
     """Several datasets with weights."""
 
     name: str
@@ -65,7 +65,7 @@ def joined(cards: Sequence[DatasetCard], weights: Sequence[float]) -> TrainingDa
                 f"datasets {first.name} and {card.name} cannot be mixed: {_difference(first, card)}",
                 "shard them with the same class table",
             )
-    return Mixed(
+    return DatasetMixture(
         name=" + ".join(f"{weight:g} {card.name}" for card, weight in zip(cards, weights, strict=True)),
         digest=mixture_digest([card.digest for card in cards], weights),
         class_names=first.class_names,

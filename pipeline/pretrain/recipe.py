@@ -11,7 +11,7 @@ from pipeline.base.config import Config
 from pipeline.base.errors import InputError, RecipeError
 from pipeline.base.store.open import normalise_uri
 from pipeline.images.transforms import EvaluationTransform
-from pipeline.models.config import ViTConfig, named
+from pipeline.models.config import ViTConfig, config_by_name
 from pipeline.pretrain.objectives.recipe import ObjectiveRecipe, SoftmaxRecipe
 from pipeline.records.run import parse_reference
 from pipeline.stream.mixture import whole_weights
@@ -131,7 +131,7 @@ class PretrainRecipe(Config):
     def _expand_name(cls, value: Any) -> Any:
         if isinstance(value, dict) and "name" in value:
             changes = {key: item for key, item in value.items() if key != "name"}
-            return named(str(value["name"]), **changes)
+            return config_by_name(str(value["name"]), **changes)
         return value
 
     @field_validator("init")

@@ -99,7 +99,7 @@ def _first_difference(recipe: PretrainRecipe, before: int, after: int, done: int
     return next((step for step in looked if old.rate(step * batch) != new.rate(step * batch)), None)
 
 
-def open_run(
+def open_run_card(
     workspace: Store,
     recipe: PretrainRecipe,
     data: TrainingData,

@@ -16,15 +16,15 @@ from pipeline.checkpoints.card import list_attempts
 from pipeline.pretrain.initial_weights import check_initial
 from pipeline.pretrain.plan import check_recipe, read_training_data, world_sizes
 from pipeline.pretrain.recipe import PretrainRecipe
-from pipeline.pretrain.run_card import open_run
+from pipeline.pretrain.run_card import open_run_card
 from pipeline.pretrain.worker import failure_key, pretrain_worker
 from pipeline.records.run import MetricsRow, extended, list_steps, run_prefix
-from pipeline.train.ray_executor import Places, launch
+from pipeline.train.ray_executor import ElasticSizes, launch
 
 _POLL_SECONDS = 2.0
 
 
-class Follower:
+class MetricsFollower:
     """A thread that reads one part of the newest attempt's journal after the other: no listing grows with the run."""
 
     def __init__(self, workspace: Store, recipe: PretrainRecipe, progress: Progress) -> None:
@@ -34,7 +34,7 @@ class Follower:
         self._old: set[str] = set()
         self._attempt, self._part, self._step = "", 0, 0
 
-    def __enter__(self) -> Follower:
+    def __enter__(self) -> MetricsFollower:
         self._old = set(list_attempts(self._workspace, self._recipe.run))
         self._step = max(list_steps(self._workspace, self._recipe.run), default=0)
         self._progress.start(f"pretrain {self._recipe.run}", self._recipe.steps)
@@ -91,7 +91,7 @@ def pretrain(
     """
     data = read_training_data(workspace, recipe)
     check_recipe(recipe, data)
-    card = open_run(workspace, recipe, data, code_version, init_sha256=check_initial(workspace, stores, recipe))
+    card = open_run_card(workspace, recipe, data, code_version, init_sha256=check_initial(workspace, stores, recipe))
     recipe = recipe.model_copy(update={"steps": extended(workspace, card)})
     steps = list_steps(workspace, recipe.run)
     if recipe.steps in steps:
@@ -119,8 +119,8 @@ def _launch(workspace: Store, recipe: PretrainRecipe, config: dict[str, Any], pr
     """Until the last step is saved. Raises what ended the ranks before it."""
     key = failure_key(recipe.run, config["token"])
     resources = {"CPU": recipe.resources.cpus} | ({"GPU": recipe.resources.gpus} if recipe.resources.gpus else {})
-    places = Places(world_sizes(recipe), resources, recipe.max_restarts, recipe.grace_seconds)
-    with Follower(workspace, recipe, progress):
+    places = ElasticSizes(world_sizes(recipe), resources, recipe.max_restarts, recipe.grace_seconds)
+    with MetricsFollower(workspace, recipe, progress):
         try:
             is_stopped = launch(
                 pretrain_worker,

@@ -12,20 +12,20 @@ from functools import partial
 from torch import Tensor
 
 from pipeline.base.errors import InterruptedRunError
-from pipeline.base.failpoints import reach
+from pipeline.base.failpoints import fail_point
 from pipeline.base.journal import Journal
-from pipeline.base.retry import Patient
+from pipeline.base.retry import BestEffortWriter
 from pipeline.base.store.protocol import Store, Stores
-from pipeline.base.world import Alone, Collective, World
+from pipeline.base.world import Collective, SingleProcess, World
 from pipeline.checkpoints.resume import resume
 from pipeline.checkpoints.retention import Retention
-from pipeline.checkpoints.save import Saving
+from pipeline.checkpoints.save import SaveContext
 from pipeline.checkpoints.state import FragmentSource
 from pipeline.checkpoints.writer import CheckpointWriter
-from pipeline.models.vit import ViT, decayed
+from pipeline.models.vit import ViT, has_weight_decay
 from pipeline.models.weights import ModelDescription, pack_weights
-from pipeline.pretrain.initial_weights import Untrained, first_network, take_initial
-from pipeline.pretrain.objectives.objective import make_objective
+from pipeline.pretrain.initial_weights import InitialState, first_network, load_initial_weights
+from pipeline.pretrain.objectives.objective import build_objective
 from pipeline.pretrain.objectives.recipe import pretraining_flops_per_image
 from pipeline.pretrain.plan import architecture, joined
 from pipeline.pretrain.recipe import PretrainRecipe
@@ -34,22 +34,24 @@ from pipeline.stream.audit import AuditLog
 from pipeline.stream.batch import open_readers
 from pipeline.stream.loader import Batch, StreamLoader
 from pipeline.train.device import measured_peak
-from pipeline.train.diagnostics import Sanity, guessing_loss
-from pipeline.train.distributed import Agreement, ProcessGroup, assembled, new_group
+from pipeline.train.diagnostics import TrainDiagnostics, guessing_loss
+from pipeline.train.distributed import AsyncAllReduce, ProcessGroup, gather_full_state, new_group
 from pipeline.train.engine import DeepSpeedEngine
-from pipeline.train.heartbeat import DATA, ENDING, FIRST_STEP, SAVING, STEP, Pulse
+from pipeline.train.heartbeat import DATA, ENDING, FIRST_STEP, SAVING, STEP, RankHeartbeat
 from pipeline.train.loop import LoopPlan, train
-from pipeline.train.metrics import COUNT, EventFiles, Pace, Watch, Work
-from pipeline.train.preemption import INTERRUPT, Stop
-from pipeline.train.rank_log import RankLog
+from pipeline.train.metrics import COUNT, MetricsLogger, ModelFlops, StepTimer, TensorBoardWriter
+from pipeline.train.preemption import INTERRUPT, StopSignal
+from pipeline.train.rank_log import RankLogHandler
 
 _log = logging.getLogger(__name__)
 
 
-class PatientAudit(AuditLog):
+class BestEffortAudit(AuditLog):
     """An AuditLog whose rows stay in memory until the store takes them."""
 
-    def __init__(self, store: Store, run: str, attempt: str, world: World, position: int, patient: Patient) -> None:
+    def __init__(
+        self, store: Store, run: str, attempt: str, world: World, position: int, patient: BestEffortWriter
+    ) -> None:
         super().__init__(store, run, attempt, world, position)
         self._patient = patient
 
@@ -63,7 +65,7 @@ _CONTEXT = 2  # numbers that are exchanged beside those of the pace: wish to sto
 
 
 @dataclass
-class Rank:
+class Trainer:
     """Trains *recipe*, whose ``steps`` are those that the run has, as attempt *attempt*. Every rank makes one."""
 
     workspace: Store
@@ -71,10 +73,10 @@ class Rank:
     recipe: PretrainRecipe
     collective: Collective
     attempt: str
-    pulse: Pulse
-    stop: Stop
-    log: RankLog
-    audit: PatientAudit | None = field(default=None, init=False)
+    pulse: RankHeartbeat
+    stop: StopSignal
+    log: RankLogHandler
+    audit: BestEffortAudit | None = field(default=None, init=False)
 
     def train(self) -> int:
         """To the last step, or until a stop is agreed on; how many steps are done. Raises InterruptedRunError."""
@@ -87,13 +89,13 @@ class Rank:
                 stack.callback(reader.close)
             data = joined([reader.card for reader in readers], list(weights.values()))
             self.architecture, self.class_names = architecture(recipe, data), data.class_names
-            self.objective = make_objective(recipe.objective)
-            self.patient = Patient(self._say, partial(self.pulse.during, SAVING))
+            self.objective = build_objective(recipe.objective)
+            self.patient = BestEffortWriter(self._say, partial(self.pulse.during, SAVING))
             network = first_network(recipe, self.architecture, self.objective)
             self.engine = DeepSpeedEngine(
-                network, recipe.optimizer, recipe.engine, recipe.stream.batch_size, world, decayed
+                network, recipe.optimizer, recipe.engine, recipe.stream.batch_size, world, has_weight_decay
             )
-            saving = Saving(
+            saving = SaveContext(
                 workspace=self.workspace,
                 run=run.name,
                 attempt=self.attempt,
@@ -107,7 +109,7 @@ class Rank:
             self.first_step = self._resume(saving, run)
             position = self.first_step * recipe.stream.batch_size
             if recipe.stream.audit:
-                self.audit = PatientAudit(self.workspace, recipe.run, self.attempt, world, position, self.patient)
+                self.audit = BestEffortAudit(self.workspace, recipe.run, self.attempt, world, position, self.patient)
             loader = StreamLoader(
                 readers,
                 recipe.stream,
@@ -125,7 +127,7 @@ class Rank:
             self.pulse.mark(ENDING, done)
             return done
 
-    def _resume(self, saving: Saving, run: RunCard) -> int:
+    def _resume(self, saving: SaveContext, run: RunCard) -> int:
         """The step to go on from: the own run's, else a fork's parent's, else 0, with the weights of ``init``.
 
         A new run has an untrained checkpoint of step 0, a fork one of its parent's step.
@@ -139,11 +141,11 @@ class Rank:
         group = new_group(self.recipe.save_patience_seconds)
 
         def assemble(source: FragmentSource, kind: str) -> dict[str, Tensor] | None:
-            return assembled(source.fragments(), source.shapes(), kind, group)
+            return gather_full_state(source.fragments(), source.shapes(), kind, group)
 
         self.writer = CheckpointWriter(
             saving,
-            ProcessGroup(self.collective.world, group) if group else Alone(),
+            ProcessGroup(self.collective.world, group) if group else SingleProcess(),
             assemble,
             self._packed,
             retention=Retention(keep_last=self.recipe.keep_last, keep_every=self.recipe.keep_every),
@@ -162,9 +164,9 @@ class Rank:
         """Also where checkpoints were found, and all of them damaged."""
 
         def begin(vit: ViT) -> None:
-            take_initial(vit, self.class_names, self.workspace, self.stores, self.recipe, sha256)
+            load_initial_weights(vit, self.class_names, self.workspace, self.stores, self.recipe, sha256)
 
-        self.engine.load(Untrained(first_network(self.recipe, self.architecture, self.objective, begin)))
+        self.engine.load(InitialState(first_network(self.recipe, self.architecture, self.objective, begin)))
 
     def _packed(self, whole: dict[str, Tensor]) -> bytes:
         description = ModelDescription(
@@ -176,24 +178,26 @@ class Rank:
         recipe, world = self.recipe, self.collective.world
         batch_size = recipe.stream.batch_size
         schedule = recipe.schedule
-        self.sanity = Sanity(
+        self.sanity = TrainDiagnostics(
             self._say if world.is_first else _log.info,  # what is said is of all ranks, but for labels
             guessing_loss(recipe.objective.name, self.architecture.num_classes),
             schedule.span("warmup", batch_size) // batch_size,
             recipe.max_skipped if recipe.on_nonfinite == "skip" else 0,
         )
-        self.pace, self.agreement = Pace(), Agreement(_CONTEXT + COUNT, recipe.save_patience_seconds)
+        self.pace, self.agreement = StepTimer(), AsyncAllReduce(_CONTEXT + COUNT, recipe.save_patience_seconds)
         self.asked = time.monotonic()
         journal = Journal(self.workspace, f"{run_prefix(recipe.run)}/metrics/{self.attempt}")
-        events = EventFiles(self.workspace, f"{run_prefix(recipe.run)}/tensorboard/{self.attempt}")
-        self.watch = Watch(
+        events = TensorBoardWriter(self.workspace, f"{run_prefix(recipe.run)}/tensorboard/{self.attempt}")
+        self.watch = MetricsLogger(
             journal if world.is_first else None,
             recipe.log_every,
             batch_size,
             sanity=self.sanity,
             pace=self.pace,
             events=events,
-            work=Work(pretraining_flops_per_image(recipe.objective, self.architecture), self._peak() * world.size),
+            work=ModelFlops(
+                pretraining_flops_per_image(recipe.objective, self.architecture), self._peak() * world.size
+            ),
             patient=self.patient,
         )
         plan = LoopPlan(
@@ -234,12 +238,12 @@ class Rank:
             batch = next(loader)
             self.pulse.mark(FIRST_STEP if step == self.first_step else STEP, step)
             self.sanity.batch(batch.labels)
-            reach(f"pretrain.rank-{self.collective.world.rank}.step-{step}")
+            fail_point(f"pretrain.rank-{self.collective.world.rank}.step-{step}")
             yield batch
 
     def _at_step(self, step: int) -> bool:
         """Whether to stop: the same on every rank."""
-        reach(f"pretrain.rank-{self.collective.world.rank}.updated-{step}")
+        fail_point(f"pretrain.rank-{self.collective.world.rank}.updated-{step}")
         asked_before, self.asked = self.asked, time.monotonic()
         agreed = self.agreement.exchange([self.stop.strength, -self.stop.seconds_left, *self.pace.take()])
         wish = 0.0

@@ -17,12 +17,12 @@ from pipeline.base.store.protocol import BucketSettings, Store, Stores
 from pipeline.base.world import Collective
 from pipeline.checkpoints.card import take_attempt
 from pipeline.pretrain.recipe import PretrainRecipe
-from pipeline.pretrain.trainer import Rank
+from pipeline.pretrain.trainer import Trainer
 from pipeline.records.run import run_prefix
 from pipeline.train.distributed import current_collective
-from pipeline.train.heartbeat import Pulse
-from pipeline.train.preemption import Stop, listening
-from pipeline.train.rank_log import RankLog
+from pipeline.train.heartbeat import RankHeartbeat
+from pipeline.train.preemption import StopSignal, listening
+from pipeline.train.rank_log import RankLogHandler
 
 _log = logging.getLogger(__name__)
 
@@ -78,17 +78,20 @@ def work(workspace: Store, stores: Stores, recipe: PretrainRecipe, collective: C
     """
     world = collective.world
     attempt = collective.broadcast(take_attempt(workspace, recipe.run) if world.is_first else None)
-    stop = Stop(recipe.grace_seconds)
-    with RankLog(workspace, f"{run_prefix(recipe.run)}/logs/{attempt}/rank-{world.rank}.log") as log, listening(stop):
+    stop = StopSignal(recipe.grace_seconds)
+    with (
+        RankLogHandler(workspace, f"{run_prefix(recipe.run)}/logs/{attempt}/rank-{world.rank}.log") as log,
+        listening(stop),
+    ):
 
         def last_words(reason: str) -> None:
             _log.error("ends itself: %s", reason)
             log.flush_to_store()
 
-        pulse = Pulse(supervisor, world, attempt, stop.ask, last_words)
+        pulse = RankHeartbeat(supervisor, world, attempt, stop.ask, last_words)
         try:
             _log.info("attempt %s, rank %d of %d, %s, pid %d", attempt, world.rank, world.size, *_here())
-            return Rank(workspace, stores, recipe, collective, attempt, pulse, stop, log).train()
+            return Trainer(workspace, stores, recipe, collective, attempt, pulse, stop, log).train()
         finally:
             pulse.close()
 

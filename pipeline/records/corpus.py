@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from pipeline.base.digests import sha256_hex
-from pipeline.base.disk_table import Rows
+from pipeline.base.disk_table import DiskTable
 from pipeline.records.record import Record
 
 # Where the bytes of an image are: the whole object `file` (row and offset -1), `num_bytes` of it from `offset`, or
@@ -84,11 +84,11 @@ class Corpus:
     ``random_access``: entries can be read in any order at the cost of reading them.
     """
 
-    entries: Rows
+    entries: DiskTable
     classes: tuple[ClassEntry, ...]
     reader: CorpusReader
-    rejects: Rows = field(default_factory=lambda: Rows.of(REJECTS_SCHEMA.empty_table()))
-    duplicates: Rows = field(default_factory=lambda: Rows.of(DUPLICATES_SCHEMA.empty_table()))
+    rejects: DiskTable = field(default_factory=lambda: DiskTable.of(REJECTS_SCHEMA.empty_table()))
+    duplicates: DiskTable = field(default_factory=lambda: DiskTable.of(DUPLICATES_SCHEMA.empty_table()))
     made_of: dict[str, Any] = field(default_factory=dict)
     random_access: bool = True
 

@@ -97,7 +97,7 @@ class StoredSuite(Record):
 
 
 @dataclass
-class Marks:
+class LedgerListing:
     """What a listing tells of one evaluation: the newest file of each kind."""
 
     newest: dict[str, tuple[int, ObjectInfo]] = field(default_factory=dict)
@@ -117,13 +117,13 @@ class Marks:
         return self.number("result") >= self.generation  # above it: the listing began before it was made invalid
 
 
-def read_marks(listing: Iterable[ObjectInfo]) -> dict[str, Marks]:
+def read_marks(listing: Iterable[ObjectInfo]) -> dict[str, LedgerListing]:
     """What a listing of ``evaluations/`` tells, by id. Reads nothing."""
-    found: dict[str, Marks] = {}
+    found: dict[str, LedgerListing] = {}
     for info in listing:
         match = _FILE.fullmatch(info.key)
         if match:
-            marks = found.setdefault(match[1], Marks())
+            marks = found.setdefault(match[1], LedgerListing())
             number = int(match[3] or 0)
             if number >= marks.number(match[2]):
                 marks.newest[match[2]] = (number, info)

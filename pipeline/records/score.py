@@ -122,7 +122,7 @@ def list_results(workspace: Store) -> list[EvaluationResult]:
 
 
 @dataclass(frozen=True)
-class Only:
+class ResultFilter:
     """Which evaluations are wanted; a task or an evaluator may be a pattern with ``*`` and ``?``. None: all."""
 
     task: str | None = None

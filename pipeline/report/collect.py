@@ -29,7 +29,7 @@ from pipeline.records.run import (
     run_prefix,
 )
 from pipeline.records.score import ARTEFACTS, Score, file_key, list_results
-from pipeline.report.scores import Joined, join_results, score_rows
+from pipeline.report.scores import ScoredResult, join_results, score_rows
 
 Array = npt.NDArray[Any]
 _NUM_DIMENSIONS = {
@@ -65,7 +65,7 @@ class Artefacts:
     confusion: Array | None = None  # (K, K) int64, rows are the truth
 
 
-def read_artefacts(workspace: Store, joined: Iterable[Joined]) -> Artefacts:
+def read_artefacts(workspace: Store, joined: Iterable[ScoredResult]) -> Artefacts:
     """The artefacts of the newest inspected step; empty when nothing was inspected.
 
     Raises DamageError when the file is not what its result says, or an array has another shape than promised.
@@ -89,7 +89,7 @@ def read_artefacts(workspace: Store, joined: Iterable[Joined]) -> Artefacts:
     return _checked(arrays, where, newest)
 
 
-def _checked(arrays: dict[str, Array], where: str, newest: Joined) -> Artefacts:
+def _checked(arrays: dict[str, Array], where: str, newest: ScoredResult) -> Artefacts:
     for name, dimensions in _NUM_DIMENSIONS.items():
         if name in arrays and arrays[name].ndim != dimensions:
             raise DamageError(f"{where}: '{name}' has shape {arrays[name].shape}, {dimensions} dimensions expected")
@@ -122,7 +122,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Collected:
+class RunData:
     """Everything stored about one run.
 
     ``retired`` are the cards of steps that retention removed: their scores are still of this run.
@@ -137,7 +137,7 @@ class Collected:
     retired: tuple[CheckpointCard, ...]
     training: Training
     seconds: dict[str, float]
-    joined: tuple[Joined, ...]
+    joined: tuple[ScoredResult, ...]
     scores: tuple[Score, ...]
     artefacts: Artefacts
 
@@ -154,14 +154,14 @@ class Collected:
         return tuple(sorted(left | {card.step for card in self.checkpoints if card.step > 0}))
 
 
-def collect(workspace: Store, run: str) -> Collected:
+def collect(workspace: Store, run: str) -> RunData:
     """Read *run* and what belongs to it. Raises InputError when there is no such run."""
     card = read_run_card(workspace, run)
     dataset, note = _dataset_of(workspace, card)
     checkpoints = tuple(list_checkpoint_cards(workspace, run))
     retired = tuple(list_retired_cards(workspace, run))
     joined = join_results((*checkpoints, *retired), list_results(workspace))
-    return Collected(
+    return RunData(
         run=card,
         dataset=dataset,
         dataset_note=note,
@@ -223,12 +223,12 @@ def _read_seconds(workspace: Store, run: str) -> dict[str, float]:
     return {str(stage): float(value) for stage, value in tree.items()}
 
 
-def images_per_second(collected: Collected) -> float | None:
+def images_per_second(collected: RunData) -> float | None:
     """The median over the logged rows; None when nothing was logged."""
     rows = collected.training.rows
     return median(row.images_per_second for row in rows) if rows else None
 
 
-def pretrain_seconds(collected: Collected) -> float:
+def pretrain_seconds(collected: RunData) -> float:
     """Wall time of the pretraining stage where it was taken, else the total of the logged rows."""
     return collected.seconds.get("pretrain", sum(row.seconds for row in collected.training.rows))

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.report.collect import Training
 from pipeline.report.formatting import is_share, number
-from pipeline.report.tables import Cell, Row, TaskTable
+from pipeline.report.tables import Cell, ScoreRow, TaskTable
 from pipeline.report.theme import MUTED, SECOND, SERIES, THIRD, WARM, Picture, panels, style, svg_picture
 
 MAX_POINTS = 2000  # more than a screen has; longer histories are thinned evenly for drawing only
@@ -117,7 +117,7 @@ def scores_picture(table: TaskTable) -> Picture | None:
         return svg_picture(figure, _describe(table.task, rows))
 
 
-def _score_panel(axes: Axes, row: Row) -> None:
+def _score_panel(axes: Axes, row: ScoreRow) -> None:
     for cell, color, dashes in ((row.pixels, WARM, (0, (5, 3))), (row.untrained, MUTED, (0, (1, 2)))):
         if cell is not None:
             axes.axhspan(100 * cell.low, 100 * cell.high, color=color, alpha=0.13, lw=0)
@@ -140,7 +140,7 @@ def _score_panel(axes: Axes, row: Row) -> None:
     _step_axis(axes)
 
 
-def _legend(rows: Sequence[Row]) -> list[Line2D | Patch]:
+def _legend(rows: Sequence[ScoreRow]) -> list[Line2D | Patch]:
     handles: list[Line2D | Patch] = [Line2D([], [], color=SERIES, lw=2, marker="o", ms=4, label="checkpoints")]
     if any(row.pixels for row in rows):
         handles.append(Line2D([], [], color=WARM, lw=1.5, ls=(0, (5, 3)), label="raw pixels"))
@@ -149,7 +149,7 @@ def _legend(rows: Sequence[Row]) -> list[Line2D | Patch]:
     return [*handles, Patch(color=SERIES, alpha=0.2, lw=0, label="95 % interval")]
 
 
-def _describe(task: str, rows: Sequence[Row]) -> str:
+def _describe(task: str, rows: Sequence[ScoreRow]) -> str:
     ends = [f"{row.label} {number(row.metric, row.steps[max(row.steps)].value)}" for row in rows]
     return f"Scores on {task} against the step; at the newest step: {', '.join(ends)}"
 

@@ -13,13 +13,13 @@ from markupsafe import Markup
 from pipeline.base.units import format_bytes, format_seconds
 from pipeline.records.evaluators import EVALUATOR_NAMES
 from pipeline.report import pictures
-from pipeline.report.collect import Collected, images_per_second, pretrain_seconds
+from pipeline.report.collect import RunData, images_per_second, pretrain_seconds
 from pipeline.report.curves import learning_rate_picture, loss_picture, scores_picture, throughput_picture
 from pipeline.report.formatting import count, interval, is_oracle, is_share, metric_name, number, plural
 from pipeline.report.pictures import Confusion, confusion_view
-from pipeline.report.tables import SOURCE, Row, TaskTable, published_of
+from pipeline.report.tables import SOURCE, ScoreRow, TaskTable, published_of
 from pipeline.report.theme import Picture
-from pipeline.report.verdicts import Progressed, Verdict
+from pipeline.report.verdicts import BaselineVerdict, CheckpointComparison
 
 OWN_HEAD = "classify"
 NOT_RECORDED = "not recorded"
@@ -44,7 +44,7 @@ class Tile:
     note: str
 
 
-def headline(collected: Collected, tables: tuple[TaskTable, ...]) -> list[str]:
+def headline(collected: RunData, tables: tuple[TaskTable, ...]) -> list[str]:
     """What was trained on what, with how many images, and what the model itself reaches on test images."""
     dataset, last = collected.dataset, collected.last_step
     images = plural(dataset.num_samples, "image") if dataset else "images"
@@ -65,7 +65,7 @@ def headline(collected: Collected, tables: tuple[TaskTable, ...]) -> list[str]:
     return [first, f"By itself it recognises {' and '.join(values)}."]
 
 
-def tiles(collected: Collected, tables: tuple[TaskTable, ...]) -> list[Tile]:
+def tiles(collected: RunData, tables: tuple[TaskTable, ...]) -> list[Tile]:
     """The big numbers under the headline; each only when it is known."""
     found: list[Tile] = []
     last, dataset, rate = collected.last_step, collected.dataset, images_per_second(collected)
@@ -85,7 +85,7 @@ def tiles(collected: Collected, tables: tuple[TaskTable, ...]) -> list[Tile]:
     return found
 
 
-def facts(collected: Collected, code_version: str) -> list[tuple[str, list[Fact]]]:
+def facts(collected: RunData, code_version: str) -> list[tuple[str, list[Fact]]]:
     """The facts table: (heading, facts) for the run, its dataset and its time."""
     return [
         ("Run", _run_facts(collected, code_version)),
@@ -94,7 +94,7 @@ def facts(collected: Collected, code_version: str) -> list[tuple[str, list[Fact]
     ]
 
 
-def _run_facts(collected: Collected, code_version: str) -> list[Fact]:
+def _run_facts(collected: RunData, code_version: str) -> list[Fact]:
     run, training = collected.run, collected.training
     cards = collected.checkpoints
     steps = ", ".join(str(card.step) for card in cards) or "none"
@@ -113,7 +113,7 @@ def _run_facts(collected: Collected, code_version: str) -> list[Fact]:
     ]
 
 
-def _dataset_facts(collected: Collected) -> list[Fact]:
+def _dataset_facts(collected: RunData) -> list[Fact]:
     card = collected.dataset
     known = [Fact("Name", collected.run.dataset_name), Fact("Digest", collected.run.dataset_digest, is_code=True)]
     if card is None:
@@ -134,7 +134,7 @@ def _dataset_facts(collected: Collected) -> list[Fact]:
     ]
 
 
-def _time_facts(collected: Collected) -> list[Fact]:
+def _time_facts(collected: RunData) -> list[Fact]:
     rows, rate = collected.training.rows, images_per_second(collected)
     order = {stage: place for place, stage in enumerate(CHAIN)}
     named = sorted(collected.seconds.items(), key=lambda item: (order.get(item[0], len(order)), item[0]))
@@ -152,24 +152,24 @@ def _span(low: int, high: int) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def _own_rows(tables: tuple[TaskTable, ...]) -> list[Row]:
+def _own_rows(tables: tuple[TaskTable, ...]) -> list[ScoreRow]:
     return [row for table in tables for row in table.rows if row.evaluator == OWN_HEAD and row.is_headline]
 
 
-def _model(collected: Collected) -> str:
+def _model(collected: RunData) -> str:
     """The model's name where the recipe tells one."""
     model = collected.run.recipe.get("model")
     named = model.get("name") if isinstance(model, dict) else model
     return f"A Vision Transformer ({named})" if isinstance(named, str) and named else "A Vision Transformer"
 
 
-def _epochs(collected: Collected) -> str:
+def _epochs(collected: RunData) -> str:
     last, dataset = collected.checkpoints[-1], collected.dataset
     seen = f"{count(last.position)} images seen"
     return f"{seen}, {last.position / dataset.num_samples:.1f} epochs" if dataset and dataset.num_samples else seen
 
 
-def _layout(collected: Collected) -> str:
+def _layout(collected: RunData) -> str:
     if not collected.checkpoints:
         return ""
     last = collected.checkpoints[-1]
@@ -186,7 +186,7 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Sights:
+class InspectPictures:
     """What inspect recorded, as pictures; None or empty where it did not."""
 
     filters: Picture | None
@@ -197,10 +197,10 @@ class Sights:
 
 
 def render_page(
-    collected: Collected,
+    collected: RunData,
     tables: tuple[TaskTable, ...],
-    verdicts: tuple[Verdict, ...],
-    progressed: tuple[Progressed, ...],
+    verdicts: tuple[BaselineVerdict, ...],
+    progressed: tuple[CheckpointComparison, ...],
     *,
     name: str,
     code_version: str,
@@ -248,16 +248,16 @@ def _resource(name: str) -> str:
     return files("pipeline.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _curves(collected: Collected) -> Curves:
+def _curves(collected: RunData) -> Curves:
     steps = [card.step for card in collected.checkpoints]
     training = collected.training
     return Curves(loss_picture(training, steps), learning_rate_picture(training), throughput_picture(training))
 
 
-def _sights(collected: Collected) -> Sights:
+def _sights(collected: RunData) -> InspectPictures:
     found = collected.artefacts
     names = collected.dataset.class_names if collected.dataset else ()
-    return Sights(
+    return InspectPictures(
         filters=None if found.patch_filters is None else pictures.filters_picture(found.patch_filters),
         positions=None if found.position_similarity is None else pictures.position_picture(found.position_similarity),
         samples=[] if found.samples is None else pictures.sample_cards(found.samples, names),

@@ -14,21 +14,21 @@ from pipeline.base.errors import InputError, StoreAccessError
 from pipeline.base.store.protocol import Store
 from pipeline.records.imported import ImportedCard, list_imported_cards
 from pipeline.records.run import CheckpointCard, list_checkpoint_cards, list_retired_cards, list_runs, read_run_card
-from pipeline.records.score import PIXELS, EvaluationResult, Only, Score, list_results
+from pipeline.records.score import PIXELS, EvaluationResult, ResultFilter, Score, list_results
 from pipeline.report.formatting import ORACLE_WORDS, is_oracle
-from pipeline.report.scores import Joined, join_results, score_rows, scores_table
-from pipeline.report.tables import Cell, Row, TaskTable, task_tables
+from pipeline.report.scores import ScoredResult, join_results, score_rows, scores_table
+from pipeline.report.tables import Cell, ScoreRow, TaskTable, task_tables
 
 ALL_METRICS = "all"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ScoreQuery:
     """What is asked for; None: everything, and of metrics the headline of each evaluation. With *step*, the baselines
     stay, since a score is read against them."""
 
     runs: tuple[str, ...] = ()
-    only: Only = field(default_factory=Only)
+    only: ResultFilter = field(default_factory=ResultFilter)
     metric: str | None = None
     step: int | None = None
 
@@ -42,7 +42,7 @@ class Scores:
     tables: tuple[TaskTable, ...]
 
 
-def find_scores(workspace: Store, wanted: Wanted) -> list[Scores]:
+def find_scores(workspace: Store, wanted: ScoreQuery) -> list[Scores]:
     """What is recorded of the runs that are asked for, else of everything in the workspace.
 
     Raises InputError for a run that there is not, and when nothing is left, naming what there is.
@@ -70,23 +70,25 @@ def _cards(workspace: Store, run: str) -> list[CheckpointCard]:
     return [*list_checkpoint_cards(workspace, run), *list_retired_cards(workspace, run)]
 
 
-def _of_imported(card: ImportedCard, results: Iterable[EvaluationResult]) -> tuple[Joined, ...]:
-    return tuple(Joined(result, None, None) for result in results if result.key.weights_digest == card.weights.sha256)
+def _of_imported(card: ImportedCard, results: Iterable[EvaluationResult]) -> tuple[ScoredResult, ...]:
+    return tuple(
+        ScoredResult(result, None, None) for result in results if result.key.weights_digest == card.weights.sha256
+    )
 
 
 def _of_no_name(
     results: Iterable[EvaluationResult], cards: Iterable[list[CheckpointCard]], imported: Iterable[ImportedCard]
-) -> list[tuple[str, tuple[Joined, ...]]]:
+) -> list[tuple[str, tuple[ScoredResult, ...]]]:
     """Results of weights whose run is gone, by their digest."""
     known = {card.weights.sha256 for run in cards for card in run} | {card.weights.sha256 for card in imported}
-    alone: dict[str, list[Joined]] = {}
+    alone: dict[str, list[ScoredResult]] = {}
     for result in results:
         if result.key.weights_digest not in known | {PIXELS}:
-            alone.setdefault(result.key.weights_digest, []).append(Joined(result, None, None))
+            alone.setdefault(result.key.weights_digest, []).append(ScoredResult(result, None, None))
     return [(f"weights {digest[:12]}", tuple(joined)) for digest, joined in sorted(alone.items())]
 
 
-def _scores(name: str, joined: tuple[Joined, ...], wanted: Wanted) -> Scores:
+def _scores(name: str, joined: tuple[ScoredResult, ...], wanted: ScoreQuery) -> Scores:
     kept = tuple(item for item in joined if wanted.only.wants(item.result.key) and _is_of(item, wanted.step))
     if all(item.baseline for item in kept):  # nothing that was asked for, only what it would be held against
         kept = kept if wanted.step in (None, 0) else ()
@@ -94,7 +96,7 @@ def _scores(name: str, joined: tuple[Joined, ...], wanted: Wanted) -> Scores:
     return Scores(name, rows, task_tables(kept))
 
 
-def _is_of(item: Joined, step: int | None) -> bool:
+def _is_of(item: ScoredResult, step: int | None) -> bool:
     return step is None or item.step == step or item.baseline is not None
 
 
@@ -103,7 +105,7 @@ def wants_metric(metric: str, wanted: str | None) -> bool:
     return wanted in (None, ALL_METRICS) or metric == wanted
 
 
-def _nothing(joined: list[Joined], wanted: Wanted) -> InputError:
+def _nothing(joined: list[ScoredResult], wanted: ScoreQuery) -> InputError:
     """Why nothing is left, and what there is."""
     if not joined:
         return InputError("no evaluation is recorded", "evaluate a run with: vitpipe evaluate RUN -w WORKSPACE")
@@ -125,13 +127,13 @@ def _by_number(text: str) -> tuple[int, str]:
     return (int(text), "") if text.isdigit() else (-1, text)
 
 
-def cells_of(row: Row) -> list[tuple[str, Cell | None]]:
+def cells_of(row: ScoreRow) -> list[tuple[str, Cell | None]]:
     """The values of a row, each with whose it is: the baselines first."""
     steps = [(f"step {step}", cell) for step, cell in sorted(row.steps.items())]
     return [("raw pixels", row.pixels), ("untrained", row.untrained), ("imported", row.imported), *steps]
 
 
-def scores_json(found: list[Scores], wanted: Wanted) -> dict[str, Any]:
+def scores_json(found: list[Scores], wanted: ScoreQuery) -> dict[str, Any]:
     """Plain values: every score, those apart that were chosen on test data, and the means over seeds."""
     rows = [row.model_dump(mode="json") for scores in found for row in scores.rows]
     return {
@@ -149,7 +151,7 @@ def scores_json(found: list[Scores], wanted: Wanted) -> dict[str, Any]:
     }
 
 
-def _mean_json(name: str, of: str, row: Row, cell: Cell) -> dict[str, Any]:
+def _mean_json(name: str, of: str, row: ScoreRow, cell: Cell) -> dict[str, Any]:
     return {
         "run": name,
         "of": of,

@@ -43,7 +43,7 @@ SCORES_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Joined:
+class ScoredResult:
     """A result with the step its weights belong to (None for pixels)."""
 
     result: EvaluationResult
@@ -51,20 +51,22 @@ class Joined:
     baseline: Baseline | None
 
 
-def join_results(checkpoints: Iterable[CheckpointCard], results: Iterable[EvaluationResult]) -> tuple[Joined, ...]:
+def join_results(
+    checkpoints: Iterable[CheckpointCard], results: Iterable[EvaluationResult]
+) -> tuple[ScoredResult, ...]:
     """The *results* that belong to the run of *checkpoints*, each with its step; other runs' are left out."""
     results = list(results)
     steps: dict[str, list[int]] = {}
     for card in checkpoints:
         steps.setdefault(card.weights.sha256, []).append(card.step)
     own = [
-        Joined(result, step, "untrained" if step == 0 else None)
+        ScoredResult(result, step, "untrained" if step == 0 else None)
         for result in results
         for step in steps.get(result.key.weights_digest, [])
     ]
     judged = {_what_is_judged(joined.result) for joined in own}
     pixels = [
-        Joined(result, None, "pixels")
+        ScoredResult(result, None, "pixels")
         for result in results
         if result.key.weights_digest == PIXELS and _what_is_judged(result) in judged
     ]
@@ -75,13 +77,13 @@ def _what_is_judged(result: EvaluationResult) -> tuple[str, str, tuple[str, ...]
     return result.key.evaluator, result.key.task, result.key.dataset_digests
 
 
-def score_rows(run: str, joined: Iterable[Joined]) -> tuple[Score, ...]:
+def score_rows(run: str, joined: Iterable[ScoredResult]) -> tuple[Score, ...]:
     """One Score per metric of each result, in an order that depends on nothing but their content."""
     rows = [row for item in joined for row in _rows_of(run, item)]
     return tuple(sorted(rows, key=_order))
 
 
-def _rows_of(run: str, joined: Joined) -> Iterable[Score]:
+def _rows_of(run: str, joined: ScoredResult) -> Iterable[Score]:
     key = joined.result.key
     for metric in joined.result.metrics:
         yield Score(

@@ -9,12 +9,12 @@ from typing import Any
 from pipeline.base.progress import Progress
 from pipeline.base.store.protocol import Store
 from pipeline.records.score import Score
-from pipeline.report.collect import Collected, collect, images_per_second, pretrain_seconds
+from pipeline.report.collect import RunData, collect, images_per_second, pretrain_seconds
 from pipeline.report.formatting import ORACLE_WORDS, is_oracle
 from pipeline.report.page import render_page
 from pipeline.report.scores import scores_parquet
 from pipeline.report.tables import task_tables
-from pipeline.report.verdicts import Progressed, Verdict, verdicts
+from pipeline.report.verdicts import BaselineVerdict, CheckpointComparison, verdicts
 
 _SCORE_FIELDS = (
     "evaluator",
@@ -31,9 +31,9 @@ _SCORE_FIELDS = (
 
 
 def build_summary(
-    collected: Collected,
-    verdicts: tuple[Verdict, ...],
-    progressed: tuple[Progressed, ...],
+    collected: RunData,
+    verdicts: tuple[BaselineVerdict, ...],
+    progressed: tuple[CheckpointComparison, ...],
     *,
     code_version: str,
     page: str,
@@ -103,7 +103,7 @@ def build_report(
     name: str,
     code_version: str,
     progress: Progress,
-    progressed: tuple[Progressed, ...] = (),
+    progressed: tuple[CheckpointComparison, ...] = (),
 ) -> dict[str, Any]:
     """Write ``reports/<name>/`` for *run* and return its summary. A report of that name is replaced.
 

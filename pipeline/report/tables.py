@@ -12,7 +12,7 @@ from pipeline.base.digests import canonical_json, differing_fields
 from pipeline.records.evaluators import EVALUATOR_NAMES, HEADLINES, INSPECT
 from pipeline.records.score import EvaluationKey, Metric
 from pipeline.report.formatting import RUNS_MEAN, RUNS_STD, interval, is_oracle, is_share, metric_name, number
-from pipeline.report.scores import Joined
+from pipeline.report.scores import ScoredResult
 
 Standing = Literal["clear", "above", "below", "alone"]
 
@@ -50,7 +50,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """One evaluator with one metric and one choice of settings on one task; ``imported``: weights of no run.
 
     ``label`` is ``variant``, which names evaluator and settings, and the metric where it is not the headline.
@@ -91,15 +91,15 @@ class TaskTable:
     """All rows of one task."""
 
     task: str
-    rows: tuple[Row, ...]
+    rows: tuple[ScoreRow, ...]
 
     @property
-    def headline(self) -> tuple[Row, ...]:
+    def headline(self) -> tuple[ScoreRow, ...]:
         """One row for each choice of settings: what it is judged by."""
         return tuple(row for row in self.rows if row.is_headline)
 
     @property
-    def further(self) -> tuple[Row, ...]:
+    def further(self) -> tuple[ScoreRow, ...]:
         """All other metrics, those last that are no results."""
         rest = [row for row in self.rows if not row.is_headline]
         return tuple(sorted(rest, key=lambda row: is_oracle(row.metric)))
@@ -108,10 +108,10 @@ class TaskTable:
 Variant = tuple[str, str, str]  # task, evaluator, all else but the seed and the weights: one row, unless by metric
 
 
-def task_tables(joined: Iterable[Joined]) -> tuple[TaskTable, ...]:
+def task_tables(joined: Iterable[ScoredResult]) -> tuple[TaskTable, ...]:
     """One table per task, its rows in a fixed order. Seeds are averaged only where all else is equal."""
     scored = [item for item in joined if item.result.key.evaluator != INSPECT]
-    groups: dict[Variant, list[Joined]] = {}
+    groups: dict[Variant, list[ScoredResult]] = {}
     for item in scored:
         if item.baseline != "pixels":
             groups.setdefault(_variant(item.result.key), []).append(item)
@@ -123,7 +123,7 @@ def task_tables(joined: Iterable[Joined]) -> tuple[TaskTable, ...]:
     return tuple(TaskTable(task, tuple(row for row in rows if row.task == task)) for task in tasks)
 
 
-def _rows(own: list[Joined], pixels: list[Joined], label: str) -> Iterable[Row]:
+def _rows(own: list[ScoredResult], pixels: list[ScoredResult], label: str) -> Iterable[ScoreRow]:
     key = own[0].result.key
     rivals = _pixels_of(key, pixels)
     steps = sorted({item.step for item in own if item.step})
@@ -131,7 +131,7 @@ def _rows(own: list[Joined], pixels: list[Joined], label: str) -> Iterable[Row]:
         if metric.endswith((RUNS_MEAN, RUNS_STD)):
             continue  # told beside the value
         cells = {step: _cell(metric, [item for item in own if item.step == step]) for step in steps}
-        yield Row(
+        yield ScoreRow(
             task=key.task,
             evaluator=key.evaluator,
             metric=metric,
@@ -145,9 +145,9 @@ def _rows(own: list[Joined], pixels: list[Joined], label: str) -> Iterable[Row]:
         )
 
 
-def _pixels_of(key: EvaluationKey, pixels: list[Joined]) -> list[Joined]:
+def _pixels_of(key: EvaluationKey, pixels: list[ScoredResult]) -> list[ScoredResult]:
     """The pixels results to hold against *key*: same data; same settings where there are such, else the strongest."""
-    groups: dict[Variant, list[Joined]] = {}
+    groups: dict[Variant, list[ScoredResult]] = {}
     for item in pixels:
         theirs = item.result.key
         if (theirs.evaluator, theirs.task, theirs.dataset_digests) == (key.evaluator, key.task, key.dataset_digests):
@@ -161,12 +161,12 @@ def _pixels_of(key: EvaluationKey, pixels: list[Joined]) -> list[Joined]:
     return max((items for _, items in candidates), key=_strength, default=[])
 
 
-def _strength(items: list[Joined]) -> float:
+def _strength(items: list[ScoredResult]) -> float:
     return fmean(item.result.metrics[0].value if item.result.metrics else 0.0 for item in items)
 
 
-def _cell(metric: str, items: list[Joined]) -> Cell | None:
-    found: list[tuple[Metric, Joined]] = [
+def _cell(metric: str, items: list[ScoredResult]) -> Cell | None:
+    found: list[tuple[Metric, ScoredResult]] = [
         (measured, item) for item in items for measured in item.result.metrics if measured.name == metric
     ]
     if not found:
@@ -185,7 +185,7 @@ def _cell(metric: str, items: list[Joined]) -> Cell | None:
     )
 
 
-def _over_runs(metric: str, item: Joined) -> tuple[float, float] | None:
+def _over_runs(metric: str, item: ScoredResult) -> tuple[float, float] | None:
     values = {measured.name: measured.value for measured in item.result.metrics}
     mean, deviation = values.get(metric + RUNS_MEAN), values.get(metric + RUNS_STD)
     return None if mean is None or deviation is None else (mean, deviation)
@@ -199,7 +199,7 @@ def _rest(key: EvaluationKey) -> dict[str, Any]:
     return key.model_dump(mode="json", exclude={"weights_digest", "seed", "task", "evaluator"})
 
 
-def _label(variant: Variant, groups: dict[Variant, list[Joined]]) -> str:
+def _label(variant: Variant, groups: dict[Variant, list[ScoredResult]]) -> str:
     """The evaluator's name; where the task has it with several settings, also in what this one differs."""
     key = groups[variant][0].result.key
     shots = key.settings.get("shots") if key.evaluator == "fewshot" else None

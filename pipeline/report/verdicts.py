@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.report.tables import Cell, Row, TaskTable
+from pipeline.report.tables import Cell, ScoreRow, TaskTable
 
 ProgressAnswer = Literal["yes", "no", "open", "unknown"]
 LEVEL = 0.05  # adjusted p below which a difference is called one
 
 
 @dataclass(frozen=True)
-class Progressed:
+class CheckpointComparison:
     """One evaluator on one task: the newest checkpoint of a run against the one before it, on the same test images.
 
     ``difference`` (newest - before) with its 95 % interval, in points of a hundred where ``in_points``, else in the
@@ -79,7 +79,7 @@ Answer = Literal["yes", "no", "unknown"]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class BaselineVerdict:
     """The answer for one task. ``overlapping`` names the baselines whose interval meets the checkpoint's."""
 
     task: str
@@ -87,7 +87,7 @@ class Verdict:
     answer: Answer
     overlapping: tuple[str, ...]
     sentence: str
-    row: Row
+    row: ScoreRow
 
     @property
     def badge(self) -> str:
@@ -112,7 +112,7 @@ class Verdict:
         return self.row.steps.get(self.step)
 
 
-def verdicts(tables: Iterable[TaskTable], last_step: int | None) -> tuple[Verdict, ...]:
+def verdicts(tables: Iterable[TaskTable], last_step: int | None) -> tuple[BaselineVerdict, ...]:
     """One verdict per task (and choice of settings) with a linear probe; none while nothing is trained."""
     if last_step is None:
         return ()
@@ -120,12 +120,12 @@ def verdicts(tables: Iterable[TaskTable], last_step: int | None) -> tuple[Verdic
     return tuple(_judge(row, last_step) for row in rows)
 
 
-def _judge(row: Row, step: int) -> Verdict:
+def _judge(row: ScoreRow, step: int) -> BaselineVerdict:
     cell = row.steps.get(step)
     name = row.label[:1].lower() + row.label[1:]
     if cell is None:
         sentence = f"On {row.task}, the last checkpoint (step {step}) has no {name} result yet."
-        return Verdict(row.task, step, "unknown", (), sentence, row)
+        return BaselineVerdict(row.task, step, "unknown", (), sentence, row)
     rivals = {"raw pixels": row.pixels, "the untrained network": row.untrained}
     known = {rival: other for rival, other in rivals.items() if other is not None}
     missing = [rival for rival, other in rivals.items() if other is None]
@@ -136,7 +136,7 @@ def _judge(row: Row, step: int) -> Verdict:
     parts += [f"nothing is recorded for {rival}" for rival in missing]
     sentence = f"On {row.task}, the {name} on step {step} reaches {cell.text}: {' and '.join(parts)}."
     overlapping = tuple(rival for rival, other in known.items() if cell.overlaps(other))
-    return Verdict(row.task, step, answer, overlapping, sentence, row)
+    return BaselineVerdict(row.task, step, answer, overlapping, sentence, row)
 
 
 def _against(cell: Cell, rival: str, other: Cell) -> str:

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 
 from pipeline.base.errors import DamageError
 from pipeline.base.process_identity import here, is_gone
-from pipeline.base.store.protocol import Leftover, ObjectInfo, Store
+from pipeline.base.store.protocol import ObjectInfo, Orphan, Store
 from pipeline.records.dataset import CARD, WORK
 from pipeline.records.record import read_record
-from pipeline.shard.commit import CLAIM, Claim
+from pipeline.shard.commit import CLAIM, ShardLease
 
 _DATASETS = "datasets/"
 Found = dict[str, list[ObjectInfo]]  # what stands below each name
 
 
-def find_stale(workspace: Store, older_than_seconds: float) -> Iterator[Leftover]:
+def find_abandoned(workspace: Store, older_than_seconds: float) -> Iterator[Orphan]:
     """What nobody goes on with, in folders of datasets; read from the listing, before anything is removed.
 
     Where nothing was written for that long: all of a dataset without a card, what the parts of a split shared, and
@@ -39,10 +39,10 @@ def find_stale(workspace: Store, older_than_seconds: float) -> Iterator[Leftover
         elif name in claims and is_gone(claims[name].place, claims[name].pid):
             key = f"{_DATASETS}{name}/{CLAIM}"
             why = f"process {claims[name].pid} that was making the dataset is gone"
-            yield from (Leftover(key, info.num_bytes, why) for info in infos if info.key == key)
+            yield from (Orphan(key, info.num_bytes, why) for info in infos if info.key == key)
 
 
-def _given_up(name: str, infos: list[ObjectInfo]) -> Iterator[Leftover]:
+def _given_up(name: str, infos: list[ObjectInfo]) -> Iterator[Orphan]:
     """Sharding has ``work/`` from its first moment to its card: what has neither, somebody else has put there."""
     prefix = f"{_DATASETS}{name}"
     if not any(info.key.startswith(f"{prefix}/{WORK}/") for info in infos):
@@ -51,21 +51,21 @@ def _given_up(name: str, infos: list[ObjectInfo]) -> Iterator[Leftover]:
     why = "its dataset is there" if has_card else "its dataset.json never came"
     for info in infos:
         if not has_card or info.key.startswith(f"{prefix}/{WORK}/"):
-            yield Leftover(info.key, info.num_bytes, f"{why}, and nothing of it was written for a long time")
+            yield Orphan(info.key, info.num_bytes, f"{why}, and nothing of it was written for a long time")
 
 
-def _claim_of(workspace: Store, name: str, infos: list[ObjectInfo]) -> Claim | None:
+def _claim_of(workspace: Store, name: str, infos: list[ObjectInfo]) -> ShardLease | None:
     """The claim of a dataset without a card, if it can be read."""
     keys = {info.key for info in infos}
     if f"{_DATASETS}{name}/{CLAIM}" not in keys or f"{_DATASETS}{name}/{CARD}" in keys:
         return None
     try:
-        return read_record(Claim, workspace, f"{_DATASETS}{name}/{CLAIM}")
+        return read_record(ShardLease, workspace, f"{_DATASETS}{name}/{CLAIM}")
     except (FileNotFoundError, DamageError):
         return None  # then its age alone counts
 
 
-def _is_alive(claim: Claim) -> bool:
+def _is_alive(claim: ShardLease) -> bool:
     return bool(claim.pid) and claim.place == here() and not is_gone(claim.place, claim.pid)
 
 

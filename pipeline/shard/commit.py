@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.base.digests import differing_fields, fingerprint, sha256_hex
 from pipeline.base.disk_table import read_parquet
 from pipeline.base.errors import ConflictError, DamageError, MismatchError
-from pipeline.base.failpoints import reach
+from pipeline.base.failpoints import fail_point
 from pipeline.base.process_identity import here, is_gone
 from pipeline.base.store.protocol import Store
 from pipeline.records.corpus import DUPLICATES_SCHEMA, REJECTS_SCHEMA, Corpus
@@ -38,7 +38,7 @@ CLAIM = f"{WORK}/claim.json"
 _FORMAT = 3  # raise it when equal input and recipe would give other bytes than before
 
 
-class Identity(Record):
+class DatasetFingerprint(Record):
     """``fingerprint`` is over everything that fixes a dataset's bytes, given the images themselves."""
 
     recipe: dict[str, Any]
@@ -46,27 +46,27 @@ class Identity(Record):
     fingerprint: str
 
 
-class Claim(Identity):
+class ShardLease(DatasetFingerprint):
     """What is being made, and the process that began with it last: where its number means something, and the number."""
 
     place: str = ""
     pid: int = 0
 
 
-def identity_of(corpus: Corpus, recipe: ShardRecipe, shaping: dict[str, Any]) -> Identity:
+def identity_of(corpus: Corpus, recipe: ShardRecipe, shaping: dict[str, Any]) -> DatasetFingerprint:
     """Of the *corpus* as listed, the recipe, and *shaping*: what is done to the corpus before it is sharded."""
     settings = recipe.model_dump(mode="json") | shaping
     digest = fingerprint([listing_digest(corpus.entries, corpus.classes), corpus.rejects.num_rows])
     made_of = fingerprint([_FORMAT, settings, digest, corpus.class_names])
-    return Identity(recipe=settings, listing_digest=digest, fingerprint=made_of)
+    return DatasetFingerprint(recipe=settings, listing_digest=digest, fingerprint=made_of)
 
 
-def is_of_one_piece(card: DatasetCard) -> bool:
+def is_consistent(card: DatasetCard) -> bool:
     """True when the card's fingerprint is that of the recipe, listing and class names beside it."""
     return card.fingerprint == fingerprint([_FORMAT, card.recipe, card.listing_digest, card.class_names])
 
 
-def find_existing(target: Store, identity: Identity) -> DatasetCard | None:
+def find_existing(target: Store, identity: DatasetFingerprint) -> DatasetCard | None:
     """The card that stands at *target*, or None. Raises MismatchError when it was made from something else."""
     try:
         card = read_record(DatasetCard, target, CARD)
@@ -80,16 +80,16 @@ def find_existing(target: Store, identity: Identity) -> DatasetCard | None:
     )
 
 
-def claim(target: Store, identity: Identity) -> None:
+def take_lease(target: Store, identity: DatasetFingerprint) -> None:
     """Say, create-only, what is being made at *target*, so that two makings never write over each other.
 
     An attempt that died leaves its claim to the next one of the same making, which takes it over. Raises ConflictError
     when the claim that stands there is of another making.
     """
-    mine = Claim(**identity.model_dump(), place=here(), pid=os.getpid()).to_json()
+    mine = ShardLease(**identity.model_dump(), place=here(), pid=os.getpid()).to_json()
     if target.put_if_absent(CLAIM, mine):
         return
-    theirs = read_record(Claim, target, CLAIM)
+    theirs = read_record(ShardLease, target, CLAIM)
     if theirs.fingerprint == identity.fingerprint and is_gone(theirs.place, theirs.pid):
         target.put(CLAIM, mine)
     if theirs.fingerprint != identity.fingerprint:
@@ -100,7 +100,7 @@ def claim(target: Store, identity: Identity) -> None:
         )
 
 
-def _differences(identity: Identity, recipe: dict[str, Any], listing_digest: str) -> list[str]:
+def _differences(identity: DatasetFingerprint, recipe: dict[str, Any], listing_digest: str) -> list[str]:
     ours = {"recipe": identity.recipe, "listing_digest": identity.listing_digest}
     theirs = {"recipe": recipe, "listing_digest": listing_digest}
     return differing_fields(ours, theirs) or ["format: made by another release"]
@@ -125,7 +125,7 @@ def put_tables(
     ]
     digests = {}
     for name, schema, chunks in tables:
-        reach(f"shard.before-{name}")
+        fail_point(f"shard.before-{name}")
         with target.incoming(name) as path:
             _write_table(path, schema, chunks)
             digests[name] = _sha256(path)
@@ -162,7 +162,7 @@ def _sha256(path: Path) -> str:
 def make_card(
     name: str,
     corpus: Corpus,
-    identity: Identity,
+    identity: DatasetFingerprint,
     shards: list[ShardEntry],
     statistics: ShardStatistics,
     num_rejected: int,
@@ -192,9 +192,9 @@ def make_card(
 
 def publish(target: Store, card: DatasetCard) -> DatasetCard:
     """Put the card, create-only. A racer that made the same dataset is no conflict; another one is."""
-    reach("shard.before-card")
+    fail_point("shard.before-card")
     created = target.put_if_absent(CARD, card.to_json())
-    reach("shard.after-card")
+    fail_point("shard.after-card")
     if created:
         return card
     theirs = read_record(DatasetCard, target, CARD)
@@ -212,7 +212,7 @@ def sweep(target: Store, shards: list[ShardEntry]) -> int:
     for key in _unnamed(target, named):
         target.delete(key)
         swept += 1
-        reach("shard.in-sweep")
+        fail_point("shard.in-sweep")
     swept += target.sweep()
     target.prune()
     return swept

@@ -35,7 +35,7 @@ _COLUMNS = ["key", "labels", "image_offset", "image_bytes", "sha256", "width", "
 
 
 @dataclass(frozen=True)
-class Picked:
+class DrawnSample:
     """One sample: its labels, its size in pixels, its format, and the bytes of its image."""
 
     labels: list[int]
@@ -45,7 +45,9 @@ class Picked:
     image: bytes
 
 
-def pick(target: Store, card: DatasetCard, count: int, seed: int, label: int | None = None) -> list[dict[str, Any]]:
+def draw_samples(
+    target: Store, card: DatasetCard, count: int, seed: int, label: int | None = None
+) -> list[dict[str, Any]]:
     """*count* rows of the indexes, or all there are, in the order of the dataset; of class *label* when given.
 
     Each sample is as likely as any other. Reads only the indexes of shards that are hit (and with *label* the
@@ -63,7 +65,7 @@ def pick(target: Store, card: DatasetCard, count: int, seed: int, label: int | N
     return picked
 
 
-def read_picked(target: Store, rows: list[dict[str, Any]]) -> list[Picked]:
+def read_picked(target: Store, rows: list[dict[str, Any]]) -> list[DrawnSample]:
     """The images of *rows*, read by their offsets. Raises DamageError when one is not what the index says."""
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(partial(_read, target), rows))
@@ -109,7 +111,7 @@ def _rows(target: Store, shard: ShardEntry, ranks: list[int], label: int | None)
         return [row | {"shard": shard.name} for row in rows]
 
 
-def _read(target: Store, row: dict[str, Any]) -> Picked:
+def _read(target: Store, row: dict[str, Any]) -> DrawnSample:
     where = f"{target.uri}/{row['shard']}"
     try:
         image = target.read_range(row["shard"], row["image_offset"], row["image_bytes"])
@@ -117,7 +119,7 @@ def _read(target: Store, row: dict[str, Any]) -> Picked:
         raise DamageError(f"{where} is missing", "shard the dataset again") from None
     if sha256_hex(image) != row["sha256"]:
         raise DamageError(f"{where}: sample {row['key']} is damaged", "shard the dataset again")
-    return Picked(row["labels"], row["width"], row["height"], row["format"], image)
+    return DrawnSample(row["labels"], row["width"], row["height"], row["format"], image)
 
 
 class _telling:  # noqa: N801 - reads as a verb: with _telling(target, shard)
@@ -148,7 +150,7 @@ _MAX_ENLARGED = 5  # times; small images stay small, their pixels sharp
 _PAPER, _GROUND, _INK, _FAINT = (250, 250, 249), (226, 226, 224), (28, 28, 30), (112, 112, 116)
 
 
-def draw_sheet(card: DatasetCard, samples: list[Picked], told: str) -> bytes:
+def render_contact_sheet(card: DatasetCard, samples: list[DrawnSample], told: str) -> bytes:
     """The sheet of *samples* as the bytes of a PNG; *told* says in its header what is shown."""
     columns = max(min(3, len(samples)), min(_MAX_COLUMNS, math.ceil(math.sqrt(len(samples) * 4 / 3))))
     rows = math.ceil(len(samples) / columns)
@@ -177,7 +179,7 @@ def draw_sheet(card: DatasetCard, samples: list[Picked], told: str) -> bytes:
     return buffer.getvalue()
 
 
-def _thumbnails(samples: list[Picked]) -> list[Image.Image | str]:
+def _thumbnails(samples: list[DrawnSample]) -> list[Image.Image | str]:
     """Each sample at the size of a tile, or why it cannot be shown."""
     found: list[Image.Image | str] = []
     for _, data, outcome in shared_sandbox(CheckOptions()).check((None, sample.image) for sample in samples):
@@ -198,7 +200,7 @@ def _fitted(image: Image.Image) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=4.0)
 
 
-def _label(card: DatasetCard, sample: Picked) -> str:
+def _label(card: DatasetCard, sample: DrawnSample) -> str:
     """The names of the sample's classes. One that has no letter of the font is told by its number."""
     font = _font(14)
     names = []

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.base.digests import sha256_hex
 from pipeline.base.store.object_file import open_object
 from pipeline.base.store.protocol import Store
-from pipeline.images.check import Checked
+from pipeline.images.check import CheckResult
 from pipeline.records.corpus import Reject
 from pipeline.records.dataset import INDEX_SCHEMA, DatasetStatistics, ShardEntry
 
@@ -37,7 +37,7 @@ class ShardStatistics:
     num_decoded: int = 0
     channels: list[int] = field(default_factory=lambda: [0] * 6)  # means of R, G, B; then means of squares
 
-    def add(self, labels: list[int], checked: Checked) -> None:
+    def add(self, labels: list[int], checked: CheckResult) -> None:
         """Count one sample."""
         facts = checked.facts
         self.num_samples += 1

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.base.digests import sha256_hex
-from pipeline.base.disk_table import Rows, Spool
+from pipeline.base.disk_table import DiskTable, ExternalSorter
 from pipeline.base.errors import InputError
 from pipeline.records.corpus import LISTING_SCHEMA, ClassEntry
 from pipeline.shard.recipe import ShardRecipe
@@ -52,15 +52,15 @@ def num_shards(num_entries: int, num_bytes: int, recipe: ShardRecipe) -> int:
     return max(1, min(num_entries, max(by_samples, by_bytes)))
 
 
-def total_bytes(entries: Rows) -> int:
+def total_bytes(entries: DiskTable) -> int:
     """The bytes of all entries, as listed."""
     return sum(pc.sum(table["num_bytes"]).as_py() or 0 for table in entries.chunks())
 
 
-def plan_shards(entries: Rows, recipe: ShardRecipe) -> Iterator[PlannedShard]:
+def plan_shards(entries: DiskTable, recipe: ShardRecipe) -> Iterator[PlannedShard]:
     """Cut the shuffled entries into shards of nearly equal numbers of entries. Holds one bucket of them at a time."""
     count = num_shards(entries.num_rows, total_bytes(entries), recipe)
-    spool = Spool(LISTING_SCHEMA, entries.num_rows, tie="origin")
+    spool = ExternalSorter(LISTING_SCHEMA, entries.num_rows, tie="origin")
     for table in entries.chunks():
         spool.add(table, places(table["origin"], recipe.seed))
     number, num_held = 0, 0
@@ -110,7 +110,7 @@ def table_from_bytes(data: bytes) -> pa.Table:
     return pa.ipc.open_stream(data).read_all()
 
 
-def listing_digest(entries: Rows, classes: tuple[ClassEntry, ...]) -> str:
+def listing_digest(entries: DiskTable, classes: tuple[ClassEntry, ...]) -> str:
     """Digest of what was found: origins, sizes, labels and classes, whatever the order of the listing.
 
     A sum of the rows' digests, since the rows may be more than can be sorted in memory.

@@ -23,14 +23,14 @@ from pipeline.records.corpus import CorpusReader, Reject
 from pipeline.records.dataset import ShardEntry
 from pipeline.shard.index import ShardStatistics
 from pipeline.shard.recipe import ShardRecipe
-from pipeline.shard.worker import LaidShard, _DigestTask, _Task, _Told
+from pipeline.shard.worker import ErrorAsValue, ShardRef, VerifyShard, WriteShard
 from pipeline.shard.writer import WrittenShard
 
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")  # a line of a traceback that says what was raised
 
 
 def run_plan(
-    laid: list[LaidShard],
+    laid: list[ShardRef],
     reader: CorpusReader,
     target: Store,
     recipe: ShardRecipe,
@@ -38,7 +38,7 @@ def run_plan(
     num_cpus: float,
 ) -> Generator[WrittenShard]:
     """Run the plan on the cluster that ray is connected to; what was written, as it gets done, in any order."""
-    task = _Task(reader, target, recipe, format_fingerprint)
+    task = WriteShard(reader, target, recipe, format_fingerprint)
     with closing(_mapped([asdict(shard) for shard in laid], task, num_cpus)) as rows:
         yield from map(_written_shard, rows)
 
@@ -52,7 +52,7 @@ def _written_shard(row: dict[str, Any]) -> WrittenShard:
 def find_damaged(shards: list[ShardEntry], target: Store, num_cpus: float) -> Iterator[tuple[str, list[str]]]:
     """Digest every shard on the cluster; (name, what is wrong with it) as it gets known."""
     rows = [{"entry": shard.model_dump_json()} for shard in shards]
-    with closing(_mapped(rows, _DigestTask(target), num_cpus)) as found:
+    with closing(_mapped(rows, VerifyShard(target), num_cpus)) as found:
         for row in found:
             yield row["name"], row["problems"].splitlines()
 
@@ -66,7 +66,7 @@ def _mapped(rows: list[dict[str, Any]], task: Any, num_cpus: float) -> Generator
     context.execution_options.preserve_order = False
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     try:
-        with closing(iter(dataset.map(_Told(task), num_cpus=num_cpus).iter_rows())) as found:
+        with closing(iter(dataset.map(ErrorAsValue(task), num_cpus=num_cpus).iter_rows())) as found:
             for row in found:
                 if "error" in row:
                     name, what, way_out = json.loads(row["error"])

@@ -10,38 +10,38 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pipeline.base.digests import sha256_hex
-from pipeline.base.disk_table import Spool
+from pipeline.base.disk_table import ExternalSorter
 from pipeline.base.errors import DamageError, FailedError, InputError, TooManyRejectsError
-from pipeline.base.failpoints import reach
+from pipeline.base.failpoints import fail_point
 from pipeline.base.progress import Progress
 from pipeline.base.store.protocol import Store
 from pipeline.records.corpus import REJECTS_SCHEMA, Corpus, Reject, rejects_table
 from pipeline.records.dataset import CARD, WORK, DatasetCard, ShardEntry
-from pipeline.shard.commit import Identity, find_existing, make_card, publish, put_tables, read_shards, sweep
+from pipeline.shard.commit import DatasetFingerprint, find_existing, make_card, publish, put_tables, read_shards, sweep
 from pipeline.shard.index import ShardStatistics, index_name, read_entry
 from pipeline.shard.plan import PlannedShard, plan_shards, shard_number
 from pipeline.shard.ray_executor import find_damaged, run_plan
 from pipeline.shard.recipe import ShardRecipe
-from pipeline.shard.worker import LaidShard, lay_plan
-from pipeline.shard.writer import Expected, WrittenShard
+from pipeline.shard.worker import ShardRef, write_plan
+from pipeline.shard.writer import ExpectedDigests, WrittenShard
 
 
 @dataclass(frozen=True)
-class Sharding:
+class ShardRequest:
     """One dataset to be made: *corpus* as *name* into *target*. *num_cpus*: what each task asks of the cluster."""
 
     name: str
     corpus: Corpus
     recipe: ShardRecipe
     target: Store
-    identity: Identity
+    identity: DatasetFingerprint
     num_cpus: float = 1
 
-    def lay(self, progress: Progress) -> list[LaidShard]:
+    def lay(self, progress: Progress) -> list[ShardRef]:
         """Write the plan where the tasks find it."""
         num_entries = self.corpus.entries.num_rows
         progress.start(f"plan {self.name}", num_entries)
-        laid = lay_plan(self._planned(progress), self.target) if num_entries else []
+        laid = write_plan(self._planned(progress), self.target) if num_entries else []
         progress.finish()
         return laid
 
@@ -50,7 +50,7 @@ class Sharding:
             progress.advance(shard.entries.num_rows)
             yield shard
 
-    def run(self, laid: list[LaidShard]) -> Generator[WrittenShard]:
+    def run(self, laid: list[ShardRef]) -> Generator[WrittenShard]:
         """Write the shards *laid*, in any order. Closed, it has ended every task."""
         if laid:
             yield from run_plan(
@@ -58,7 +58,7 @@ class Sharding:
             )
 
 
-def build_dataset(work: Sharding, progress: Progress, existing: DatasetCard | None = None) -> DatasetCard:
+def build_dataset(work: ShardRequest, progress: Progress, existing: DatasetCard | None = None) -> DatasetCard:
     """Make the dataset and return its card, which is written last.
 
     With *existing*, the card that stands there, what is missing of that dataset is made again, to the same bytes.
@@ -89,11 +89,11 @@ def build_dataset(work: Sharding, progress: Progress, existing: DatasetCard | No
 
 
 @dataclass
-class Written:
+class ShardProgress:
     """What has come back of the tasks so far. Rejects are on disk: there may be many."""
 
     num_rejected: int = 0
-    rejects: Spool = field(default_factory=lambda: Spool(REJECTS_SCHEMA, 1, tie="origin"))
+    rejects: ExternalSorter = field(default_factory=lambda: ExternalSorter(REJECTS_SCHEMA, 1, tie="origin"))
     first_reject: Reject | None = None
     reasons: Counter[str] = field(default_factory=Counter)
     statistics: ShardStatistics = field(default_factory=ShardStatistics)
@@ -121,15 +121,15 @@ class Written:
         return [self.entries[number] for number in sorted(self.entries)]
 
 
-def _write(work: Sharding, progress: Progress, existing: DatasetCard | None) -> Written:
-    written = Written()
+def _write(work: ShardRequest, progress: Progress, existing: DatasetCard | None) -> ShardProgress:
+    written = ShardProgress()
     for table in work.corpus.rejects.chunks():
         written.add_rejects(0, (Reject(**row) for row in table.to_pylist()))
     laid = work.lay(progress)
     expected = _expected(work, existing)
-    reach("shard.after-plan")
+    fail_point("shard.after-plan")
     progress.start(f"shard {work.name}", len(laid))
-    unknown = None if existing is None else Expected()
+    unknown = None if existing is None else ExpectedDigests()
     laid = [replace(shard, expected=expected.get(shard.number, unknown)) for shard in laid]
     with closing(work.run(laid)) as shards:
         for shard in shards:
@@ -138,11 +138,11 @@ def _write(work: Sharding, progress: Progress, existing: DatasetCard | None) -> 
             progress.advance(note=f"{written.num_rejected} rejected" if written.num_rejected else "")
     progress.finish()
     check_rejects(written, work, ended=True)
-    reach("shard.after-shards")
+    fail_point("shard.after-shards")
     return written
 
 
-def _expected(work: Sharding, existing: DatasetCard | None) -> dict[int, Expected]:
+def _expected(work: ShardRequest, existing: DatasetCard | None) -> dict[int, ExpectedDigests]:
     """Digests by number of the shards of *existing*, as far as its table can be read."""
     if existing is None:
         return {}
@@ -150,10 +150,10 @@ def _expected(work: Sharding, existing: DatasetCard | None) -> dict[int, Expecte
         shards = read_shards(work.target, existing)
     except DamageError:
         return {}  # the dataset digest is compared in the end
-    return {shard_number(shard.name): Expected(shard.sha256, shard.index_sha256) for shard in shards}
+    return {shard_number(shard.name): ExpectedDigests(shard.sha256, shard.index_sha256) for shard in shards}
 
 
-def _card_of(work: Sharding, written: Written, existing: DatasetCard | None) -> DatasetCard:
+def _card_of(work: ShardRequest, written: ShardProgress, existing: DatasetCard | None) -> DatasetCard:
     shards = written.shards()
     expected = existing.tables if existing else {}
     tables = put_tables(work.target, shards, written.rejects.in_order(), work.corpus.duplicates.chunks(), expected)
@@ -166,7 +166,7 @@ def _card_of(work: Sharding, written: Written, existing: DatasetCard | None) -> 
     return card
 
 
-def check_rejects(written: Written, work: Sharding, *, ended: bool) -> None:
+def check_rejects(written: ShardProgress, work: ShardRequest, *, ended: bool) -> None:
     """Raise as soon as the limit is passed: nobody wants to wait a day for that."""
     recipe, num_input = work.recipe, work.corpus.num_input
     if written.first_reject is None:

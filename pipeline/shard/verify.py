@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.base.digests import differing_fields, sha256_hex
 from pipeline.base.progress import Progress
 from pipeline.base.store.protocol import Store
-from pipeline.images.check import Checked, CheckOptions
+from pipeline.images.check import CheckOptions, CheckResult
 from pipeline.images.decode import ImageRejectedError
 from pipeline.images.sandbox import shared_sandbox
 from pipeline.records.corpus import key_of
@@ -39,7 +39,7 @@ from pipeline.records.dataset import (
     member_header,
 )
 from pipeline.records.record import read_record
-from pipeline.shard.commit import is_of_one_piece, read_shards
+from pipeline.shard.commit import is_consistent, read_shards
 from pipeline.shard.index import ShardStatistics, index_name, label_member
 from pipeline.shard.writer import ShardTar
 
@@ -103,7 +103,7 @@ def check_samples(shard: ShardEntry, archive: BinaryIO, index: bytes, recount: R
 
     Without *recount* this only says which samples are damaged, and decodes nothing.
     """
-    walk = _Walk(shard, archive)
+    walk = SampleChecker(shard, archive)
     try:
         whole = walk.samples(pq.ParquetFile(pa.BufferReader(index)))
         if recount is None:
@@ -127,7 +127,7 @@ class _NoIndexError(Exception):
     """The file is no index of ours."""
 
 
-class _Walk:
+class SampleChecker:
     """Goes through an archive as its index says, and writes down what is not so."""
 
     def __init__(self, shard: ShardEntry, archive: BinaryIO) -> None:
@@ -200,7 +200,7 @@ class _Walk:
             return None
         return self._archive.read(num_bytes) if self._archive.read(_HEADER_BYTES) == expected else None
 
-    def _check_facts(self, row: dict[str, Any], checked: Checked) -> None:
+    def _check_facts(self, row: dict[str, Any], checked: CheckResult) -> None:
         facts = checked.facts
         found, told = (facts.width, facts.height, facts.format), (row["width"], row["height"], row["format"])
         if found != told:
@@ -304,7 +304,7 @@ def _check_counts(card: DatasetCard) -> list[str]:
             f"{CARD}: input {card.num_input} is not written {card.num_samples} + rejected {card.num_rejected}"
             f" + duplicates {card.num_duplicates}"
         )
-    if not is_of_one_piece(card):
+    if not is_consistent(card):
         problems.append(f"{CARD}: its fingerprint is not that of its recipe, listing and class names")
     for name in ("formats", "short_sides", "aspects"):
         if sum(getattr(statistics, name).values()) != card.num_samples:

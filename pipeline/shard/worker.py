@@ -20,7 +20,7 @@ from pipeline.records.dataset import WORK, ShardEntry
 from pipeline.shard.plan import PlannedShard, table_bytes, table_from_bytes
 from pipeline.shard.recipe import ShardRecipe
 from pipeline.shard.verify import check_shard
-from pipeline.shard.writer import Expected, find_undamaged, find_written, write_shard
+from pipeline.shard.writer import ExpectedDigests, find_undamaged, find_written, write_shard
 
 _PART_BYTES = 32_000_000
 _NAME_DIGITS = 32  # hex digits of a part's digest in its name
@@ -28,7 +28,7 @@ _LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE,
 
 
 @dataclass(frozen=True)
-class LaidShard:
+class ShardRef:
     """Where the entries of a shard stand: *num_bytes* of the part at *key*, from *offset*.
 
     ``expected``: the digests that it must have, where a dataset is made again; None for a new one.
@@ -39,16 +39,16 @@ class LaidShard:
     offset: int
     num_bytes: int
     sha256: str
-    expected: Expected | None = None
+    expected: ExpectedDigests | None = None
 
 
-def lay_plan(shards: Iterable[PlannedShard], target: Store) -> list[LaidShard]:
+def write_plan(shards: Iterable[PlannedShard], target: Store) -> list[ShardRef]:
     """Write the plan below ``work/``, in parts of many shards; what stays in memory is a line per shard."""
-    laid: list[LaidShard] = []
-    part, inside = bytearray(), list[LaidShard]()
+    laid: list[ShardRef] = []
+    part, inside = bytearray(), list[ShardRef]()
     for shard in shards:
         data = table_bytes(shard.entries)
-        inside.append(LaidShard(shard.number, "", len(part), len(data), sha256_hex(data)))
+        inside.append(ShardRef(shard.number, "", len(part), len(data), sha256_hex(data)))
         part += data
         if len(part) >= _PART_BYTES:
             laid += _put_part(bytes(part), inside, target)
@@ -58,22 +58,23 @@ def lay_plan(shards: Iterable[PlannedShard], target: Store) -> list[LaidShard]:
     return laid
 
 
-def _put_part(part: bytes, inside: list[LaidShard], target: Store) -> list[LaidShard]:
+def _put_part(part: bytes, inside: list[ShardRef], target: Store) -> list[ShardRef]:
     """Named by its content: another writer of the dataset, whose copy of the source has other etags, has its own."""
     key = f"{WORK}/plan-{sha256_hex(part)[:_NAME_DIGITS]}.bin"
     target.put(key, part)
     return [replace(shard, key=key) for shard in inside]
 
 
-class _Task:
+class WriteShard:
     """Writes the shard of one row. Travels to the workers, so it holds nothing that is open."""
 
     def __init__(self, reader: CorpusReader, target: Store, recipe: ShardRecipe, format_fingerprint: str) -> None:
         self._reader, self._target, self._recipe, self._format = reader, target, recipe, format_fingerprint
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write the shard of *row*; a row of what was written."""
         number, plan = int(row["number"]), fingerprint([self._format, row["sha256"]])
-        expected = Expected(**row["expected"]) if row["expected"] else None
+        expected = ExpectedDigests(**row["expected"]) if row["expected"] else None
         if expected is None:
             written = find_written(number, self._target, plan)
         else:
@@ -95,13 +96,14 @@ class _Task:
         return table_from_bytes(data)
 
 
-class _Told:
+class ErrorAsValue:
     """A task whose errors that concern the user come back as values: through Ray only their text would."""
 
     def __init__(self, task: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         self._task = task
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row of the task, or what went wrong as a value."""
         try:
             return self._task(row)
         except VitpipeError as error:
@@ -112,12 +114,13 @@ class _Told:
             return {"error": json.dumps(["FailedError", what, way_out])}
 
 
-class _DigestTask:
+class VerifyShard:
     """Compares the bytes of one shard and of its index with its entry."""
 
     def __init__(self, target: Store) -> None:
         self._target = target
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The problems of the shard of *row*, one a line."""
         entry = ShardEntry.model_validate_json(row["entry"])
         return {"name": entry.name, "problems": "\n".join(check_shard(self._target, entry, "bytes"))}

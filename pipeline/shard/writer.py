@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from pipeline.base.digests import fingerprint, sha256_hex
 from pipeline.base.errors import DamageError, SupersededError
-from pipeline.base.failpoints import reach
+from pipeline.base.failpoints import fail_point
 from pipeline.base.store.protocol import ObjectChangedError, Store
-from pipeline.images.check import Checked, CheckOptions
+from pipeline.images.check import CheckOptions, CheckResult
 from pipeline.images.decode import ImageRejectedError, read_header
 from pipeline.images.sandbox import shared_sandbox
 from pipeline.records.corpus import CorpusReader, Reject, key_of
@@ -77,7 +77,7 @@ class WrittenShard:
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedDigests:
     """The digests that a card's table names for a shard that is made again; "" where the table is lost."""
 
     tar: str = ""
@@ -99,7 +99,7 @@ def write_shard(
     target: Store,
     plan: str,
     recipe: ShardRecipe,
-    expected: Expected | None = None,
+    expected: ExpectedDigests | None = None,
 ) -> WrittenShard:
     """Write *shard* and its index into *target*, and the note that it is done. *plan* is its plan digest.
 
@@ -114,13 +114,13 @@ def write_shard(
             facts = _write_tar(shard, reader, target, recipe, _Sinks(index, rejects, statistics, expected))
         except _NothingWrittenError:
             facts = {"name": shard.name, "num_bytes": 0, "sha256": "", "num_samples": 0}
-        reach("shard.after-tar")
+        fail_point("shard.after-tar")
         found = tuple(rejects[place] for place in sorted(rejects))
         index.close(facts, found, statistics)
         index_sha256 = _file_sha256(index_path)
         if expected is not None and index_sha256 != (expected.index or index_sha256):
             raise _source_changed(target, index_name(shard.name))
-    reach("shard.after-index")
+    fail_point("shard.after-index")
     if expected is None:
         target.put(_note_name(shard.number), _note(plan, index_sha256))
     return _written(shard.number, facts, found, statistics, index_sha256)
@@ -136,7 +136,7 @@ def find_written(number: int, target: Store, plan: str) -> WrittenShard | None:
     return _standing(number, target, index) if note == _note(plan, sha256_hex(index)) else None
 
 
-def find_undamaged(number: int, target: Store, expected: Expected) -> WrittenShard | None:
+def find_undamaged(number: int, target: Store, expected: ExpectedDigests) -> WrittenShard | None:
     """The shard of a dataset with a card, of whatever plan; None when its tar or its index has to be made again.
 
     Its tar was digested before: here its size is looked at, and that the index is the one of that tar.
@@ -187,7 +187,7 @@ class _Sinks:
     index: _Index
     rejects: dict[int, Reject]
     statistics: ShardStatistics
-    expected: Expected | None
+    expected: ExpectedDigests | None
 
 
 def _write_tar(
@@ -209,7 +209,7 @@ def _write_tar(
             raise _NothingWrittenError
         _check_place(target, shard.name, digest, sinks.expected)
         target.delete(_note_name(shard.number))  # of an earlier plan, for another tar of perhaps the same size
-        reach("shard.before-tar")
+        fail_point("shard.before-tar")
     num_samples = sinks.statistics.num_samples
     return {"name": shard.name, "num_bytes": tar.num_bytes, "sha256": digest, "num_samples": num_samples}
 
@@ -223,7 +223,7 @@ def _settle(file: BinaryIO, settled: int, num_bytes: int) -> int:
     return num_bytes
 
 
-def _check_place(target: Store, name: str, digest: str, expected: Expected | None) -> None:
+def _check_place(target: Store, name: str, digest: str, expected: ExpectedDigests | None) -> None:
     if expected is not None and digest != (expected.tar or digest):
         raise _source_changed(target, name)
     if expected is None and target.head(CARD) is not None:
@@ -237,7 +237,7 @@ def _source_changed(target: Store, name: str) -> DamageError:
 
 
 _Item = tuple[int, dict[str, Any]]  # an entry's place in the plan, and the entry
-_Outcome = Checked | ImageRejectedError
+_Outcome = CheckResult | ImageRejectedError
 
 
 def checked_entries(
@@ -277,10 +277,10 @@ def _check(images: Iterator[tuple[_Item, bytes]], recipe: ShardRecipe) -> Iterat
         except ImageRejectedError as error:
             yield item, data, error
         else:
-            yield item, data, Checked(facts, facts.width * facts.height)
+            yield item, data, CheckResult(facts, facts.width * facts.height)
 
 
-def _add(tar: ShardTar, entry: dict[str, Any], data: bytes, checked: Checked) -> dict[str, Any]:
+def _add(tar: ShardTar, entry: dict[str, Any], data: bytes, checked: CheckResult) -> dict[str, Any]:
     key, labels, facts = key_of(entry["origin"]), entry["labels"], checked.facts
     label_name, label = label_member(labels)
     label_offset = tar.add(f"{key}.{label_name}", label)

@@ -79,7 +79,7 @@ def audit_prefix(run: str) -> str:
     return f"{run_prefix(run)}/audit/"
 
 
-class RankLog:
+class RankAuditLog:
     """The stored log of one rank in one attempt, read from its start, a part at a time."""
 
     def __init__(self, store: Store, prefix: str) -> None:
@@ -122,12 +122,12 @@ class RankLog:
         return block
 
 
-def attempt_logs(store: Store, run: str) -> dict[str, list[RankLog]]:
+def attempt_logs(store: Store, run: str) -> dict[str, list[RankAuditLog]]:
     """The logs of every attempt, by attempt and rank. Attempts that ended before they logged anything are left out."""
-    found: dict[str, list[RankLog]] = {}
+    found: dict[str, list[RankAuditLog]] = {}
     for info in store.list(audit_prefix(run)):
         folder, _, name = info.key.rpartition("/")
         if name == "start.json":
-            log = RankLog(store, folder)
+            log = RankAuditLog(store, folder)
             found.setdefault(log.start.attempt, []).append(log)
     return dict(sorted(found.items()))

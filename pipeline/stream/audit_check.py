@@ -17,7 +17,7 @@ from pipeline.base.errors import DamageError, InputError
 from pipeline.base.store.protocol import Store
 from pipeline.base.world import World
 from pipeline.records.run import RunCard, list_checkpoint_cards, read_run_card
-from pipeline.stream.audit import RankLog, attempt_logs
+from pipeline.stream.audit import RankAuditLog, attempt_logs
 from pipeline.stream.batch import StreamPlan, mixture_of
 from pipeline.stream.dataset import DatasetReader
 from pipeline.stream.mixture import Mixture, mixture_digest
@@ -88,13 +88,13 @@ def _readers_of(workspace: Store, card: RunCard) -> list[DatasetReader]:
     return readers
 
 
-def _end_of(workspace: Store, card: RunCard, newest: list[RankLog]) -> int:
+def _end_of(workspace: Store, card: RunCard, newest: list[RankAuditLog]) -> int:
     """Up to where the logs have to be whole: the newest checkpoint, or what all ranks have logged after it."""
     logged = min(log.last_step() + 1 for log in newest) * card.order.batch_size
     return max([logged, *(checkpoint.position for checkpoint in list_checkpoint_cards(workspace, card.name))])
 
 
-def _segments_of(attempts: dict[str, list[RankLog]], end: int, check: _Check) -> list[Segment]:
+def _segments_of(attempts: dict[str, list[RankAuditLog]], end: int, check: _Check) -> list[Segment]:
     """What of each attempt was not made void by a later one that started before its end."""
     segments: list[Segment] = []
     stop = end
@@ -130,7 +130,7 @@ class _Check:
         if len(self.problems) < _NAMED:
             self.problems.append(text)
 
-    def segment(self, segment: Segment, logs: list[RankLog]) -> None:
+    def segment(self, segment: Segment, logs: list[RankAuditLog]) -> None:
         """Compare the rows of one segment with the plan."""
         batch = self.card.order.batch_size
         chunk = max(1, _CHUNK_ROWS // batch) * batch

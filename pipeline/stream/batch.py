@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import DamageError
-from pipeline.base.retry import Patience
+from pipeline.base.retry import RetryPolicy
 from pipeline.base.store.protocol import Store
 from pipeline.base.world import World
 from pipeline.images.decode import ImageRejectedError, decode
@@ -28,7 +28,7 @@ from pipeline.stream.augment import augment
 from pipeline.stream.dataset import DatasetReader, Sample, SampleDamagedError
 from pipeline.stream.mixture import Mixture
 from pipeline.stream.order import Ints, Order, batch_positions
-from pipeline.stream.recipe import Labelling, StreamRecipe
+from pipeline.stream.recipe import LabelEncoder, StreamRecipe
 
 Found = Sample | SampleDamagedError
 _NAMES = 4096
@@ -45,7 +45,7 @@ class StreamPlan:
     seed: int
     world: World
     weights: tuple[float, ...] = ()
-    labelling: Labelling = field(default_factory=Labelling)
+    labelling: LabelEncoder = field(default_factory=LabelEncoder)
 
     def positions(self, step: int) -> Ints:
         """Of this rank in global batch *step*: int64 (B,)."""
@@ -128,7 +128,7 @@ def open_readers(workspace: Store, names: Iterable[str], recipe: StreamRecipe, w
                 check=recipe.check,
                 access=recipe.access,
                 cache_bytes=recipe.cache_bytes,
-                patience=Patience(recipe.patience_seconds),
+                patience=RetryPolicy(recipe.patience_seconds),
                 open_shards=min(max(64, slots * shards), _OPEN_FILES // 2),
             )
         )

@@ -110,7 +110,7 @@ def _stages(
     return fetched + time_building(reader, plan, seconds, shards)
 
 
-class Loaded(NamedTuple):
+class LoaderRate(NamedTuple):
     """What the loader did with some workers: samples per second, and handing over batches that stood ready.
 
     ``wait``: how long somebody who does nothing with a batch waits for the next.
@@ -122,7 +122,7 @@ class Loaded(NamedTuple):
     wait: StageTime
 
 
-def _load(reader: DatasetReader, plan: StreamPlan, workers: int, seconds: float, progress: Progress) -> Loaded:
+def _load(reader: DatasetReader, plan: StreamPlan, workers: int, seconds: float, progress: Progress) -> LoaderRate:
     # Imported here: with torch, which the audit does without.
     from pipeline.stream.loader import StreamLoader  # noqa: PLC0415
 
@@ -142,7 +142,7 @@ def _load(reader: DatasetReader, plan: StreamPlan, workers: int, seconds: float,
             hand_over.seconds = min(_seconds_of_next(loader) for _ in range(_TAKEN))
     finally:
         loader.close()
-    return Loaded(workers, taken / passed, hand_over, wait)
+    return LoaderRate(workers, taken / passed, hand_over, wait)
 
 
 def _seconds_of_next(loader: Any) -> float:

@@ -23,11 +23,11 @@ from pathlib import Path
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError
-from pipeline.base.retry import TELL_SECONDS, Patience, Watch, read_object
+from pipeline.base.retry import TELL_SECONDS, Retry, RetryPolicy, read_object
 from pipeline.base.store.local import file_errors
 from pipeline.base.store.protocol import Store
 from pipeline.records.dataset import ShardEntry
-from pipeline.stream.disk_lru import CacheError, NoRoomError, Room
+from pipeline.stream.disk_lru import CacheError, DiskLru, NoRoomError
 
 DEFAULT_LIMIT_BYTES = 20_000_000_000
 _POLL_SECONDS = 0.02  # how often it is looked whether another process has fetched the shard
@@ -59,14 +59,14 @@ class ShardCache:
         store: Store,
         folder: Path | None = None,
         limit_bytes: int = DEFAULT_LIMIT_BYTES,
-        patience: Patience | None = None,
+        patience: RetryPolicy | None = None,
         verifies: bool = True,
     ) -> None:
         self.folder, self.limit_bytes, self._verifies = folder or default_folder(), limit_bytes, verifies
-        self.patience = (patience or Patience()).without(CacheError)
-        self._store, self._room = store, Room(self.folder, limit_bytes)
+        self.patience = (patience or RetryPolicy()).without(CacheError)
+        self._store, self._room = store, DiskLru(self.folder, limit_bytes)
 
-    def with_patience(self, patience: Patience) -> ShardCache:
+    def with_patience(self, patience: RetryPolicy) -> ShardCache:
         """The same folder, with other *patience*."""
         return ShardCache(self._store, self.folder, self.limit_bytes, patience, self._verifies)
 
@@ -80,7 +80,7 @@ class ShardCache:
         Raises ObjectMissingError, ArrivedDamagedError when its bytes are not the card's, StoreAccessError or
         FailedError when patience with the store ends, NoRoomError when the disk is full.
         """
-        watch: Watch | None = None
+        watch: Retry | None = None
         while (descriptor := self.open_unless_fetched(key, entry)) is None:
             watch = watch or self.patience.watch(f"{self._store.uri}/{key}, which another process fetches")
             watch.pause(_POLL_SECONDS)
@@ -184,7 +184,7 @@ class ShardCache:
         """Write the shard's bytes; False when they are not the card's."""
         watch = self.patience.watch(f"{self._store.uri}/{key}", alive)
         sha256 = entry.sha256 if self._verifies else None
-        pour = _Pour(self._store, key, self._room, descriptor, (entry.num_bytes, sha256), watch.arrived)
+        pour = Download(self._store, key, self._room, descriptor, (entry.num_bytes, sha256), watch.arrived)
         try:
             with _missing_told(key):
                 return watch.do(pour.go_on)
@@ -192,14 +192,14 @@ class ShardCache:
             pour.end()
 
 
-class _Pour:
+class Download:
     """A shard on its way from the store to a file, in a thread that may outlive who waits for it."""
 
     def __init__(
         self,
         store: Store,
         key: str,
-        room: Room,
+        room: DiskLru,
         descriptor: int,
         expected: tuple[int, str | None],  # size in bytes, sha256 where that is to be compared
         arrived: Callable[[], None],

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 from pipeline.base.digests import sha256_hex
 from pipeline.base.disk_table import read_parquet
 from pipeline.base.errors import DamageError
-from pipeline.base.retry import Patience, in_background, read_object
+from pipeline.base.retry import RetryPolicy, in_background, read_object
 from pipeline.base.store.protocol import Store
 from pipeline.records.dataset import (
     HEADER_BYTES,
@@ -37,7 +37,7 @@ from pipeline.records.dataset import (
 )
 from pipeline.stream.cache import DEFAULT_LIMIT_BYTES, ArrivedDamagedError, ObjectMissingError, ShardCache
 from pipeline.stream.disk_lru import NoRoomError
-from pipeline.stream.index import Member, ShardIndex, ShardTable, parse_index
+from pipeline.stream.index import SampleEntry, ShardIndex, ShardTable, parse_index
 
 Check = Literal["digest", "header"]
 Access = Literal["cached", "ranged"]
@@ -88,7 +88,7 @@ class DatasetReader:
         access: Access = "cached",
         cache: Path | None = None,
         cache_bytes: int = DEFAULT_LIMIT_BYTES,
-        patience: Patience | None = None,
+        patience: RetryPolicy | None = None,
         open_shards: int = _OPEN_SHARDS,
         index_bytes: int = _INDEX_BYTES,
     ) -> None:
@@ -96,7 +96,7 @@ class DatasetReader:
         self._workspace, self._prefix = workspace, dataset_prefix(name)
         self._is_ranged = access == "ranged" and workspace.local_path(self._prefix) is None
         self._has_digest = check == "digest"
-        self.patience = patience or Patience()
+        self.patience = patience or RetryPolicy()
         self._cache = ShardCache(workspace, cache, cache_bytes, self.patience, verifies=not self._has_digest)
         self._limits = open_shards, index_bytes
         self.shards = self._read_shards()
@@ -133,7 +133,7 @@ class DatasetReader:
         """Keys of the samples of a shard, in the order of its tar. Raises DamageError."""
         return self._index(shard).keys()
 
-    def member(self, shard: int, row: int) -> Member:
+    def member(self, shard: int, row: int) -> SampleEntry:
         """Where a sample stands in its tar, by the index. Raises DamageError."""
         return self._index(shard).member(row)
 
@@ -173,7 +173,7 @@ class DatasetReader:
         """True when samples are read by range: no shard is fetched."""
         return self._is_ranged
 
-    def cache_with(self, patience: Patience) -> ShardCache:
+    def cache_with(self, patience: RetryPolicy) -> ShardCache:
         """The cache of this reader for a thread of its own, with other *patience*."""
         return self._cache.with_patience(patience)
 
@@ -213,7 +213,7 @@ class DatasetReader:
                 break
         raise SampleDamagedError(self.shards[shard].name, member.key, member.offset, self._lost.get(shard, fault))
 
-    def _bytes(self, shard: int, member: Member, first: Future[bytes] | None) -> tuple[bytes, bytes]:
+    def _bytes(self, shard: int, member: SampleEntry, first: Future[bytes] | None) -> tuple[bytes, bytes]:
         """What stands at the place of the header, and of the data."""
         descriptor = None if self._is_pieced(shard) else self._open(shard)
         if descriptor is None:
@@ -231,14 +231,14 @@ class DatasetReader:
                 return in_background(self._request(shard, self._index(shard).member(row)))
         return None
 
-    def _request(self, shard: int, member: Member) -> Callable[[], bytes]:
+    def _request(self, shard: int, member: SampleEntry) -> Callable[[], bytes]:
         key, start = self._key(self.shards[shard]), member.offset - HEADER_BYTES
         return partial(self._workspace.read_range, key, start, HEADER_BYTES + member.num_bytes)
 
     def _is_pieced(self, shard: int) -> bool:
         return self._is_ranged or shard in self._pieced
 
-    def _fault(self, shard: int, member: Member, header: bytes, data: bytes) -> str:
+    def _fault(self, shard: int, member: SampleEntry, header: bytes, data: bytes) -> str:
         expected = member_header(f"{member.key}.{member.format}", member.num_bytes)
         if len(data) != member.num_bytes or header != expected:
             return "no such member there"

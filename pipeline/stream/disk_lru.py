@@ -39,7 +39,7 @@ class NoRoomError(CacheError):
     """The disk of the cache is full, and nothing of the cache is left that could go."""
 
 
-class Room:
+class DiskLru:
     """*limit_bytes* in *folder*. Whole files go in the order of their last opening, those in use last."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:

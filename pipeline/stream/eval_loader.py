@@ -43,7 +43,7 @@ class EvaluationBatch:
     label_lists: list[tuple[int, ...]]
 
 
-def pass_once(
+def padded_batches(
     reader: DatasetReader, transform: EvaluationTransform, batch_size: int, world: World = _ALONE
 ) -> Iterator[EvaluationBatch]:
     """Batches of *batch_size* (of this rank) over the whole dataset, as many on every rank of *world*.
@@ -57,9 +57,11 @@ def pass_once(
         yield _batch(reader, transform, batch_size, _places(reader, first, min(first + batch_size, total)))
 
 
-def each_once(reader: DatasetReader, transform: EvaluationTransform, batch_size: int) -> Iterator[EvaluationBatch]:
+def evaluation_batches(
+    reader: DatasetReader, transform: EvaluationTransform, batch_size: int
+) -> Iterator[EvaluationBatch]:
     """The same on one rank without padding: the last batch may be shorter."""
-    for batch in pass_once(reader, transform, batch_size):
+    for batch in padded_batches(reader, transform, batch_size):
         count = int(batch.valid.sum())
         yield EvaluationBatch(
             batch.keys[:count],
@@ -70,12 +72,12 @@ def each_once(reader: DatasetReader, transform: EvaluationTransform, batch_size:
         )
 
 
-def spans_ahead(
+def prefetch_spans(
     reader: DatasetReader, transform: EvaluationTransform, spans: Sequence[tuple[int, int]]
 ) -> Generator[EvaluationBatch, None, None]:
     """For each of *spans* its samples, from the first number to before the second; decoded in threads, ahead of need.
 
-    Decoding lets other threads run. Raises as ``pass_once``. Close it when it is not read to its end.
+    Decoding lets other threads run. Raises as ``padded_batches``. Close it when it is not read to its end.
     """
     threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
     readers = _Readers(reader)

@@ -23,7 +23,7 @@ _KEPT_ENTRIES = 4096
 _COLUMNS = ["key", "labels", "image_offset", "image_bytes", "sha256", "format"]
 
 
-class Member(NamedTuple):
+class SampleEntry(NamedTuple):
     """Where a sample stands in its tar, and what it should be. ``sha256`` is the digest's 32 bytes."""
 
     key: str
@@ -59,12 +59,12 @@ class ShardIndex:
         arrays = (self._offsets, self._sizes, self._label_starts, self._labels)
         return sum(array.nbytes for array in arrays) + len(self._keys) + len(self._digests) + len(self._format_codes)
 
-    def member(self, row: int) -> Member:
+    def member(self, row: int) -> SampleEntry:
         """The sample at *row*. Raises IndexError."""
         if not 0 <= row < len(self._offsets):
             raise IndexError(row)
         first, stop = self._label_starts[row : row + 2].tolist()
-        return Member(
+        return SampleEntry(
             self.key(row),
             self._formats[self._format_codes[row]],
             self._offsets.item(row),

@@ -31,8 +31,8 @@ from pipeline.stream.loader_pool import BuiltBatch, LoaderPool
 from pipeline.stream.mixture import mixture_digest, whole_weights
 from pipeline.stream.mixup import draw_coefficient, partners
 from pipeline.stream.order import Ints, check_world, slots_of
-from pipeline.stream.prefetch import ReadAhead
-from pipeline.stream.recipe import Labelling, LabelMode, StreamRecipe
+from pipeline.stream.prefetch import Prefetcher
+from pipeline.stream.recipe import LabelEncoder, LabelMode, StreamRecipe
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class StreamLoader(IterableDataset[Batch]):
         check_world(world.size, recipe.partitions, recipe.batch_size)
         self._readers = (readers,) if isinstance(readers, DatasetReader) else tuple(readers)
         self._weights = tuple(weights or [1.0] * len(self._readers))
-        labelling = Labelling(labels, num_classes or len(self._readers[0].card.class_names))
+        labelling = LabelEncoder(labels, num_classes or len(self._readers[0].card.class_names))
         if labels != "none" and not labelling.num_classes:
             raise InputError(f"dataset {self._readers[0].card.name} has no classes", "name an objective without labels")
         self._plan = StreamPlan(recipe, seed, world, self._weights, labelling)
@@ -200,7 +200,7 @@ class _Ahead:
         self._batch_size = plan.recipe.batch_size
         share = plan.recipe.cache_bytes // (2 * plan.world.local_size)
         slots = slots_of(plan.recipe.partitions, plan.world)
-        self._threads = ReadAhead(
+        self._threads = Prefetcher(
             readers, mixture_of(readers, plan), slots, step * self._batch_size, shards=_AHEAD_SHARDS, share_bytes=share
         )
 

@@ -20,7 +20,7 @@ _LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
-class Finished:
+class BatchDone:
     """Batch *step* stands in its slot."""
 
     step: int
@@ -28,7 +28,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Failed:
+class BatchFailed:
     """Batch *step* cannot be built."""
 
     step: int
@@ -36,28 +36,28 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Said:
+class LogLine:
     """A line for the log."""
 
     text: str
 
 
-Word = Finished | Failed | Said
+Message = BatchDone | BatchFailed | LogLine
 
 
-def pack_word(word: Word) -> bytes:
+def pack_word(word: Message) -> bytes:
     """One frame."""
     body = pickle.dumps(word)
     return _LENGTH.pack(len(body)) + body
 
 
-def words_in(received: bytearray) -> Iterator[Word]:
+def unpack_messages(received: bytearray) -> Iterator[Message]:
     """Take the frames that are complete out of *received*."""
     while len(received) >= _LENGTH.size:
         end = _LENGTH.size + _LENGTH.unpack_from(received)[0]
         if end > len(received):
             return
-        word: Word = pickle.loads(received[_LENGTH.size : end])  # noqa: S301 - see the module
+        word: Message = pickle.loads(received[_LENGTH.size : end])  # noqa: S301 - see the module
         del received[:end]
         yield word
 

@@ -19,17 +19,17 @@ from dataclasses import dataclass, field
 
 from pipeline.base import child_process as children
 from pipeline.base.errors import FailedError
-from pipeline.base.shared_memory import Silence, StatusPage
+from pipeline.base.shared_memory import StallDetector, StatusPage
 from pipeline.stream.batch import BatchArrays, Replacement, copied
 from pipeline.stream.loader_messages import (
     REQUEST,
-    Failed,
-    Finished,
-    Said,
+    BatchDone,
+    BatchFailed,
+    LogLine,
+    Message,
     SharedSettings,
-    Word,
     WorkerSettings,
-    words_in,
+    unpack_messages,
 )
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class WorkerProcess:
         self._socket = ours
         self._unsent, self._received = bytearray(), bytearray()
         self._page = StatusPage(self._memory)
-        self._silence = Silence(str(self.pid), TICK_SECONDS)
+        self._silence = StallDetector(str(self.pid), TICK_SECONDS)
         self.ended = False
 
     def fileno(self) -> int:
@@ -85,7 +85,7 @@ class WorkerProcess:
         self._unsent += REQUEST.pack(step, slot)
         self._send()
 
-    def words(self) -> list[Word]:
+    def words(self) -> list[Message]:
         """What it has said since the last call. ``ended`` is True when that is its last."""
         self._send()
         while not self.ended:
@@ -97,7 +97,7 @@ class WorkerProcess:
                 data = b""
             self.ended = not data
             self._received += data
-        return list(words_in(self._received))
+        return list(unpack_messages(self._received))
 
     def batch(self, slot: int) -> BatchArrays:
         """A copy of what it has built in *slot*."""
@@ -130,7 +130,7 @@ class WorkerProcess:
                 code = self._process.wait(_END_SECONDS)
         self.kill()
         outside = code is not None and -code in children.KILLED_FROM_OUTSIDE
-        words = f"signal {-code}" if code and code < 0 else children.last_words(self._errors, self._process)
+        words = f"signal {-code}" if code and code < 0 else children.last_stderr_line(self._errors, self._process)
         return outside, words
 
     def kill(self) -> None:
@@ -164,7 +164,7 @@ _SAY_SECONDS = 10.0
 
 
 @dataclass
-class Desk:
+class BatchQueue:
     """Which batch is with which process, in which of its slots. Knows nothing of processes."""
 
     next_step: int
@@ -235,9 +235,9 @@ class LoaderPool:
         num_workers: int,
         say: Callable[[str], None] = _log.warning,
     ) -> None:
-        self._desk = Desk(first_step, num_workers, settings.layout.num_slots)
+        self._desk = BatchQueue(first_step, num_workers, settings.layout.num_slots)
         self._say, self._said_at = say, 0.0
-        self._answers: dict[int, Finished | Failed] = {}
+        self._answers: dict[int, BatchDone | BatchFailed] = {}
         self._rescued: dict[int, BatchArrays] = {}  # built by a process that is gone
         self._deaths: Counter[tuple[int, bool]] = Counter()
         self._shared = SharedSettings(settings)
@@ -272,7 +272,7 @@ class LoaderPool:
 
     def _taken(self, step: int) -> BuiltBatch:
         answer = self._answers.pop(step)
-        if isinstance(answer, Failed):
+        if isinstance(answer, BatchFailed):
             raise answer.error
         worker, slot = self._desk.place(step)
         arrays = self._rescued.pop(step, None) or self._processes[worker].batch(slot)
@@ -293,8 +293,8 @@ class LoaderPool:
                 self._replace(worker, "")
         return bool(ready)
 
-    def _hear(self, worker: int, word: Word) -> None:
-        if isinstance(word, Said):
+    def _hear(self, worker: int, word: Message) -> None:
+        if isinstance(word, LogLine):
             self._say(word.text)
             return
         self._answers[word.step] = word
@@ -317,7 +317,7 @@ class LoaderPool:
         for word in process.words():
             self._hear(worker, word)
         for step in self._desk.with_worker(worker):
-            if step not in self._rescued and isinstance(self._answers[step], Finished):
+            if step not in self._rescued and isinstance(self._answers[step], BatchDone):
                 self._rescued[step] = process.batch(self._desk.place(step)[1])
         work = self._desk.work_of(worker)
         told = f"loader process {process.pid} {fault or f'ended ({how})'} while {process.doing}"

@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 from pipeline.base.child_process import end_with_parent
 from pipeline.base.errors import FailedError, VitpipeError
-from pipeline.base.shared_memory import Pulse, StatusPage
+from pipeline.base.shared_memory import HeartbeatThread, StatusPage
 from pipeline.stream.batch import BatchBuilder
-from pipeline.stream.loader_messages import REQUEST, Failed, Finished, Said, Word, WorkerSettings, pack_word
+from pipeline.stream.loader_messages import REQUEST, BatchDone, BatchFailed, LogLine, Message, WorkerSettings, pack_word
 
 _BEAT_SECONDS = 0.25
 
@@ -33,7 +33,7 @@ def main() -> None:
     told: WorkerSettings = pickle.loads(data)  # noqa: S301 - from the rank that started this process
     with socket.socket(fileno=channel) as connection, mmap.mmap(memory, 0) as shared:
         page = StatusPage(shared)
-        Pulse(page, f"self/task/{threading.get_native_id()}", told.stuck_seconds, _BEAT_SECONDS).start()
+        HeartbeatThread(page, f"self/task/{threading.get_native_id()}", told.stuck_seconds, _BEAT_SECONDS).start()
         _Server(connection, shared, page, told).serve()
         os._exit(0)  # with the memory still in use by its arrays
 
@@ -57,14 +57,16 @@ class _Server:
             self._send(self._answer(step, slot))
             self._page.rest()
 
-    def _answer(self, step: int, slot: int) -> Word:
+    def _answer(self, step: int, slot: int) -> Message:
         try:
-            return Finished(step, self._builder.build(step, self._slots[slot]))
+            return BatchDone(step, self._builder.build(step, self._slots[slot]))
         except VitpipeError as error:
-            return Failed(step, error)
+            return BatchFailed(step, error)
         except Exception as error:
             logging.getLogger(__name__).debug("batch %d", step, exc_info=True)
-            return Failed(step, FailedError(f"batch {step}: {type(error).__name__}: {error}", "--debug shows more"))
+            return BatchFailed(
+                step, FailedError(f"batch {step}: {type(error).__name__}: {error}", "--debug shows more")
+            )
 
     def _receive(self) -> bytes:
         try:
@@ -72,7 +74,7 @@ class _Server:
         except ConnectionError:
             return b""
 
-    def _send(self, word: Word) -> None:
+    def _send(self, word: Message) -> None:
         with self._sending:
             try:
                 self._connection.sendall(pack_word(word))
@@ -83,12 +85,12 @@ class _Server:
 class _ToRank(logging.Handler):
     """Warnings of the library, passed on to the rank."""
 
-    def __init__(self, send: Callable[[Word], None]) -> None:
+    def __init__(self, send: Callable[[Message], None]) -> None:
         super().__init__(logging.WARNING)
         self._send_word = send
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._send_word(Said(record.getMessage()))
+        self._send_word(LogLine(record.getMessage()))
 
 
 if __name__ == "__main__":

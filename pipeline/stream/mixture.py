@@ -18,18 +18,18 @@ import numpy as np
 
 from pipeline.base.digests import fingerprint
 from pipeline.base.errors import RecipeError
-from pipeline.stream.order import Ints, Order, Places
+from pipeline.stream.order import Ints, Order, SampleRefs
 
 _MAX_CYCLE = 10_000
 
 
 @dataclass(frozen=True)
-class Located:
+class MixtureRefs:
     """Where positions point: number of the dataset, position in its own order, and the places there. Each (n,)."""
 
     datasets: Ints
     positions: Ints
-    places: Places
+    places: SampleRefs
 
 
 class Mixture:
@@ -46,7 +46,7 @@ class Mixture:
         self._before: Ints = np.cumsum(taken, axis=0) - taken  # rows of each dataset before a row of the cycle
         self._shares: Ints = np.asarray(shares, dtype=np.int64)
 
-    def locate(self, positions: Ints) -> Located:
+    def locate(self, positions: Ints) -> MixtureRefs:
         """What stands at *positions* (n,)."""
         datasets, own = self.own_positions(positions)
         epochs, shards, rows = (np.empty_like(own) for _ in range(3))
@@ -54,7 +54,7 @@ class Mixture:
             here = datasets == number
             places = self.orders[number].places(own[here])
             epochs[here], shards[here], rows[here] = places.epochs, places.shards, places.rows
-        return Located(datasets, own, Places(epochs, shards, rows))
+        return MixtureRefs(datasets, own, SampleRefs(epochs, shards, rows))
 
     def own_positions(self, positions: Ints) -> tuple[Ints, Ints]:
         """Number of the dataset, and position in its own order, of each of *positions*."""

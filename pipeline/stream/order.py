@@ -89,7 +89,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Places:
+class SampleRefs:
     """Where positions of the order point: epoch, number of the shard in the card, row in its index. Each int64 (n,)."""
 
     epochs: Ints
@@ -98,7 +98,7 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Place:
+class SampleRef:
     """One of them, with its position."""
 
     position: int
@@ -122,7 +122,7 @@ class Order:
         self._key = np.uint64(derive(seed, "window", *self._words))
         self._epoch_layout = lru_cache(maxsize=2)(self._lay_out)
 
-    def places(self, positions: Ints) -> Places:
+    def places(self, positions: Ints) -> SampleRefs:
         """What stands at *positions* (n,), in any order."""
         epochs, rest = np.divmod(positions, self.num_samples)
         items, partitions = np.divmod(rest, self.partitions)
@@ -135,12 +135,12 @@ class Order:
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
             shards[here], rows[here] = self._in_shards(epoch, in_row[here])
-        return Places(epochs, shards, rows)
+        return SampleRefs(epochs, shards, rows)
 
-    def place(self, position: int) -> Place:
+    def place(self, position: int) -> SampleRef:
         """What stands at one *position*."""
         found = self.places(np.asarray([position], dtype=np.int64))
-        return Place(position, int(found.epochs[0]), int(found.shards[0]), int(found.rows[0]))
+        return SampleRef(position, int(found.epochs[0]), int(found.shards[0]), int(found.rows[0]))
 
     def partition_bounds(self, partitions: Ints) -> tuple[Ints, Ints]:
         """[start, stop) of each partition in the epoch's row: sizes are those that the residues mod P have."""

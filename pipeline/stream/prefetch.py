@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from pipeline.base.errors import VitpipeError
-from pipeline.base.retry import Patience
+from pipeline.base.retry import RetryPolicy
 from pipeline.stream.dataset import DatasetReader
 from pipeline.stream.mixture import Mixture
 
@@ -18,7 +18,7 @@ _RETRY_SECONDS = 0.2  # how soon it is looked again at what another process fetc
 Need = tuple[int, int]  # dataset, shard
 
 
-class ReadAhead:
+class Prefetcher:
     """Threads that bring shards and their indexes into the node's cache, in the order in which *slots* need them.
 
     At most *shards* of them and *share_bytes* (at least one shard) are held ahead; what is held is not evicted before
@@ -42,7 +42,7 @@ class ReadAhead:
         self._limits = shards, share_bytes
         self._stopped = threading.Event()
         self._caches = [
-            reader.cache_with(Patience(reader.patience.seconds, stopped=self._stopped)) for reader in self._readers
+            reader.cache_with(RetryPolicy(reader.patience.seconds, stopped=self._stopped)) for reader in self._readers
         ]
         self.errors: dict[Need, Exception] = {}
         self._changed = threading.Condition()

@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from pipeline.base.errors import DamageError
-from pipeline.base.retry import Patience
+from pipeline.base.retry import RetryPolicy
 from pipeline.images.decode import ImageRejectedError, decode
 from pipeline.images.transforms import Pixels
 from pipeline.stream.augment import augment
@@ -59,7 +59,7 @@ class StageTime:
 
 
 @dataclass
-class Stopwatch:
+class StageTimer:
     """Times of all stages that were measured, by their names."""
 
     times: dict[str, StageTime] = field(default_factory=dict)
@@ -81,7 +81,7 @@ def time_fetching(reader: DatasetReader, plan: StreamPlan, seconds: float) -> tu
 
     *reader*'s cache should be empty, and large enough. Raises what ``DatasetReader.bring`` does.
     """
-    mixture, cache = mixture_of([reader], plan), reader.cache_with(Patience())
+    mixture, cache = mixture_of([reader], plan), reader.cache_with(RetryPolicy())
     shards = _first_shards(mixture, plan)
     started = time.perf_counter()
 
@@ -117,13 +117,13 @@ def time_building(
 
     Raises DamageError at a sample that is damaged.
     """
-    watch = Stopwatch()
+    watch = StageTimer()
     arrays = BatchArrays.empty(_AT_ONCE, plan.recipe.augment.size)
     spots = _spots(mixture_of([reader], plan), plan, watch)
     if shards is not None:
         spots = cycle(_those_of(shards, spots, plan))
     groups = iter(lambda: list(islice(spots, _AT_ONCE)), [])
-    _build(reader, plan, Stopwatch(), next(groups), arrays)  # opens the first shard, and warms the libraries up
+    _build(reader, plan, StageTimer(), next(groups), arrays)  # opens the first shard, and warms the libraries up
     started = time.perf_counter()
     for group in groups:
         _build(reader, plan, watch, group, arrays)
@@ -132,7 +132,7 @@ def time_building(
     return [watch.times[stage] for stage in STAGES if stage in watch.times]
 
 
-def _spots(mixture: Mixture, plan: StreamPlan, watch: Stopwatch) -> Iterator[Spot]:
+def _spots(mixture: Mixture, plan: StreamPlan, watch: StageTimer) -> Iterator[Spot]:
     """Places in stream order, endlessly."""
     for step in count():
         positions = plan.positions(step)
@@ -147,7 +147,7 @@ def _those_of(shards: frozenset[int], spots: Iterator[Spot], plan: StreamPlan) -
     return list(islice((spot for spot in first_windows if spot[1] in shards), _KEPT))
 
 
-def _build(reader: DatasetReader, plan: StreamPlan, watch: Stopwatch, group: list[Spot], into: BatchArrays) -> None:
+def _build(reader: DatasetReader, plan: StreamPlan, watch: StageTimer, group: list[Spot], into: BatchArrays) -> None:
     num, recipe = len(group), plan.recipe.augment
     samples = watch.measure("read", num, lambda: _read(reader, group))
     watch.add("read", 0, 0.0, sum(len(sample.data) for sample in samples))

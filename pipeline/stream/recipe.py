@@ -16,7 +16,7 @@ LabelMode = Literal["one", "many", "none"]
 
 
 @dataclass(frozen=True)
-class Labelling:
+class LabelEncoder:
     """``one``: a class each; ``many``: any number of *num_classes* classes, none too; ``none``: labels are not read.
 
     *num_classes* 0: not known, so labels are not compared with it.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.base.digests import fingerprint, sha256_hex
 from pipeline.base.store.protocol import Store
 from pipeline.stream.dataset import DatasetReader, Sample, SampleDamagedError
-from pipeline.stream.index import Member, ShardTable
+from pipeline.stream.index import SampleEntry, ShardTable
 
 Rows = NDArray[np.int64]
 
@@ -39,7 +39,7 @@ class SubsetReader(DatasetReader):
         whole = super().keys(shard)
         return [whole[row] for row in self._rows[shard].tolist()]
 
-    def member(self, shard: int, row: int) -> Member:
+    def member(self, shard: int, row: int) -> SampleEntry:
         """See DatasetReader."""
         return super().member(shard, self._row(shard, row))
 

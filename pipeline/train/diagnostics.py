@@ -28,7 +28,7 @@ def guessing_loss(objective: str, num_classes: int) -> float | None:
     return math.log(num_classes) if objective == "softmax" and num_classes > 1 else None
 
 
-class Sanity:
+class TrainDiagnostics:
     """Of a rank. *guessing* is the loss of who guesses, such as log(classes) for softmax; None where there is none.
 
     *max_skipped* updates may be left out because they were not finite; 0: the first one ends the run.

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.base.errors import FailedError
-from pipeline.base.world import Alone, Collective, World
+from pipeline.base.world import Collective, SingleProcess, World
 from pipeline.checkpoints.state import Fragment
 from pipeline.train.train_state import Shapes
 
@@ -58,10 +58,10 @@ class ProcessGroup:
 
 def current_collective() -> Collective:
     """Of the process group when there is one, else of this process alone."""
-    return ProcessGroup(World.from_environment()) if dist.is_initialized() else Alone()
+    return ProcessGroup(World.from_environment()) if dist.is_initialized() else SingleProcess()
 
 
-class Agreement:
+class AsyncAllReduce:
     """Exchanges *count* numbers. Every rank makes it, and makes the same calls, at the same places.
 
     *patience_seconds*: see ``new_group``.
@@ -99,7 +99,7 @@ class Agreement:
 _Span = tuple[str, int, int, int]  # name, start, stop, rank
 
 
-def assembled(
+def gather_full_state(
     fragments: Sequence[Fragment],
     shapes: Mapping[str, tuple[int, ...]] | Shapes,
     kind: str,

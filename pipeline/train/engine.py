@@ -25,14 +25,14 @@ from pipeline.train.deepspeed_config import deepspeed_config
 from pipeline.train.optimizer import make_optimizer, prepare_state, set_rates
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe
 from pipeline.train.torch_engine import StepResult
-from pipeline.train.train_state import Holding, Piece, Shapes, piece_of
+from pipeline.train.train_state import Shapes, StateShard, TrainState, piece_of
 
 
 class Layout(Protocol):
     """One of the cases above."""
 
-    held: list[Piece]
-    given: list[Piece]
+    held: list[StateShard]
+    given: list[StateShard]
 
     def refresh(self) -> None:
         """The float32 weights were set from outside: the weights of the forward pass follow. All ranks call it."""
@@ -48,7 +48,7 @@ def shapes_of(module: nn.Module) -> Shapes:
     return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in trained(module).items()}
 
 
-class Replicated:
+class Zero0Layout:
     """Stage 0: every rank holds everything and contributes its share. *wrapper* is DeepSpeed's optimizer."""
 
     def __init__(self, module: nn.Module, wrapper: Any, world: World) -> None:
@@ -79,7 +79,7 @@ def _pairs(wrapper: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
         yield list(zip(low, masters, strict=True))
 
 
-class FlatPartitions:
+class Zero12Layout:
     """Stages 1 and 2: a group of parameters is one flat vector, of which each rank holds an equal part."""
 
     def __init__(self, module: nn.Module, wrapper: Any) -> None:
@@ -106,7 +106,7 @@ class FlatPartitions:
         self._wrapper.update_lp_params()  # with the all-gather that ends every update
 
 
-class ParameterPartitions:
+class Zero3Layout:
     """Stage 3: of every parameter each rank holds an equal part."""
 
     def __init__(self, module: nn.Module, wrapper: Any) -> None:
@@ -135,8 +135,8 @@ class ParameterPartitions:
 def layout_of(module: nn.Module, wrapper: Any, zero_stage: int, world: World) -> Layout:
     """The layout of *module* under DeepSpeed's optimizer *wrapper*."""
     if zero_stage == 0:
-        return Replicated(module, wrapper, world)
-    return FlatPartitions(module, wrapper) if zero_stage < 3 else ParameterPartitions(module, wrapper)
+        return Zero0Layout(module, wrapper, world)
+    return Zero12Layout(module, wrapper) if zero_stage < 3 else Zero3Layout(module, wrapper)
 
 
 # Offers DeepSpeed no operator to compile: it would take up to a minute over an all-reduce that only its inference
@@ -173,7 +173,7 @@ class DeepSpeedEngine:
         wrapper = self._engine.optimizer
         self._layout = layout_of(self._engine.module, wrapper, recipe.zero_stage, world)
         shapes, base = shapes_of(self._engine.module), getattr(wrapper, "optimizer", wrapper)
-        self._holding = Holding(shapes, self._layout.held, self._layout.given, base, optimizer.ema)
+        self._holding = TrainState(shapes, self._layout.held, self._layout.given, base, optimizer.ema)
         if self.dtype != torch.float32:
             self._holding.start_from(first)  # DeepSpeed has made its float32 weights of the rounded ones
 

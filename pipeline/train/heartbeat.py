@@ -43,7 +43,7 @@ _CONNECT_SECONDS = 2.0
 _COLLECTIVES = ("/torch/distributed/", "/deepspeed/", "/pipeline/train/agree.py", "/pipeline/train/collective.py")
 
 
-class Pulse:
+class RankHeartbeat:
     """Of the rank whose thread of training makes this. Without an *address* it only keeps what it is told.
 
     *on_stop* hears why somebody wants the run to stop; *on_end* has 3 s for last words before the process ends.

@@ -21,7 +21,7 @@ from pipeline.base.world import World
 from pipeline.stream.mixup import mixed
 from pipeline.train.device import normalise
 from pipeline.train.lr_schedule import Schedule
-from pipeline.train.metrics import Watch
+from pipeline.train.metrics import MetricsLogger
 from pipeline.train.recipe import ScheduleRecipe, accumulation
 from pipeline.train.torch_engine import Engine
 
@@ -91,7 +91,7 @@ def train(  # noqa: PLR0913 - what trains, on what, how long, and who listens
     objective: Loss,
     plan: LoopPlan,
     world: World,
-    watch: Watch,
+    watch: MetricsLogger,
     at_step: Callable[[int], bool | None] = lambda _: None,
     *,
     timed: Callable[[Phase, float], None] = lambda *_: None,
@@ -161,12 +161,12 @@ class _Losses:
         labels, others = batch.labels[part], batch.labels[partners]
         if labels.is_floating_point():
             return objective(self.engine.module, images, share * labels + (1.0 - share) * others)
-        network = _Once(self.engine.module)  # one class each: the losses are mixed, as soft targets would be
+        network = SharedForward(self.engine.module)  # one class each: the losses are mixed, as soft targets would be
         loss = objective(network, images, labels)
         return share * loss + (1.0 - share) * objective(network, images, others)
 
 
-class _Once(nn.Module):
+class SharedForward(nn.Module):
     """Stands for *network* where two losses ask for its output of the same input: one forward pass."""
 
     def __init__(self, network: nn.Module) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.base.journal import Journal
-from pipeline.base.retry import Patient
+from pipeline.base.retry import BestEffortWriter
 from pipeline.base.store.protocol import Store
 from pipeline.records.run import MetricsRow
-from pipeline.train.diagnostics import Sanity
+from pipeline.train.diagnostics import TrainDiagnostics
 from pipeline.train.torch_engine import StepResult
 
 _log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 COUNT = 4  # numbers that are exchanged
 
 
-class Pace:
+class StepTimer:
     """Sums of this rank's step, and of the slowest ranks since the last row.
 
     What is compared is the time of the forward passes: the rest of a step waits for the other ranks, so that it takes
@@ -76,7 +76,7 @@ def resident_bytes() -> int:
         return 0
 
 
-class EventFiles:
+class TensorBoardWriter:
     """Scalars of one attempt; each flush puts a file of its own below *prefix*."""
 
     def __init__(self, store: Store, prefix: str) -> None:
@@ -113,14 +113,14 @@ _TAGS = ("learning_rate", "images_per_second", "mfu", "data_wait_share", "rank_s
 
 
 @dataclass(frozen=True)
-class Work:
+class ModelFlops:
     """What an image costs to train on, and the FLOP/s that all ranks together could reach; 0: not known."""
 
     flops_per_image: float = 0.0
     peak_flops: float = 0.0
 
 
-class Watch:
+class MetricsLogger:
     """Counts since the last logged row; writes a row every *log_every* steps. Without a journal it only checks.
 
     Rows that the store refuses are kept, and written with the next ones.
@@ -132,16 +132,16 @@ class Watch:
         log_every: int,
         batch_size: int,
         *,
-        sanity: Sanity | None = None,
-        pace: Pace | None = None,
-        events: EventFiles | None = None,
-        work: Work | None = None,
-        patient: Patient | None = None,
+        sanity: TrainDiagnostics | None = None,
+        pace: StepTimer | None = None,
+        events: TensorBoardWriter | None = None,
+        work: ModelFlops | None = None,
+        patient: BestEffortWriter | None = None,
     ) -> None:
         self._journal, self._log_every, self._batch_size = journal, log_every, batch_size
-        self._sanity = sanity or Sanity(_log.warning, None, 0, 0)
-        self._pace, self._events, self._work = pace, events, work or Work()
-        self._patient = patient or Patient(_log.warning)
+        self._sanity = sanity or TrainDiagnostics(_log.warning, None, 0, 0)
+        self._pace, self._events, self._work = pace, events, work or ModelFlops()
+        self._patient = patient or BestEffortWriter(_log.warning)
         self._begun = self._since = self._flushed = self._events_flushed = time.monotonic()
         self._steps = 0
         self._waited_seconds = 0.0

@@ -14,7 +14,7 @@ RELOCATING = "relocate"  # what the driver says when the ranks are to begin agai
 SIGTERM = "SIGTERM"
 
 
-class Stop:
+class StopSignal:
     """Keeps the first wish, and when it came. *grace_seconds*: how long whoever stops us waits before it kills."""
 
     def __init__(self, grace_seconds: float) -> None:
@@ -41,11 +41,11 @@ class Stop:
         return max(0.0, self._grace - (time.monotonic() - self._asked)) if self._reason else self._grace
 
 
-_wishes: list[Stop] = []
+_wishes: list[StopSignal] = []
 _previous: list[object] = []
 
 
-def hear_sigterm() -> None:
+def install_sigterm_handler() -> None:
     """From now on SIGTERM is a wish for every Stop of this process; without one it does what it did before.
 
     To be called in the main thread, which in Ray's workers is not the one that trains.
@@ -55,10 +55,10 @@ def hear_sigterm() -> None:
 
 
 @contextmanager
-def listening(stop: Stop) -> Iterator[None]:
-    """Inside, SIGTERM asks *stop*, where ``hear_sigterm`` was called or can be."""
+def listening(stop: StopSignal) -> Iterator[None]:
+    """Inside, SIGTERM asks *stop*, where ``install_sigterm_handler`` was called or can be."""
     if threading.current_thread() is threading.main_thread():
-        hear_sigterm()
+        install_sigterm_handler()
     _wishes.append(stop)
     try:
         yield

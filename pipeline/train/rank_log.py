@@ -16,7 +16,7 @@ _MAX_CHARACTERS = 4_000_000  # beyond it the middle is left out: the start and t
 _FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
 
 
-class RankLog(logging.Handler):
+class RankLogHandler(logging.Handler):
     """Inside, keeps what the loggers of ``pipeline`` say at INFO and above."""
 
     def __init__(self, store: Store, key: str) -> None:
@@ -30,7 +30,7 @@ class RankLog(logging.Handler):
         self.setFormatter(formatter)
         self._logger = logging.getLogger("pipeline")
 
-    def __enter__(self) -> RankLog:
+    def __enter__(self) -> RankLogHandler:
         self._level = self._logger.level
         self._logger.setLevel(logging.INFO)
         self._logger.addHandler(self)

@@ -28,8 +28,8 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
 from pipeline.base.cluster_head import ClusterHead
 from pipeline.base.errors import FailedError, InterruptedRunError, VitpipeError
-from pipeline.train.preemption import RELOCATING, SIGTERM, hear_sigterm
-from pipeline.train.watchdog import Supervisor
+from pipeline.train.preemption import RELOCATING, SIGTERM, install_sigterm_handler
+from pipeline.train.watchdog import Watchdog
 
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 _LOOK_SECONDS = 2.0  # between two looks at the nodes
@@ -43,7 +43,7 @@ _RAY_SECONDS = 50.0  # Ray ends a process a minute after its head
 
 
 @dataclass(frozen=True)
-class Places:
+class ElasticSizes:
     """How many ranks may be started (the largest first), what each reserves, and how often they may die without having
     got any further.
     """
@@ -57,7 +57,7 @@ class Places:
 def launch(
     worker: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
-    places: Places,
+    places: ElasticSizes,
     say: Callable[[str, str], None],
     reached: Callable[[], int] = lambda: 0,
 ) -> bool:
@@ -69,7 +69,7 @@ def launch(
     ranks died too often; InterruptedRunError when ranks did not end in time after a SIGTERM, and when the head of the
     cluster was lost.
     """
-    supervisor = Supervisor(ray.util.get_node_ip_address(), say)
+    supervisor = Watchdog(ray.util.get_node_ip_address(), say)
     head = _Head(ClusterHead(str(ray.get_runtime_context().gcs_address), _HEAD_SECONDS), supervisor, places)
     try:
         with _sigterm(supervisor, places.grace_seconds), head:
@@ -88,8 +88,8 @@ def launch(
 def _until_done(
     worker: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
-    places: Places,
-    supervisor: Supervisor,
+    places: ElasticSizes,
+    supervisor: Watchdog,
     reached: Callable[[], int],
     settle: Callable[[], None] = lambda: None,
 ) -> None:
@@ -113,7 +113,7 @@ def _until_done(
             return
 
 
-def _fit(worker: Callable[[dict[str, Any]], None], config: dict[str, Any], size: int, places: Places) -> None:
+def _fit(worker: Callable[[dict[str, Any]], None], config: dict[str, Any], size: int, places: ElasticSizes) -> None:
     with tempfile.TemporaryDirectory(prefix="vitpipe-train-") as scratch:
         TorchTrainer(
             worker,
@@ -133,11 +133,11 @@ class _HearSigterm(WorkerGroupCallback):  # type: ignore[misc]
     """Ray trains in a thread of the worker, where no signal can be caught; this reaches the main one."""
 
     def after_worker_group_start(self, worker_group: WorkerGroup) -> None:
-        worker_group.execute(hear_sigterm)
+        worker_group.execute(install_sigterm_handler)
 
 
 @contextmanager
-def _sigterm(supervisor: Supervisor, grace_seconds: float) -> Iterator[None]:
+def _sigterm(supervisor: Watchdog, grace_seconds: float) -> Iterator[None]:
     """Inside, the first SIGTERM asks the ranks to save and stop; a later one, or too long a wait, raises here."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -176,7 +176,7 @@ class _Head:
     main thread is ended once they have: without the head, Ray brings nothing to its end.
     """
 
-    def __init__(self, head: ClusterHead, supervisor: Supervisor, places: Places) -> None:
+    def __init__(self, head: ClusterHead, supervisor: Watchdog, places: ElasticSizes) -> None:
         self._head, self._supervisor = head, supervisor
         self._grace_seconds = min(places.grace_seconds, _RAY_SECONDS - _HEAD_SECONDS)
         self._done = threading.Event()
@@ -221,7 +221,7 @@ class _Head:
 class _Nodes:
     """A thread that watches the nodes while *size* ranks train: for room to grow, and for nodes that will go."""
 
-    def __init__(self, places: Places, size: int, supervisor: Supervisor) -> None:
+    def __init__(self, places: ElasticSizes, size: int, supervisor: Watchdog) -> None:
         self._places, self._size, self._supervisor = places, size, supervisor
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="nodes", daemon=True)
@@ -250,7 +250,7 @@ class _Nodes:
                 return
 
 
-def _fitting(places: Places, supervisor: Supervisor) -> int:
+def _fitting(places: ElasticSizes, supervisor: Watchdog) -> int:
     """The largest size that fits on what is free now; waits for the smallest. Raises InterruptedRunError."""
     best, since, is_told = 0, time.monotonic(), False
     while True:

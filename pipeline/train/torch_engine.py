@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.checkpoints.state import Fragment, FragmentReader
 from pipeline.train.optimizer import make_optimizer, prepare_state, set_rates
 from pipeline.train.recipe import OptimizerRecipe
-from pipeline.train.train_state import Holding, Shapes, piece_of
+from pipeline.train.train_state import Shapes, TrainState, piece_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Engine(Protocol):
         """
 
 
-class SingleEngine:
+class TorchEngine:
     """Updates float32 weights in this process. *autocast*: the forward pass computes in bfloat16 where that is safe."""
 
     dtype = torch.float32
@@ -82,7 +82,7 @@ class SingleEngine:
         prepare_state(self._optimizer, named.values())
         whole = [piece_of(self._optimizer, name, 0, parameter) for name, parameter in named.items()]
         shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
-        self._holding = Holding(shapes, whole, whole, self._optimizer, recipe.ema)
+        self._holding = TrainState(shapes, whole, whole, self._optimizer, recipe.ema)
 
     @property
     def updates(self) -> int:

@@ -17,7 +17,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Piece:
+class StateShard:
     """Elements ``start .. start + n`` of parameter *name*, flat: float32 (n,) by kind (weight, the optimizer's)."""
 
     name: str
@@ -29,11 +29,11 @@ class Piece:
         """The element after the last one."""
         return self.start + self.values[WEIGHT].numel()
 
-    def share(self, rank: int, world_size: int) -> Piece | None:
+    def share(self, rank: int, world_size: int) -> StateShard | None:
         """Contiguous part *rank* of *world_size* of it, all but the last of equal length; None: it is empty."""
         size = -(-(self.stop - self.start) // world_size)
         values = {kind: value[rank * size : (rank + 1) * size] for kind, value in self.values.items()}
-        return Piece(self.name, self.start + rank * size, values) if values[WEIGHT].numel() else None
+        return StateShard(self.name, self.start + rank * size, values) if values[WEIGHT].numel() else None
 
     def fragments(self) -> list[Fragment]:
         """One per kind."""
@@ -47,12 +47,12 @@ class Piece:
 
 def piece_of(
     optimizer: torch.optim.Optimizer, name: str, start: int, master: Tensor, offset: int = 0, count: int | None = None
-) -> Piece:
+) -> StateShard:
     """The piece of parameter *name* that is *count* elements of *master* from *offset*, and of its state."""
     here = slice(offset, None if count is None else offset + count)
     state = optimizer.state[master]
     whole = {WEIGHT: master.detach()} | {kind: state[kind] for kind in state_kinds(optimizer)}
-    return Piece(name, start, {kind: value.view(-1)[here] for kind, value in whole.items()})
+    return StateShard(name, start, {kind: value.view(-1)[here] for kind, value in whole.items()})
 
 
 def check_shapes(own: Shapes, theirs: Shapes) -> None:
@@ -76,7 +76,7 @@ class Ema:
     *decay* is constant (0.9999 is usual); the average of an early step is still mostly of the first weights.
     """
 
-    def __init__(self, pieces: Sequence[Piece], decay: float) -> None:
+    def __init__(self, pieces: Sequence[StateShard], decay: float) -> None:
         self._pieces, self._decay = pieces, decay
         self._weights = [piece.values[WEIGHT] for piece in pieces]
         self._averages = [weight.clone() for weight in self._weights]
@@ -105,7 +105,7 @@ class Ema:
             average.copy_(reader.read(EMA, piece.name, piece.start, piece.stop))
 
 
-class Holding:
+class TrainState:
     """*held*: every piece on this rank. *given*: what it contributes, so that no other rank gives the same.
 
     The two differ where ranks hold the same weights: then each gives its share. *ema* is a decay, 0: none is kept.
@@ -114,8 +114,8 @@ class Holding:
     def __init__(
         self,
         shapes: Shapes,
-        held: Sequence[Piece],
-        given: Sequence[Piece],
+        held: Sequence[StateShard],
+        given: Sequence[StateShard],
         optimizer: torch.optim.Optimizer,
         ema: float = 0.0,
     ) -> None:

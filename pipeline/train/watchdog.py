@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.base.child_process import clock
+from pipeline.base.child_process import cpu_time_of
 from pipeline.base.process_identity import kill, whoami
 from pipeline.train.heartbeat import DATA, STARTING, STEP, send
 from pipeline.train.preemption import RELOCATING, SIGTERM
@@ -36,7 +36,7 @@ _STOPPED_STATES, _GONE_STATES = {"T", "t"}, {"Z", "X"}
 
 
 @dataclass(frozen=True)
-class Seen:
+class RankStatus:
     """A rank as it was last heard. *state* is its process's state as the kernel says it, "" where nobody can look.
 
     *still*: whenever somebody looked in this phase, its thread of training was at *place*.
@@ -61,22 +61,22 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class HangVerdict:
     """Training cannot go on; *culprits* are to be killed, the other ranks end themselves."""
 
-    culprits: tuple[Seen, ...]
+    culprits: tuple[RankStatus, ...]
     reason: str
 
     def __str__(self) -> str:
         return f"{', '.join(map(str, self.culprits))}: {self.reason}" if self.culprits else self.reason
 
 
-def judge(ranks: Sequence[Seen], world_size: int) -> Verdict | None:
+def diagnose_hang(ranks: Sequence[RankStatus], world_size: int) -> HangVerdict | None:
     """The verdict over *ranks*, of which there may be fewer than *world_size* while they start; None: all is well."""
     longest = max((seen.longest_seconds for seen in ranks), default=0.0)
     silent = [seen for seen in ranks if seen.silent_seconds > _patience(seen, ranks, world_size)]
     if silent:
-        return Verdict(tuple(silent), f"{_why_silent(silent[0])} for {silent[0].silent_seconds:.0f} s")
+        return HangVerdict(tuple(silent), f"{_why_silent(silent[0])} for {silent[0].silent_seconds:.0f} s")
     if len(ranks) < world_size or world_size == 1:
         return None
     if any(seen.phase != STEP for seen in ranks):
@@ -84,14 +84,14 @@ def judge(ranks: Sequence[Seen], world_size: int) -> Verdict | None:
     held = min(seen.phase_seconds for seen in ranks)
     stuck = [seen for seen in ranks if not seen.waits]
     if not stuck and held > max(ALL_WAIT_SECONDS, ALL_WAIT_STEPS * longest):
-        return Verdict((), f"every rank has waited for the others for {held:.0f} s in step {ranks[0].step}")
+        return HangVerdict((), f"every rank has waited for the others for {held:.0f} s in step {ranks[0].step}")
     steps = STILL_STEPS if all(seen.still for seen in stuck) else MOVING_STEPS
     if stuck and len(stuck) < len(ranks) and held > max(STUCK_SECONDS, steps * longest):
-        return Verdict(tuple(stuck), f"stuck for {held:.0f} s while the others wait for it")
+        return HangVerdict(tuple(stuck), f"stuck for {held:.0f} s while the others wait for it")
     return None
 
 
-def _patience(seen: Seen, ranks: Sequence[Seen], world_size: int) -> float:
+def _patience(seen: RankStatus, ranks: Sequence[RankStatus], world_size: int) -> float:
     """Seconds of silence. One that runs may be short of time on its machine, unless all others have waited so long."""
     if seen.state in _STOPPED_STATES | _GONE_STATES:
         return STOPPED_SECONDS
@@ -106,7 +106,7 @@ def _patience(seen: Seen, ranks: Sequence[Seen], world_size: int) -> float:
     return min(BUSY_SECONDS, limit)
 
 
-def _why_silent(seen: Seen) -> str:
+def _why_silent(seen: RankStatus) -> str:
     if seen.state in _STOPPED_STATES:
         return "stopped (SIGSTOP)"
     return "gone" if seen.state in _GONE_STATES else "not heard of"
@@ -139,7 +139,7 @@ class _Line:
     rest: bytes = b""
 
 
-class Supervisor:
+class Watchdog:
     """Listens at ``address`` from the beginning to ``close``. *say* hears what people should know, with the attempt."""
 
     def __init__(self, host: str = "127.0.0.1", say: Callable[[str, str], None] = lambda *_: None) -> None:
@@ -154,7 +154,7 @@ class Supervisor:
         self._stopping = ""
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self.verdicts: list[Verdict] = []
+        self.verdicts: list[HangVerdict] = []
         self.address = f"{host}:{self._server.getsockname()[1]}/{self._token}"
         self._thread = threading.Thread(target=self._work, name="supervisor", daemon=True)
         self._thread.start()
@@ -267,7 +267,7 @@ class Supervisor:
         """The line broke without a goodbye: the process died."""
         self._drop(line)
         if line.hello and line.hello["group"] not in self._ended and not self._closed.is_set():
-            self._end(line.hello["group"], Verdict((_seen(line, 0.0, ""),), "died"), [])
+            self._end(line.hello["group"], HangVerdict((_seen(line, 0.0, ""),), "died"), [])
 
     def _drop(self, line: _Line) -> None:
         with self._lock:
@@ -286,15 +286,15 @@ class Supervisor:
                 groups.setdefault(line.hello["group"], []).append(line)
         for group, lines in groups.items():
             seen = [_seen(line, now - line.heard, self._look(line)) for line in lines]
-            verdict = judge(seen, lines[0].hello["world"])
+            verdict = diagnose_hang(seen, lines[0].hello["world"])
             if verdict:
                 culprits = {one.rank for one in verdict.culprits}
                 self._end(group, verdict, [line.hello for line in lines if line.hello["rank"] in culprits])
 
     def _look(self, line: _Line) -> str:
-        return clock(str(line.hello["pid"]))[0] if line.hello["machine"] == self._me["machine"] else ""
+        return cpu_time_of(str(line.hello["pid"]))[0] if line.hello["machine"] == self._me["machine"] else ""
 
-    def _end(self, group: str, verdict: Verdict, culprits: list[dict[str, Any]]) -> None:
+    def _end(self, group: str, verdict: HangVerdict, culprits: list[dict[str, Any]]) -> None:
         self._ended.add(group)
         self.verdicts.append(verdict)
         for culprit in culprits:
@@ -313,9 +313,9 @@ def _try_send(line: socket.socket, message: dict[str, Any]) -> None:
         send(line, message)
 
 
-def _seen(line: _Line, silent: float, state: str) -> Seen:
+def _seen(line: _Line, silent: float, state: str) -> RankStatus:
     said = line.state or _SAID_NOTHING
-    return Seen(
+    return RankStatus(
         rank=line.hello["rank"],
         host=line.hello["host"],
         pid=line.hello["pid"],

@@ -18,7 +18,7 @@ import simplejpeg
 from PIL import Image
 
 from pipeline.images import check as ours
-from pipeline.images.check import CheckOptions, channel_sums, examine, pixels_digest
+from pipeline.images.check import CheckOptions, channel_sums, check_image, pixels_digest
 from pipeline.images.decode import decode, read_header
 from pipeline.images.sandbox import Sandbox
 from pipeline.images.transforms import resize
@@ -93,7 +93,7 @@ def overhead() -> list[Row]:
             used.append(_cpu_seconds(sandbox.pid) - cpu)
             started = time.process_time()
             for data in files:
-                examine(data, options)
+                check_image(data, options)
             bare.append(time.process_time() - started)
     for what, mine in (("time", min(passed)), ("CPU", min(used))):
         ours_rate, peer_rate = len(files) / mine, len(files) / min(bare)
@@ -207,7 +207,7 @@ def _checks(pixels: Sequence[Any]) -> dict[str, Callable[[int, Sequence[bytes]],
     """The parts of vitpipe's own check, each alone."""
     return {
         "header": lambda number, files: read_header(files[number]),
-        "full decode": lambda number, files: examine(files[number], CheckOptions()),
+        "full decode": lambda number, files: check_image(files[number], CheckOptions()),
         "statistics of pixels": lambda number, _: channel_sums(pixels[number]),
         "digest of pixels": lambda number, _: pixels_digest(pixels[number]),
     }

@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.base.ray_session import connected
-from pipeline.base.disk_table import RowsWriter
+from pipeline.base.disk_table import DiskTableWriter
 from pipeline.base.progress import Silent
 from pipeline.base.store import open_store
 from pipeline.corpus.sources.readers import FileReader
 from pipeline.records.corpus import LISTING_SCHEMA, ClassEntry, Corpus
 from pipeline.shard.commit import identity_of
 from pipeline.shard.recipe import ShardRecipe
-from pipeline.shard.stage import Sharding
+from pipeline.shard.stage import ShardRequest
 from tests.bench.peak import peak_bytes
 
 _OF_A_CLASS, _CHUNK = 1_300, 13_000
@@ -32,7 +32,7 @@ def main() -> None:
     num_entries = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     with tempfile.TemporaryDirectory(prefix="vitpipe-bench-") as folder, connected(None):
         target = open_store(str(Path(folder) / "dataset"))
-        writer = RowsWriter(LISTING_SCHEMA)
+        writer = DiskTableWriter(LISTING_SCHEMA)
         for start in range(0, num_entries, _CHUNK):
             writer.add(_entries(start, min(num_entries, start + _CHUNK)))
         classes = tuple(ClassEntry(name=f"n{number:08d}") for number in range(-(-num_entries // _OF_A_CLASS)))
@@ -41,7 +41,7 @@ def main() -> None:
         recipe = ShardRecipe()
         identity = identity_of(corpus, recipe, {})
         digested = time.monotonic()
-        laid = Sharding("bench", corpus, recipe, target, identity).lay(Silent())
+        laid = ShardRequest("bench", corpus, recipe, target, identity).lay(Silent())
         ended = time.monotonic()
         facts = {
             "entries": num_entries,

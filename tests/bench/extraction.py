@@ -23,14 +23,14 @@ from pipeline.base.store import Store, open_store
 from pipeline.evaluate.features import FeatureSpec, prepare_features
 from pipeline.evaluate.features.storage import plan_spans
 from pipeline.evaluate.model_loader import warm_network
-from pipeline.evaluate.model_ref import Subject
+from pipeline.evaluate.model_ref import ModelRef
 from pipeline.images.transforms import EvaluationTransform
-from pipeline.models.config import named
+from pipeline.models.config import config_by_name
 from pipeline.models.vit import ViT
 from pipeline.models.weights import ModelDescription, pack_weights
 from pipeline.shard.recipe import ShardRecipe
 from pipeline.stream.dataset import DatasetReader
-from pipeline.stream.eval_loader import spans_ahead
+from pipeline.stream.eval_loader import prefetch_spans
 from pipeline.train.device import normalise
 from tests.bench.pictures import imagenet_like
 from tests.bench.row import Row
@@ -68,22 +68,22 @@ def _row(store: Store, what: str, specs: list[FeatureSpec]) -> Row:
     return Row(what, *told, ratio, 0.95)
 
 
-def _subject(store: Store) -> Subject:
+def _subject(store: Store) -> ModelRef:
     transform = EvaluationTransform().model_dump(mode="json")
-    config = named("Ti/16")
+    config = config_by_name("Ti/16")
     data = pack_weights(ViT(config).state_dict(), ModelDescription(config, transform, ()))
     store.put("model.safetensors", data)
-    return Subject(sha256_hex(data), "model.safetensors", transform, 0)
+    return ModelRef(sha256_hex(data), "model.safetensors", transform, 0)
 
 
-def _batches(store: Store, subject: Subject) -> list[Tensor]:
+def _batches(store: Store, subject: ModelRef) -> list[Tensor]:
     """As extraction cuts them."""
     places = [place for span in plan_spans(_IMAGES) for place in span.batches()]
     with closing(DatasetReader(store, "bench")) as reader:
-        return [batch.images for batch in spans_ahead(reader, subject.evaluation_transform, places)]
+        return [batch.images for batch in prefetch_spans(reader, subject.evaluation_transform, places)]
 
 
-def _extracted(store: Store, subject: Subject, specs: list[FeatureSpec]) -> float:
+def _extracted(store: Store, subject: ModelRef, specs: list[FeatureSpec]) -> float:
     for info in list(store.list("features/")):
         store.delete(info.key)
     started = time.perf_counter()

@@ -17,21 +17,21 @@ import torch
 from torch import Tensor
 
 from pipeline.base.store import open_store
-from pipeline.base.world import Alone
+from pipeline.base.world import SingleProcess
 from pipeline.checkpoints.card import take_attempt
 from pipeline.checkpoints.retention import Retention
-from pipeline.checkpoints.save import Saving
+from pipeline.checkpoints.save import SaveContext
 from pipeline.checkpoints.state import FragmentSource
 from pipeline.checkpoints.writer import CheckpointWriter
-from pipeline.models.config import named
-from pipeline.models.vit import ViT, decayed
+from pipeline.models.config import config_by_name
+from pipeline.models.vit import ViT, has_weight_decay
 from pipeline.models.weights import ModelDescription, pack_weights
-from pipeline.train.distributed import assembled
-from pipeline.train.torch_engine import SingleEngine
+from pipeline.train.distributed import gather_full_state
+from pipeline.train.torch_engine import TorchEngine
 from tests.bench.row import Row
 from tests.bench.training import CLASSES, OPTIMIZER, batches, cross_entropy, seconds_of
 
-_CONFIG = named("S/16", num_classes=CLASSES)
+_CONFIG = config_by_name("S/16", num_classes=CLASSES)
 _ROUNDS, _BATCH = 5, 2
 
 
@@ -61,7 +61,7 @@ class _Training:
     """Updates of the network."""
 
     def __init__(self) -> None:
-        self.engine = SingleEngine(ViT(_CONFIG), OPTIMIZER, decayed)
+        self.engine = TorchEngine(ViT(_CONFIG), OPTIMIZER, has_weight_decay)
         self._source = batches(_BATCH, _CONFIG)
         self.update()
 
@@ -83,12 +83,12 @@ def _while_writing(training: _Training, writer: CheckpointWriter) -> list[float]
 
 def _writer(folder: str) -> CheckpointWriter:
     store, run = open_store(folder), "bench"
-    saving = Saving(store, run, take_attempt(store, run), 0, "fp32", "fingerprint", "dataset", "bench")
-    return CheckpointWriter(saving, Alone(), _assemble, _pack(), retention=Retention(keep_last=2))
+    saving = SaveContext(store, run, take_attempt(store, run), 0, "fp32", "fingerprint", "dataset", "bench")
+    return CheckpointWriter(saving, SingleProcess(), _assemble, _pack(), retention=Retention(keep_last=2))
 
 
 def _assemble(source: FragmentSource, kind: str) -> dict[str, Tensor] | None:
-    return assembled(source.fragments(), source.shapes(), kind)
+    return gather_full_state(source.fragments(), source.shapes(), kind)
 
 
 def _pack() -> Callable[[dict[str, Tensor]], bytes]:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.base.world import World
-from pipeline.models.vit import ViT, decayed
+from pipeline.models.vit import ViT, has_weight_decay
 from tests.bench.row import Row
 from tests.bench.training import OPTIMIZER, SMALL, Bare, Ours, engine_recipe, seconds_of
 from tests.support.ranks import spawn_ranks
@@ -79,7 +79,7 @@ def _ours(stage: int, world: World) -> Ours:
 
     batch_size = _OF_A_RANK * world.size
     recipe = engine_recipe(stage, bf16=True)
-    return Ours(DeepSpeedEngine(ViT(SMALL), OPTIMIZER, recipe, batch_size, world, decayed), world, batch_size)
+    return Ours(DeepSpeedEngine(ViT(SMALL), OPTIMIZER, recipe, batch_size, world, has_weight_decay), world, batch_size)
 
 
 def _distributed(module: nn.Module) -> nn.Module:

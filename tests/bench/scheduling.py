@@ -23,7 +23,7 @@ from pipeline.evaluate.discovery import keep_suite, plan_all
 from pipeline.evaluate.features import single_thread
 from pipeline.evaluate.recipe import EvaluateRecipe
 from pipeline.evaluate.scheduler import Scheduler
-from pipeline.evaluate.worker import perform
+from pipeline.evaluate.worker import run_evaluation
 from tests.bench.row import Row
 from tests.bench.sharding import EVEN
 from tests.support.cluster import ray_cluster
@@ -80,7 +80,7 @@ def _workspace(folder: Path) -> Store:
 def _loop(store: Store, recipe: EvaluateRecipe) -> float:
     started = time.perf_counter()
     for item in plan_all(store, RUN, [recipe]):
-        perform(store, item)
+        run_evaluation(store, item)
     return time.perf_counter() - started
 
 

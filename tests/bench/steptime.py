@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.models.config import ViTConfig, named
+from pipeline.models.config import ViTConfig, config_by_name
 from pipeline.models.vit import ViT
 from pipeline.train.device import measured_peak
 from tests.bench.row import Row, table
 from tests.bench.training import CLASSES
 
 _CASES = {
-    "S/16, 224 px": (named("S/16", num_classes=CLASSES, gelu="exact"), 8),
-    "5.5 M parameters, 32 px, patch 4": (named("Ti/4", image_size=32, num_classes=CLASSES, gelu="exact"), 64),
+    "S/16, 224 px": (config_by_name("S/16", num_classes=CLASSES, gelu="exact"), 8),
+    "5.5 M parameters, 32 px, patch 4": (config_by_name("Ti/4", image_size=32, num_classes=CLASSES, gelu="exact"), 64),
 }
 _DTYPES = {torch.float32: 1.0, torch.bfloat16: 1 / 0.95}
 _ROUNDS = 5

@@ -36,7 +36,7 @@ from pipeline.shard.recipe import ShardRecipe
 from pipeline.stream.batch import StreamPlan, mixture_of
 from pipeline.stream.dataset import DatasetReader
 from pipeline.stream.loader import StreamLoader
-from pipeline.stream.prefetch import ReadAhead
+from pipeline.stream.prefetch import Prefetcher
 from pipeline.stream.recipe import AugmentRecipe, StreamRecipe
 from tests.bench.pictures import imagenet_like
 from tests.bench.plain_streams import BATCH, SIZE, WORKERS, bare_loops, webdataset_batches
@@ -187,7 +187,7 @@ def _stream(store: Store, cache: Path) -> None:
     plan = StreamPlan(recipe, 0, World())
     reader = DatasetReader(store, _NAME, cache=cache)
     mixture = mixture_of([reader], plan)
-    ahead = ReadAhead([reader], mixture, range(recipe.partitions), 0, shards=8, share_bytes=10**10)
+    ahead = Prefetcher([reader], mixture, range(recipe.partitions), 0, shards=8, share_bytes=10**10)
     try:
         for step in range(_RAW // recipe.batch_size):
             ahead.advance(step * recipe.batch_size)

@@ -19,8 +19,8 @@ import torch
 
 from jobs.base.ray_session import connected
 from pipeline.base.world import World
-from pipeline.models.vit import ViT, decayed
-from pipeline.train.torch_engine import SingleEngine
+from pipeline.models.vit import ViT, has_weight_decay
+from pipeline.train.torch_engine import TorchEngine
 from tests.bench.row import Row
 from tests.bench.training import OPTIMIZER, SMALL, Bare, Ours, engine_recipe, rates_row, seconds_of
 
@@ -42,7 +42,7 @@ def measure() -> list[Row]:
 
 def _here() -> Row:
     loops: dict[str, Callable[[int], None]] = {
-        "ours": Ours(SingleEngine(ViT(SMALL), OPTIMIZER, decayed), World(), _BATCH),
+        "ours": Ours(TorchEngine(ViT(SMALL), OPTIMIZER, has_weight_decay), World(), _BATCH),
         "bare": Bare(_BATCH, bf16=False),
     }
     rates: dict[str, list[float]] = {side: [] for side in _SIDES}
@@ -93,14 +93,14 @@ class _Turns:
 
 def _through_ray(bf16: bool) -> tuple[list[float], list[float]]:
     """Images per second of the rounds: ours in a worker of Ray Train, the bare loop in a plain process."""
-    from pipeline.train.ray_executor import Places, launch
+    from pipeline.train.ray_executor import ElasticSizes, launch
 
     with tempfile.TemporaryDirectory(prefix="vitpipe-bench-") as folder:
         command = [sys.executable, "-m", "tests.bench.trainer", folder, "bf16" if bf16 else "fp32"]
         bare = subprocess.Popen(command)
         try:
             with connected(None):
-                places = Places(sizes=[1], resources={"CPU": 1}, max_failures=0, grace_seconds=30)
+                places = ElasticSizes(sizes=[1], resources={"CPU": 1}, max_failures=0, grace_seconds=30)
                 launch(_worker, {"folder": folder, "bf16": bf16}, places, lambda *told: print(*told, file=sys.stderr))
             assert bare.wait(_WAIT_SECONDS) == 0, "the bare loop failed"
         finally:
@@ -116,7 +116,7 @@ def _worker(config: dict[str, Any]) -> None:
 
     torch.set_num_threads(1)
     recipe = engine_recipe(1, bf16=config["bf16"])
-    engine = DeepSpeedEngine(ViT(SMALL), OPTIMIZER, recipe, _BATCH, World(), decayed)
+    engine = DeepSpeedEngine(ViT(SMALL), OPTIMIZER, recipe, _BATCH, World(), has_weight_decay)
     _Turns(config["folder"]).measure("ours", Ours(engine, World(), _BATCH))
 
 

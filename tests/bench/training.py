@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.base.world import World
-from pipeline.models.config import ViTConfig, named
-from pipeline.models.vit import ViT, decayed
+from pipeline.models.config import ViTConfig, config_by_name
+from pipeline.models.vit import ViT, has_weight_decay
 from pipeline.train.loop import LoopPlan, train
-from pipeline.train.metrics import Watch
+from pipeline.train.metrics import MetricsLogger
 from pipeline.train.optimizer import make_optimizer
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe, ScheduleRecipe
 from pipeline.train.torch_engine import Engine
 from tests.bench.row import Row
 
 CLASSES = 1000
-SMALL: ViTConfig = named("Ti/4", image_size=32, num_classes=CLASSES)  # 5.5 M parameters, 65 tokens
+SMALL: ViTConfig = config_by_name("Ti/4", image_size=32, num_classes=CLASSES)  # 5.5 M parameters, 65 tokens
 OPTIMIZER = OptimizerRecipe(learning_rate=1e-4)
 _SCHEDULE = ScheduleRecipe(decay="constant", warmup_steps=0)
 
@@ -64,7 +64,7 @@ class Ours:
         """*batch_size* is that of all ranks."""
         self._engine, self._world, self._batch_size = engine, world, batch_size
         self._source, self._step = batches(batch_size // world.size), 0
-        self._watch = Watch(None, 10, batch_size)
+        self._watch = MetricsLogger(None, 10, batch_size)
 
     def __call__(self, num_steps: int) -> None:
         """So many more updates."""
@@ -79,7 +79,7 @@ class Bare:
     def __init__(self, batch_size: int, *, bf16: bool, wrap: Callable[[nn.Module], nn.Module] = lambda module: module):
         """*batch_size* is that of this rank; *wrap* as with DistributedDataParallel."""
         self._module, self._bf16 = wrap(ViT(SMALL)), bf16
-        self._optimizer = make_optimizer(self._module, OPTIMIZER, decayed)
+        self._optimizer = make_optimizer(self._module, OPTIMIZER, has_weight_decay)
         self._source = batches(batch_size)
 
     def __call__(self, num_steps: int) -> None:

@@ -15,9 +15,9 @@ import torch
 
 from pipeline.base.units import format_bytes
 from pipeline.base.world import World
-from pipeline.models.config import named
+from pipeline.models.config import config_by_name
 from pipeline.models.cost import count_parameters
-from pipeline.models.vit import ViT, decayed
+from pipeline.models.vit import ViT, has_weight_decay
 from pipeline.train.deepspeed_config import model_state_bytes
 from pipeline.train.recipe import EngineRecipe
 from tests.bench.row import Row
@@ -25,7 +25,7 @@ from tests.bench.training import CLASSES, OPTIMIZER, cross_entropy
 from tests.ranks.test_engine_memory import storages
 from tests.support.ranks import spawn_ranks
 
-_CONFIG = named("S/16", num_classes=CLASSES)
+_CONFIG = config_by_name("S/16", num_classes=CLASSES)
 _RANKS, _BUCKET = 2, 5_000_000
 _LIMIT_SECONDS = 200.0
 _CASES = [(stage, precision) for precision in ("bf16", "fp32") for stage in (1, 2, 3)]
@@ -60,7 +60,7 @@ def _counted() -> list[dict[str, int]]:
         gc.collect()
         before = storages()
         engine = DeepSpeedEngine(
-            ViT(_CONFIG), OPTIMIZER, _recipe(stage, precision), _RANKS, World.from_environment(), decayed
+            ViT(_CONFIG), OPTIMIZER, _recipe(stage, precision), _RANKS, World.from_environment(), has_weight_decay
         )
         counts: dict[str, int] = {}
 

@@ -17,9 +17,9 @@ from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError, MismatchError, StoreAccessError
 from pipeline.base.store import Store, open_store
 from pipeline.base.store.local import LocalStore
-from pipeline.base.world import Alone, Collective
+from pipeline.base.world import Collective, SingleProcess
 from pipeline.checkpoints.resume import resume, resume_newest
-from pipeline.checkpoints.save import Saving
+from pipeline.checkpoints.save import SaveContext
 from pipeline.checkpoints.shard_file import LENGTH_BYTES, rank_file
 from pipeline.records.run import (
     CheckpointCard,
@@ -139,7 +139,7 @@ def harm_id(value: object) -> str:
     return getattr(value, "__name__", str(value))
 
 
-def back(saving: Saving, size: int) -> tuple[int, list[State]]:
+def back(saving: SaveContext, size: int) -> tuple[int, list[State]]:
     """Resume on *size* ranks: (step, their states). They all take the same one."""
 
     def one(collective: Collective) -> tuple[CheckpointCard | None, State]:
@@ -205,7 +205,7 @@ def test_when_all_are_damaged_it_starts_anew(store: LocalStore) -> None:
     for step in (GOOD, BAD):
         store.delete(at(step, STATES[1]))
     state = State()
-    assert resume(new_saving(store), Alone(), state) is None
+    assert resume(new_saving(store), SingleProcess(), state) is None
     assert same(state, State())
     assert list_steps(store, RUN) == []
 
@@ -297,7 +297,7 @@ def test_tensors_that_overlap_in_the_file_are_refused(store: LocalStore) -> None
 
 def fork_from(store: Store) -> None:
     """Resume exactly the newest step: what is wrong with it is raised."""
-    resume(new_saving(store, "child", parent=f"{RUN}@{BAD}"), Alone(), State())
+    resume(new_saving(store, "child", parent=f"{RUN}@{BAD}"), SingleProcess(), State())
 
 
 def test_what_another_process_damages_in_the_way_is_fetched_again(tmp_path: Path, s3_workspace: str) -> None:
@@ -315,7 +315,7 @@ def test_what_another_process_damages_in_the_way_is_fetched_again(tmp_path: Path
 
     remote.fetch = first_time_damaged  # type: ignore[method-assign]
     state = State()
-    card = resume(new_saving(remote), Alone(), state)
+    card = resume(new_saving(remote), SingleProcess(), state)
     assert card is not None
     assert card.step == BAD
     assert damaged

@@ -12,8 +12,8 @@ import pytest
 
 from pipeline.base.failpoints import VARIABLE
 from pipeline.base.store import Store, open_store
-from pipeline.base.world import Alone, Collective, World
-from pipeline.checkpoints.card import check_whole
+from pipeline.base.world import Collective, SingleProcess, World
+from pipeline.checkpoints.card import check_complete
 from pipeline.checkpoints.resume import resume
 from pipeline.checkpoints.retention import Retention, find_orphans
 from pipeline.records.run import CheckpointCard, list_checkpoint_cards, list_steps
@@ -73,7 +73,7 @@ def check_every_card(store: Store) -> list[CheckpointCard]:
     """Every card that is there is of a checkpoint that is whole, of one attempt and one moment."""
     cards = list_checkpoint_cards(store, RUN)
     for card in cards:
-        assert check_whole(store, card) is None
+        assert check_complete(store, card) is None
         assert {file.name.partition("/")[0] for file in card.every_file} == {card.attempt}
         assert same(restored(store, card), trained(card.step, kinds=tuple(sorted(KINDS))))
     return cards
@@ -90,7 +90,7 @@ def test_killed_while_saving(tmp_path: Path, point: str, rank: int) -> None:
     expected = [BEFORE, AT] if point == "after-card" else [BEFORE]
     assert [card.step for card in cards] == expected
     saving, state = new_saving(store), State(seed=4)
-    card = resume(saving, Alone(), state)
+    card = resume(saving, SingleProcess(), state)
     assert card is not None
     assert card.step == expected[-1]
     alone_writer(saving).save_and_wait(AT + 5, AT * 10 + 50, state.train(AT + 5 - card.step))
@@ -112,7 +112,7 @@ def test_killed_while_removing(tmp_path: Path, point: str) -> None:
     cards = check_every_card(store)
     assert [card.step for card in cards] == ([10, 20] if point == "before-retire" else [20])
     state = State()
-    card = resume(new_saving(store), Alone(), state)
+    card = resume(new_saving(store), SingleProcess(), state)
     assert card is not None
     assert card.step == 20
     assert same(state, trained(20))

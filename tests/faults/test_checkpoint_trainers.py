@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.base.failpoints import VARIABLE
 from pipeline.base.store import open_store
-from pipeline.base.world import Alone, Collective
+from pipeline.base.world import Collective, SingleProcess
 from pipeline.checkpoints.resume import resume
-from pipeline.checkpoints.retention import Retention, pin, release
+from pipeline.checkpoints.retention import Retention, hold_steps, release_steps
 from pipeline.records.run import list_steps, read_checkpoint_card
 from tests.support.faults import wait_until
 from tests.support.states import (
@@ -56,7 +56,7 @@ def test_the_older_one_is_refused_when_it_wakes(tmp_path: Path, point: str) -> N
         try:
             pid = wait_until(lambda: mark.exists() and mark.read_text())
             newer, state = new_saving(store), State()
-            assert resume(newer, Alone(), state)
+            assert resume(newer, SingleProcess(), state)
             writer = alone_writer(newer)
             for step in (20, 30):
                 writer.save_and_wait(step, step * 10, state.train(step - state.updates))
@@ -92,7 +92,7 @@ def test_an_evaluation_keeps_what_it_reads(tmp_path: Path) -> None:
         training = pool.submit(run_ranks, train_sparing, 2, str(workspace), str(gate))
         try:
             wait_until(lambda: list_steps(store, RUN))
-            assert pin(store, RUN, [10], "evaluation", 600) == [10]
+            assert hold_steps(store, RUN, [10], "evaluation", 600) == [10]
         finally:
             gate.touch()
         ended = training.result()
@@ -100,8 +100,8 @@ def test_an_evaluation_keeps_what_it_reads(tmp_path: Path) -> None:
     assert list_steps(store, RUN) == [10, 60]
     card = read_checkpoint_card(store, RUN, 10)
     assert same(restored(store, card), trained(10, kinds=tuple(sorted(KINDS))))
-    release(store, RUN, "evaluation")
+    release_steps(store, RUN, "evaluation")
     saving, state = new_saving(store), State()
-    assert resume(saving, Alone(), state)
+    assert resume(saving, SingleProcess(), state)
     alone_writer(saving, retention=Retention(keep_last=1)).save_and_wait(70, 700, state.train(10))
     assert list_steps(store, RUN) == [70]

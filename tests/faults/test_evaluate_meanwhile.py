@@ -10,17 +10,17 @@ from ray.cluster_utils import Cluster
 
 from jobs.base.ray_session import connected
 from pipeline.base.errors import InputError, RecipeError
-from pipeline.base.retry import Patience
+from pipeline.base.retry import RetryPolicy
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate import ledger as ledgers
 from pipeline.evaluate import scheduler as loop
 from pipeline.evaluate.discovery import kept_suites, plan_all
 from pipeline.evaluate.ledger import Ledger
-from pipeline.evaluate.plan import Planned
+from pipeline.evaluate.plan import PlannedEvaluation
 from pipeline.evaluate.recipe import EvaluateRecipe
 from pipeline.evaluate.scheduler import Scheduler
 from pipeline.evaluate.stage import evaluate
-from pipeline.evaluate.worker import perform, record
+from pipeline.evaluate.worker import record, run_evaluation
 from pipeline.records.ledger import Owner, ledger_key
 from pipeline.records.score import EvaluationResult
 from tests.support.datasets import make_dataset
@@ -43,28 +43,28 @@ def of_others(store: Store) -> Ledger:
     return ledger
 
 
-def make_void(store: Store, item: Planned) -> None:
+def make_void(store: Store, item: PlannedEvaluation) -> None:
     """As ``--invalidate`` and ``--redo`` do."""
     assert of_others(store).invalidate(item.id, "asked for elsewhere")
 
 
-def claim(store: Store, item: Planned) -> None:
+def claim(store: Store, item: PlannedEvaluation) -> None:
     """As a scheduler does that takes our claim for expired."""
     assert of_others(store).claim(item.id, item.name) == 2
 
 
-def record_first(store: Store, item: Planned) -> None:
+def record_first(store: Store, item: PlannedEvaluation) -> None:
     """As a scheduler does that took it over, and was faster."""
     result = EvaluationResult(id=item.id, key=item.key, metrics=(), num_samples=0, chosen={}, seconds=0, files={})
-    assert record(store, result, {}, 0, Patience(0))
+    assert record(store, result, {}, 0, RetryPolicy(0))
 
 
-def nothing(store: Store, item: Planned) -> None:
+def nothing(store: Store, item: PlannedEvaluation) -> None:
     """Only its claim expires."""
 
 
 # By seed of the evaluation: what strikes it, and what stands in the ledger in the end, besides renewals.
-STRIKES: list[tuple[Callable[[Store, Planned], None], set[str]]] = [
+STRIKES: list[tuple[Callable[[Store, PlannedEvaluation], None], set[str]]] = [
     (make_void, {"claim-1", "claim-2", "invalid-0", "result", "result-1"}),
     (claim, {"claim-1", "claim-2", "result"}),
     (record_first, {"claim-1", "result"}),
@@ -111,7 +111,7 @@ def test_a_watched_suite_that_cannot_be_read_or_planned_leaves_the_one_before(st
     make_workspace(store, [100], last=200)
     make_dataset(store, "copy", num_samples=60, size=8)
     for item in plan_all(store, RUN, [suite_recipe(1)]):
-        perform(store, item)
+        run_evaluation(store, item)
     broken = RecipeError(["it is being edited"], "suite.yaml")
     missing, leaking = (
         EvaluateRecipe.model_validate(suite_tree(1, tasks={"task": {"train": "train", "test": name}}))
@@ -132,7 +132,7 @@ def test_a_watched_suite_that_cannot_be_read_or_planned_leaves_the_one_before(st
             return edit
         put_checkpoint(store, 200)
         for item in plan_all(store, RUN, [suite_recipe(2)]):
-            perform(store, item)
+            run_evaluation(store, item)
         return suite_recipe(2)
 
     with connected(cluster.address):

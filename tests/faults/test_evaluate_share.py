@@ -16,7 +16,7 @@ from jobs.evaluate import evaluate_asked
 from pipeline.base.errors import RefusedError
 from pipeline.base.progress import Silent
 from pipeline.base.store import open_store
-from pipeline.evaluate.discovery import Asked
+from pipeline.evaluate.discovery import EvaluationRequest
 from pipeline.evaluate.ray_executor import Pool, Share
 from tests.support.cluster import raylet_pid
 from tests.support.evaluations import make_workspace, suite_recipe
@@ -81,5 +81,5 @@ def test_what_the_cluster_can_never_place_is_refused(
 ) -> None:
     recipe = suite_recipe(1, **changes)
     with connected(cluster.address), pytest.raises(RefusedError) as refused:
-        evaluate_asked(ChainRecipe(workspace=str(tmp_path)), Asked("made", "s", lambda: recipe), Silent())
+        evaluate_asked(ChainRecipe(workspace=str(tmp_path)), EvaluationRequest("made", "s", lambda: recipe), Silent())
     assert refused.value.what == said

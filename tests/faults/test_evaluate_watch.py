@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from jobs.base.ray_session import connected
 from jobs.status import describe_evaluations, evaluations
 from pipeline.base.store import Store, open_store
-from pipeline.checkpoints.retention import pinned_steps
+from pipeline.checkpoints.retention import held_steps
 from pipeline.evaluate import scheduler as loop
 from pipeline.evaluate.discovery import by_state, keep_suite, plan_all
 from pipeline.evaluate.ledger import Ledger
@@ -89,7 +89,7 @@ def test_what_appears_is_evaluated_what_is_damaged_is_named_and_what_is_added_is
     make_workspace(store, [100], last=400)
     seeds: list[int] = [1]
     pinned: list[set[int]] = []
-    told = Told(lambda name: pinned.append(pinned_steps(store, RUN)))
+    told = Told(lambda name: pinned.append(held_steps(store, RUN)))
 
     def train() -> None:
         wait_for(store, 2)
@@ -114,17 +114,17 @@ def test_what_appears_is_evaluated_what_is_damaged_is_named_and_what_is_added_is
     assert len(told.about("checkpoint of step 300 is skipped: 0001/model.safetensors has")) == 1, told.lines
     assert before.items() <= findings(store).items(), "what was recorded before stays"
     assert set().union(*pinned) == {100, 200, 400}, "each while it was evaluated"
-    assert pinned_steps(store, RUN) == set()
+    assert held_steps(store, RUN) == set()
 
 
 @pytest.mark.long
 def test_while_they_are_needed_checkpoints_are_pinned(store: Store, cluster: Cluster) -> None:
     make_workspace(store, [100, 200])
     seen: list[set[int]] = []
-    told = Told(lambda name: seen.append(pinned_steps(store, RUN)))
+    told = Told(lambda name: seen.append(held_steps(store, RUN)))
     schedule(store, cluster, suite_recipe, told)
     assert seen[0] == {100, 200}
-    assert pinned_steps(store, RUN) == set()
+    assert held_steps(store, RUN) == set()
 
 
 def test_one_that_fails_is_named_and_does_not_stop_the_others(store: Store, cluster: Cluster) -> None:
@@ -237,7 +237,7 @@ def test_an_interrupted_scheduler_gives_back_what_it_held(store: Store, cluster:
     states = by_state(plan_all(store, RUN, [suite_recipe()]), ledger)
     assert states["running"] == states["waiting"] == states["failed"] == []
     assert states["due"]
-    assert pinned_steps(store, RUN) == set()
+    assert held_steps(store, RUN) == set()
     done = len(states["done"])
     outcome = schedule(store, cluster, suite_recipe, Told())
     assert (outcome.num_recorded, outcome.num_done) == (12, 12 - done)

@@ -22,8 +22,8 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.job_submission import JobSubmissionClient
 
 from pipeline.base.store import Store
-from pipeline.checkpoints.card import check_whole
-from pipeline.checkpoints.reader import StoredFragments
+from pipeline.checkpoints.card import check_complete
+from pipeline.checkpoints.reader import CheckpointReader
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.records.run import checkpoint_card_key, list_checkpoint_cards, list_steps
 from tests.ranks.pretraining import Job, losses, make_workspace, recipe_of, run_through
@@ -219,8 +219,8 @@ class _Living:
 def _check_whole(store: Store, run: str) -> None:
     """Every checkpoint that has a card has all of its bytes, and a digest that is right."""
     for card in list_checkpoint_cards(store, run):
-        assert check_whole(store, card) is None
-        with StoredFragments(store, card) as reader:
+        assert check_complete(store, card) is None
+        with CheckpointReader(store, card) as reader:
             for file in card.every_file:
                 reader.verify(file)
 

@@ -22,14 +22,14 @@ from infra.local.s3_server import LocalS3
 from pipeline.base import retry as waiting
 from pipeline.base.digests import fingerprint, sha256_hex
 from pipeline.base.errors import FailedError, StoreAccessError
-from pipeline.base.retry import Patience
+from pipeline.base.retry import RetryPolicy
 from pipeline.base.store import Store, open_store
 from pipeline.base.store.s3 import S3Store
 from pipeline.stream.dataset import DatasetReader
 from pipeline.stream.disk_lru import NoRoomError
 from pipeline.stream.mixture import Mixture
 from pipeline.stream.order import Order
-from pipeline.stream.prefetch import ReadAhead
+from pipeline.stream.prefetch import Prefetcher
 from tests.support.datasets import make_dataset
 from tests.support.far import cached_shards
 from tests.support.proxy import Asked, FaultyProxy
@@ -145,7 +145,7 @@ def test_read_ahead_and_reading_ask_for_each_shard_once(
         reader = DatasetReader(open_store(s3_workspace), "tiny", cache=tmp_path / "cache")
         order = Order(reader.shards.sizes.tolist(), reader.card.digest, seed=0, partitions=2, window=6)
         mixture, found = Mixture([order]), {}
-        ahead = ReadAhead([reader], mixture, [0, 1], 0, shards=4, share_bytes=10**9)
+        ahead = Prefetcher([reader], mixture, [0, 1], 0, shards=4, share_bytes=10**9)
         try:
             for position in range(SHARDS * ROWS):
                 ahead.advance(position)
@@ -241,7 +241,7 @@ def test_two_runs_share_a_cache_and_their_datasets_have_equal_shard_names(
 class Reading:
     """Reads ``tiny`` in a thread, and tells where it is."""
 
-    def __init__(self, store: Store, folder: Path, access: str, patience: Patience) -> None:
+    def __init__(self, store: Store, folder: Path, access: str, patience: RetryPolicy) -> None:
         self.result = ""
         self.error: Exception | None = None
         self.begun = threading.Event()
@@ -296,7 +296,7 @@ def test_the_server_stands_still_for_a_while(
         if len(told) == 2:
             twice.set()
 
-    reading = Reading(store, tmp_path / "cache", access, Patience(100, tell))
+    reading = Reading(store, tmp_path / "cache", access, RetryPolicy(100, tell))
     assert reading.begun.wait(60)
     os.kill(server.pid, signal.SIGSTOP)
     try:
@@ -317,7 +317,7 @@ def test_the_server_is_gone_for_a_while(
 ) -> None:
     told: list[str] = []
     store = bucket_of(server)
-    reading = Reading(store, tmp_path / "cache", "cached", Patience(600, told.append))
+    reading = Reading(store, tmp_path / "cache", "cached", RetryPolicy(600, told.append))
     assert reading.begun.wait(60)
     ports = [*server._ports.values()]
     server.stop()
@@ -332,7 +332,7 @@ def test_the_server_is_gone_for_a_while(
 
 def test_patience_ends_with_the_error_of_the_store(server: LocalS3, tmp_path: Path) -> None:
     store = bucket_of(server)
-    reading = Reading(store, tmp_path / "cache", "cached", Patience(1))
+    reading = Reading(store, tmp_path / "cache", "cached", RetryPolicy(1))
     assert reading.begun.wait(60)
     server.stop()
     reading.end()

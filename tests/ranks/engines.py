@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from pipeline.base.world import World
 from pipeline.checkpoints.state import Fragment
 from pipeline.models.config import ViTConfig
-from pipeline.models.vit import ViT, decayed
+from pipeline.models.vit import ViT, has_weight_decay
 from pipeline.train.engine import DeepSpeedEngine
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe
-from pipeline.train.torch_engine import Engine, SingleEngine, StepResult
+from pipeline.train.torch_engine import Engine, StepResult, TorchEngine
 
 BATCH = 8
 # 17 tokens: parameters whose lengths neither two nor three ranks divide
@@ -37,16 +37,16 @@ def network(seed: int = 1, dropout: float = 0.0) -> ViT:
     return vit
 
 
-def single(optimizer: OptimizerRecipe = OPTIMIZER, seed: int = 1) -> SingleEngine:
+def single(optimizer: OptimizerRecipe = OPTIMIZER, seed: int = 1) -> TorchEngine:
     """One process, plain torch."""
-    return SingleEngine(network(seed), optimizer, decayed)
+    return TorchEngine(network(seed), optimizer, has_weight_decay)
 
 
 def partitioned(
     recipe: EngineRecipe, optimizer: OptimizerRecipe = OPTIMIZER, seed: int = 1, dropout: float = 0.0
 ) -> DeepSpeedEngine:
     """The same network over DeepSpeed, on the ranks of the default process group."""
-    return DeepSpeedEngine(network(seed, dropout), optimizer, recipe, BATCH, World.from_environment(), decayed)
+    return DeepSpeedEngine(network(seed, dropout), optimizer, recipe, BATCH, World.from_environment(), has_weight_decay)
 
 
 def steps(

@@ -23,12 +23,12 @@ from pipeline.base.world import Collective, World
 from pipeline.pretrain import trainer as rank_module
 from pipeline.pretrain.plan import read_training_data
 from pipeline.pretrain.recipe import PretrainRecipe
-from pipeline.pretrain.run_card import extend, open_run
+from pipeline.pretrain.run_card import extend, open_run_card
 from pipeline.pretrain.worker import work
 from pipeline.records.run import MetricsRow, checkpoint_card_key, extended, list_steps, read_checkpoint_card
 from pipeline.stream.loader import StreamLoader
 from pipeline.train.distributed import current_collective
-from pipeline.train.watchdog import Supervisor, Verdict
+from pipeline.train.watchdog import HangVerdict, Watchdog
 from tests.support.datasets import make_dataset
 from tests.support.ranks import spawn_ranks
 
@@ -103,7 +103,7 @@ class Told:
 
     texts: list[tuple[str, str]] = field(default_factory=list)
     heard: list[float] = field(default_factory=list)
-    verdicts: list[Verdict] = field(default_factory=list)
+    verdicts: list[HangVerdict] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
     outcomes: list[list[str]] = field(default_factory=list)
 
@@ -159,7 +159,7 @@ def run_through(store: Store, *starts: tuple[int, list[Job]], limit_seconds: flo
         told.texts.append((attempt, text))
         told.heard.append(time.monotonic())
 
-    supervisor = Supervisor(say=hear)
+    supervisor = Watchdog(say=hear)
     try:
         for world_size, jobs in starts:
             given = (store.uri, jobs, supervisor.address)
@@ -186,7 +186,7 @@ def train_rank(uri: str, jobs: list[Job], supervisor: str) -> list[str]:
 def _outcome(store: Refusing, job: Job, collective: Collective, supervisor: str) -> str:
     recipe, steps = job.recipe, None
     if collective.world.is_first:
-        card = open_run(store, recipe, read_training_data(store, recipe), "code", job.parent)
+        card = open_run_card(store, recipe, read_training_data(store, recipe), "code", job.parent)
         if job.extend_to:
             extend(store, card, recipe, job.extend_to)
         steps = extended(store, card)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from pipeline.base.errors import FailedError
 from pipeline.checkpoints.state import EMA, WEIGHT, Fragment
-from pipeline.train.distributed import assembled
+from pipeline.train.distributed import gather_full_state
 from tests.support.ranks import spawn_ranks
 
 SHAPES = {"b": (7, 3), "a": (5,), "scalar": (), "c": (1, 11)}
@@ -41,7 +41,7 @@ def beside_training() -> dict[str, Any]:
     def work() -> None:
         for _ in range(20):
             for kind in (WEIGHT, EMA):
-                found[kind] = assembled(fragments, SHAPES, kind, own)
+                found[kind] = gather_full_state(fragments, SHAPES, kind, own)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -70,10 +70,10 @@ def broken() -> list[str]:
     ]
     for spread in spoilt:
         with pytest.raises(FailedError) as caught:
-            assembled(fragments_of(dist.get_rank(), spread), SHAPES, WEIGHT, dist.group.WORLD)
+            gather_full_state(fragments_of(dist.get_rank(), spread), SHAPES, WEIGHT, dist.group.WORLD)
         said.append(str(caught.value))
     with pytest.raises(FailedError, match="the ranks assemble different kinds: ema, weight"):
-        assembled([], SHAPES, EMA if dist.get_rank() else WEIGHT, dist.group.WORLD)
+        gather_full_state([], SHAPES, EMA if dist.get_rank() else WEIGHT, dist.group.WORLD)
     return said
 
 
@@ -108,7 +108,7 @@ def test_what_does_not_cover_is_named_on_all_ranks(three: list[Any]) -> None:
 
 def test_alone_nothing_is_copied() -> None:
     fragments = [Fragment(WEIGHT, name, 0, values) for name, values in VALUES.items()]
-    whole = assembled(fragments, SHAPES, WEIGHT)
+    whole = gather_full_state(fragments, SHAPES, WEIGHT)
     assert whole is not None
     for name, tensor in whole.items():
         assert tensor.shape == SHAPES[name]

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.base.world import World
-from pipeline.train.distributed import assembled
+from pipeline.train.distributed import gather_full_state
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe
 from pipeline.train.torch_engine import Engine
 from tests.ranks.engines import OPTIMIZER, batch, differing, network, partitioned, remember, single, steps
@@ -78,11 +78,11 @@ def every_case() -> dict[tuple[Any, ...], dict[str, Any]]:
 
 
 def checks(engine: Engine) -> dict[str, Any]:
-    """``assembled`` against what the test puts together by itself."""
+    """``gather_full_state`` against what the test puts together by itself."""
     state = remember(engine)
     wrong = []
     for kind in state.whole:
-        whole = assembled(engine.fragments(), engine.shapes(), kind, dist.group.WORLD)
+        whole = gather_full_state(engine.fragments(), engine.shapes(), kind, dist.group.WORLD)
         assert (whole is None) == (dist.get_rank() > 0)
         if whole is not None:
             assert {name: tuple(tensor.shape) for name, tensor in whole.items()} == engine.shapes()

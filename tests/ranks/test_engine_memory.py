@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.base.world import World
 from pipeline.models.config import ViTConfig
-from pipeline.models.vit import ViT, decayed
+from pipeline.models.vit import ViT, has_weight_decay
 from pipeline.train.deepspeed_config import model_state_bytes
 from pipeline.train.engine import DeepSpeedEngine
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe
@@ -52,7 +52,7 @@ def counted() -> list[dict[str, int]]:
     for stage, precision, optimizer, steps in CASES:
         before = storages()
         engine = DeepSpeedEngine(
-            ViT(CONFIG), optimizer, recipe_of(stage, precision, steps), 4, World.from_environment(), decayed
+            ViT(CONFIG), optimizer, recipe_of(stage, precision, steps), 4, World.from_environment(), has_weight_decay
         )
         told: dict[str, int] = {}
 

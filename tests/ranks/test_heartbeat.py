@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.store import Store
-from pipeline.train.watchdog import Seen
+from pipeline.train.watchdog import RankStatus
 from tests.ranks.pretraining import Fault, Job, Told, final_weights, losses, make_workspace, recipe_of, run_through
 
 FOUND_SECONDS = 10.0  # what is promised
 pytestmark = pytest.mark.timeout(600)
 
 
-def disturbed(tmp_path: Path, fault: Fault) -> tuple[Store, Told, Seen]:
+def disturbed(tmp_path: Path, fault: Fault) -> tuple[Store, Told, RankStatus]:
     """A run that meets *fault* and is given again: it comes to what an undisturbed one does. Who was blamed for it."""
     store = make_workspace(tmp_path)
     calm, met = Job(recipe_of("calm", 1)), Job(recipe_of("met", 1), (fault,))

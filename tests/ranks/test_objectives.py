@@ -12,23 +12,23 @@ from torch import Tensor, nn
 
 from pipeline.base.world import World
 from pipeline.models.config import ViTConfig
-from pipeline.models.vit import ViT, decayed
-from pipeline.pretrain.objectives.classification import Sigmoid
+from pipeline.models.vit import ViT, has_weight_decay
+from pipeline.pretrain.objectives.classification import SigmoidObjective
 from pipeline.pretrain.objectives.masked_patches import MaskedPatches
 from pipeline.pretrain.objectives.objective import Objective
 from pipeline.stream.mixup import partners
 from pipeline.train.engine import DeepSpeedEngine
 from pipeline.train.loop import LoopPlan, train
-from pipeline.train.metrics import Watch
+from pipeline.train.metrics import MetricsLogger
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe, ScheduleRecipe
-from pipeline.train.torch_engine import Engine, SingleEngine
+from pipeline.train.torch_engine import Engine, TorchEngine
 from tests.support.ranks import spawn_ranks
 
 pytestmark = pytest.mark.timeout(150)
 BATCH, SLOTS, STEPS, CLASSES = 8, 4, 8, 5
 CONFIG = ViTConfig(image_size=16, patch_size=4, width=16, depth=2, mlp_width=24, heads=2)
 OPTIMIZER = OptimizerRecipe(learning_rate=0.01, clip=0.5, layer_decay=0.7)
-OBJECTIVES: dict[str, Objective] = {"masked_patches": MaskedPatches(), "sigmoid": Sigmoid()}
+OBJECTIVES: dict[str, Objective] = {"masked_patches": MaskedPatches(), "sigmoid": SigmoidObjective()}
 CASES = [("masked_patches", 1), ("masked_patches", 3), ("sigmoid", 0), ("sigmoid", 2)]  # all stages: test_engine.py
 
 
@@ -70,7 +70,7 @@ def curve(name: str, engine: Engine, world: World) -> list[tuple[float, float]]:
     """Loss and gradient norm of every update."""
     found: list[tuple[float, float]] = []
 
-    class Noting(Watch):
+    class Noting(MetricsLogger):
         def step(self, number: int, result: Any, learning_rate: float) -> None:
             found.append((result.loss, result.grad_norm))
 
@@ -91,7 +91,7 @@ def all_curves() -> dict[tuple[str, int], Any]:
             micro_batch_size=BATCH // world.size // 2,
             persistence_threshold=0,
         )
-        engine = DeepSpeedEngine(network(name), OPTIMIZER, recipe, BATCH, world, decayed)
+        engine = DeepSpeedEngine(network(name), OPTIMIZER, recipe, BATCH, world, has_weight_decay)
         found[name, stage] = curve(name, engine, world), sorted(engine.shapes())
     return found
 
@@ -105,7 +105,7 @@ def ranks() -> list[dict[tuple[str, int], Any]]:
 @pytest.mark.parametrize(("name", "stage"), CASES)
 def test_two_ranks_give_the_curve_of_one_process(ranks: list[Any], name: str, stage: int) -> None:
     module = network(name)
-    expected = curve(name, SingleEngine(module, OPTIMIZER, decayed), World())
+    expected = curve(name, TorchEngine(module, OPTIMIZER, has_weight_decay), World())
     assert len({loss for loss, _ in expected}) >= STEPS - 1  # the first rate is 0
     for rank in ranks:
         found, names = rank[name, stage]

@@ -12,13 +12,13 @@ from pipeline.base.store import open_store
 from pipeline.base.world import World
 from pipeline.checkpoints.card import take_attempt
 from pipeline.checkpoints.resume import resume
-from pipeline.checkpoints.save import Saving
+from pipeline.checkpoints.save import SaveContext
 from pipeline.checkpoints.state import FragmentSource
 from pipeline.checkpoints.writer import CheckpointWriter
 from pipeline.models.weights import ModelDescription, pack_weights
 from pipeline.records.record import read_record
 from pipeline.records.run import CheckpointCard, checkpoint_card_key
-from pipeline.train.distributed import ProcessGroup, assembled, current_collective
+from pipeline.train.distributed import ProcessGroup, current_collective, gather_full_state
 from pipeline.train.engine import DeepSpeedEngine
 from pipeline.train.recipe import EngineRecipe
 from tests.ranks.training import BATCH, CONFIG, partitioned, train_some
@@ -29,12 +29,12 @@ STAGES = (1, 2, 3)
 pytestmark = pytest.mark.timeout(300)
 
 
-def saving_of(workspace: str, stage: int) -> Saving:
+def saving_of(workspace: str, stage: int) -> SaveContext:
     """A new attempt of the stage's run. Every rank has to call it."""
     store, collective = open_store(workspace), current_collective()
     run = f"zero-{stage}"
     attempt = collective.broadcast(take_attempt(store, run) if collective.world.is_first else None)
-    return Saving(store, run, attempt, stage, "bf16", "f", "d", "code")
+    return SaveContext(store, run, attempt, stage, "bf16", "f", "d", "code")
 
 
 def engine_of(stage: int, seed: int) -> DeepSpeedEngine:
@@ -55,7 +55,7 @@ def undisturbed(workspace: str) -> dict[int, list[tuple[str, str]]]:
         engine, group = engine_of(stage, seed=1), dist.new_group(backend="gloo")
 
         def assemble(source: FragmentSource, kind: str, group: Any = group) -> Any:
-            return assembled(source.fragments(), source.shapes(), kind, group)
+            return gather_full_state(source.fragments(), source.shapes(), kind, group)
 
         pack = partial(pack_weights, description=ModelDescription(CONFIG, {}, ("a", "b", "c", "d")))
         background = ProcessGroup(World.from_environment(), group)

@@ -24,7 +24,7 @@ from pipeline.base.store import Store, open_store
 from pipeline.base.world import World
 from pipeline.pretrain.plan import read_training_data
 from pipeline.pretrain.recipe import PretrainRecipe
-from pipeline.pretrain.run_card import open_run
+from pipeline.pretrain.run_card import open_run_card
 from pipeline.pretrain.worker import work
 from pipeline.records.run import OrderParameters, RunCard
 from pipeline.stream.audit import AuditLog
@@ -239,7 +239,7 @@ def pretrain(uri: str) -> None:
     recipe = mixed_recipe(2)
     data = read_training_data(store, recipe)
     if current_collective().world.is_first:
-        open_run(store, recipe, data, "code")
+        open_run_card(store, recipe, data, "code")
     dist.barrier()
     for steps in (3, 7):
         work(store, {}, recipe.model_copy(update={"steps": steps}), current_collective())

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from pipeline.base.world import World
 from pipeline.models.config import ViTConfig
-from pipeline.models.vit import ViT, decayed
-from pipeline.pretrain.objectives.classification import Softmax
+from pipeline.models.vit import ViT, has_weight_decay
+from pipeline.pretrain.objectives.classification import SoftmaxObjective
 from pipeline.train.engine import DeepSpeedEngine
 from pipeline.train.loop import LoopPlan, train
-from pipeline.train.metrics import Watch
+from pipeline.train.metrics import MetricsLogger
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe, ScheduleRecipe
-from pipeline.train.torch_engine import Engine, SingleEngine, StepResult
+from pipeline.train.torch_engine import Engine, StepResult, TorchEngine
 
 BATCH = 8
 CONFIG = ViTConfig(image_size=8, patch_size=4, width=16, depth=2, mlp_width=32, heads=2, num_classes=4)
@@ -69,15 +69,15 @@ class Noting:
         return self.results[-1]
 
 
-def single(seed: int = 1) -> SingleEngine:
+def single(seed: int = 1) -> TorchEngine:
     """One process, plain torch."""
-    return SingleEngine(ViT(CONFIG, seed=seed), OPTIMIZER, decayed)
+    return TorchEngine(ViT(CONFIG, seed=seed), OPTIMIZER, has_weight_decay)
 
 
 def partitioned(world: World, recipe: EngineRecipe, seed: int = 1, dropout: float = 0.0) -> DeepSpeedEngine:
     """The same network over DeepSpeed."""
     config = CONFIG.model_copy(update={"dropout": dropout})
-    return DeepSpeedEngine(ViT(config, seed=seed), OPTIMIZER, recipe, BATCH, world, decayed)
+    return DeepSpeedEngine(ViT(config, seed=seed), OPTIMIZER, recipe, BATCH, world, has_weight_decay)
 
 
 def train_some(
@@ -99,5 +99,7 @@ def train_some(
         micro_batch_size=micro_batch_size,
     )
     noting = Noting(engine)
-    train(noting, batches(world, first_step), Softmax().loss, plan, world, Watch(None, 1, BATCH), at_step)
+    train(
+        noting, batches(world, first_step), SoftmaxObjective().loss, plan, world, MetricsLogger(None, 1, BATCH), at_step
+    )
     return noting.results

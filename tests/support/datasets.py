@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.base.disk_table import Rows
+from pipeline.base.disk_table import DiskTable
 from pipeline.base.seeds import derive
 from pipeline.base.store import Store, open_store
 from pipeline.records.corpus import LISTING_SCHEMA, ClassEntry, Corpus, Reject, rejects_table
@@ -66,10 +66,10 @@ def corpus_of(
 ) -> Corpus:
     """A corpus of *images* in memory."""
     return Corpus(
-        entries=Rows.of(listing_of(images, labels)),
+        entries=DiskTable.of(listing_of(images, labels)),
         classes=tuple(ClassEntry(name=name) for name in class_names),
         reader=MemoryReader(images),
-        rejects=Rows.of(rejects_table(list(rejects))),
+        rejects=DiskTable.of(rejects_table(list(rejects))),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.base.digests import fingerprint, sha256_hex
-from pipeline.base.retry import Patience
+from pipeline.base.retry import RetryPolicy
 from pipeline.base.store import Store
 from pipeline.evaluate.metrics import Outcomes, mean_ap, of_probabilities, of_scores, pack_outcomes, top1
 from pipeline.evaluate.worker import record
@@ -123,5 +123,5 @@ def put_judged(
         seconds=1.0,
         files={name: sha256_hex(content) for name, content in files.items()},
     )
-    assert record(store, result, files, 0, Patience(0))
+    assert record(store, result, files, 0, RetryPolicy(0))
     return result

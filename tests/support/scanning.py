@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.digests import sha256_hex
-from pipeline.base.disk_table import Rows
+from pipeline.base.disk_table import DiskTable
 from pipeline.base.progress import Silent
 from pipeline.base.store import Store, open_store
 from pipeline.base.store.protocol import ObjectChangedError
@@ -84,7 +84,7 @@ def corpus_of(images: Mapping[str, bytes | None], labels: Labels | None = None, 
     classes = 1 + max((label for found in labels.values() for label in found or ()), default=-1)
     entries = listing_of(origins, labels, [len(images.get(origin) or b"") for origin in origins])
     names = tuple(ClassEntry(name=f"class-{number}") for number in range(classes))
-    return Corpus(Rows.of(entries), names, BytesReader(images), **fields)
+    return Corpus(DiskTable.of(entries), names, BytesReader(images), **fields)
 
 
 def in_process(task: Callable[[Row], Row], rows: list[Row]) -> Iterator[Row]:
@@ -97,7 +97,7 @@ def scanner_in(folder: Path) -> Scanner:
     return Scanner(open_store(str(folder)), in_process, Silent())
 
 
-def origins_of(rows: Rows) -> list[str]:
+def origins_of(rows: DiskTable) -> list[str]:
     """The origins of *rows*, in their order."""
     return rows.table()["origin"].to_pylist()
 

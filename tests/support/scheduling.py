@@ -24,7 +24,7 @@ from pipeline.base.store import Store, open_store
 from pipeline.evaluate.discovery import plan_all
 from pipeline.evaluate.features import single_thread
 from pipeline.evaluate.scheduler import Outcome, Scheduler
-from pipeline.evaluate.worker import perform
+from pipeline.evaluate.worker import run_evaluation
 from tests.support.command import start
 from tests.support.evaluations import RUN, findings, make_workspace, recorded_files, suite_recipe
 from tests.support.faults import descendants
@@ -74,7 +74,7 @@ def calm_runs() -> Calm:
             make_workspace(store, size.steps)
             single_thread()
             for item in plan_all(store, RUN, [suite_recipe(size.num_seeds)]):
-                assert perform(store, item)
+                assert run_evaluation(store, item)
             known[size] = findings(store)
             assert len(known[size]) == size.total
         return known[size]

@@ -23,14 +23,14 @@ from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
 from pipeline.base.store import Store, open_store
-from pipeline.base.world import Alone, Collective, World
+from pipeline.base.world import Collective, SingleProcess, World
 from pipeline.checkpoints.card import take_attempt
-from pipeline.checkpoints.reader import StoredFragments
-from pipeline.checkpoints.save import Saving
+from pipeline.checkpoints.reader import CheckpointReader
+from pipeline.checkpoints.save import SaveContext
 from pipeline.checkpoints.state import EMA, WEIGHT, Fragment, FragmentReader, FragmentSource
 from pipeline.checkpoints.writer import CheckpointWriter
 from pipeline.records.run import CheckpointCard
-from pipeline.train.distributed import ProcessGroup, assembled
+from pipeline.train.distributed import ProcessGroup, gather_full_state
 from tests.support.ranks import free_port
 
 Cut = Literal["flat", "each"]
@@ -115,15 +115,15 @@ def trained(updates: int, **more: Any) -> State:
     return State(**more).train(updates)
 
 
-def new_saving(store: Store, run: str = RUN, attempt: str = "", **more: Any) -> Saving:
+def new_saving(store: Store, run: str = RUN, attempt: str = "", **more: Any) -> SaveContext:
     """A new attempt of *run*."""
     fixed = {"zero_stage": 2, "dtype": "bf16", "fingerprint": "recipe", "dataset_digest": "data", "code_version": "c"}
-    return Saving(store, run, attempt or take_attempt(store, run), **{**fixed, **more})
+    return SaveContext(store, run, attempt or take_attempt(store, run), **{**fixed, **more})
 
 
 def alone_assembled(source: FragmentSource, kind: str) -> dict[str, Tensor] | None:
     """The whole tensors, where one process has all of them."""
-    return assembled(source.fragments(), source.shapes(), kind)
+    return gather_full_state(source.fragments(), source.shapes(), kind)
 
 
 def packed(tensors: dict[str, Tensor]) -> bytes:
@@ -131,12 +131,12 @@ def packed(tensors: dict[str, Tensor]) -> bytes:
     return bytes(pack_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
-def alone_writer(saving: Saving, **more: Any) -> CheckpointWriter:
+def alone_writer(saving: SaveContext, **more: Any) -> CheckpointWriter:
     """The writer of a run of one rank."""
-    return CheckpointWriter(saving, Alone(), alone_assembled, packed, **more)
+    return CheckpointWriter(saving, SingleProcess(), alone_assembled, packed, **more)
 
 
-def save_steps(saving: Saving, *steps: int, **more: Any) -> CheckpointWriter:
+def save_steps(saving: SaveContext, *steps: int, **more: Any) -> CheckpointWriter:
     """Train one process through *steps*, saving at each; 10 samples a step."""
     writer, state = alone_writer(saving), State(**more)
     for step in steps:
@@ -148,7 +148,7 @@ def save_steps(saving: Saving, *steps: int, **more: Any) -> CheckpointWriter:
 
 def restored(store: Store, card: CheckpointCard) -> State:
     """What the checkpoint of *card* holds, read by one process."""
-    with StoredFragments(store, card) as reader:
+    with CheckpointReader(store, card) as reader:
         state = State(model=reader.shapes(), kinds=tuple(sorted(reader.kinds())), seed=99)
         state.load(reader)
     return state
@@ -241,17 +241,17 @@ def _rank(
     os._exit(0)  # a rank whose peers are gone must not wait for them while it ends
 
 
-def rank_writer(collective: Collective, saving: Saving, **more: Any) -> CheckpointWriter:
+def rank_writer(collective: Collective, saving: SaveContext, **more: Any) -> CheckpointWriter:
     """The writer of a real rank, with a group of its own. Every rank has to call it."""
     group = dist.new_group(backend="gloo")
 
     def assemble(source: FragmentSource, kind: str) -> dict[str, Tensor] | None:
-        return assembled(source.fragments(), source.shapes(), kind, group)
+        return gather_full_state(source.fragments(), source.shapes(), kind, group)
 
     return CheckpointWriter(saving, ProcessGroup(collective.world, group), assemble, packed, **more)
 
 
-def begin(collective: Collective, workspace: str, **more: Any) -> Saving:
+def begin(collective: Collective, workspace: str, **more: Any) -> SaveContext:
     """A new attempt, of all ranks."""
     store = open_store(workspace)
     attempt = collective.broadcast(take_attempt(store, RUN) if collective.world.is_first else None)
@@ -303,13 +303,13 @@ def run_threads(function: Callable[[Collective], Any], size: int) -> list[Any]:
     return results
 
 
-def thread_writer(collective: Collective, saving: Saving, **more: Any) -> CheckpointWriter:
+def thread_writer(collective: Collective, saving: SaveContext, **more: Any) -> CheckpointWriter:
     """The writer of a rank that is a thread. Every rank has to call it."""
     world = collective.world
     background = ThreadCollective(world, collective.broadcast(_Meeting(world.size) if world.is_first else None))
 
     def assemble(source: FragmentSource, kind: str) -> dict[str, Tensor] | None:
         gathered = [part for parts in background.gather(source.fragments()) for part in parts if part.kind == kind]
-        return assembled(gathered, source.shapes(), kind) if world.is_first else None
+        return gather_full_state(gathered, source.shapes(), kind) if world.is_first else None
 
     return CheckpointWriter(saving, background, assemble, packed, **more)

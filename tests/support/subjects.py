@@ -10,8 +10,8 @@ import torch
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.store import Store
-from pipeline.evaluate.model_ref import Subject
-from pipeline.evaluate.plan import Planned
+from pipeline.evaluate.model_ref import ModelRef
+from pipeline.evaluate.plan import PlannedEvaluation
 from pipeline.evaluate.recipe import SETTINGS, Task
 from pipeline.images.transforms import EvaluationTransform
 from pipeline.models.config import ViTConfig
@@ -33,7 +33,7 @@ def tiny(num_classes: int = 4, **changes: object) -> ViTConfig:
 
 def put_network(
     workspace: Store, config: ViTConfig, seed: int = 0, step: int = 100, names: tuple[str, ...] | None = None
-) -> Subject:
+) -> ModelRef:
     """Store a network whose head is drawn too; the subject that names it. *names* of its classes; None: those that
     :func:`put_pictures` gives."""
     model = ViT(config, seed=seed)
@@ -44,13 +44,15 @@ def put_network(
     data = pack_weights(model.state_dict(), ModelDescription(config, TRANSFORM, names))
     key = f"runs/r/checkpoints/step-{step:08d}/model-{seed}.safetensors"
     workspace.put(key, data)
-    return Subject(sha256_hex(data), key, TRANSFORM, step)
+    return ModelRef(sha256_hex(data), key, TRANSFORM, step)
 
 
-RAW = Subject(PIXELS, "", TRANSFORM, None)
+RAW = ModelRef(PIXELS, "", TRANSFORM, None)
 
 
-def planned_of(evaluator: str, subject: Subject = RAW, test: str = "test", seed: int = 0, **settings: Any) -> Planned:
+def planned_of(
+    evaluator: str, subject: ModelRef = RAW, test: str = "test", seed: int = 0, **settings: Any
+) -> PlannedEvaluation:
     """An evaluation on the task of the datasets "train" and *test*, with 30 % of the training samples held out."""
     key = EvaluationKey(
         weights_digest=subject.weights_digest,
@@ -62,7 +64,7 @@ def planned_of(evaluator: str, subject: Subject = RAW, test: str = "test", seed:
         settings=SETTINGS[evaluator].model_validate(settings).model_dump(mode="json") | {"validation": 0.3},
         seed=seed,
     )
-    return Planned(key, subject, Task(train="train", test=test, validation=0.3))
+    return PlannedEvaluation(key, subject, Task(train="train", test=test, validation=0.3))
 
 
 def put_pictures(store: Store, name: str, pixels: Any, labels: Iterable[int | list[int]], num_classes: int) -> None:

@@ -18,7 +18,7 @@ from pipeline.base.errors import InputError, StoreAccessError
 
 
 @dataclass(frozen=True)
-class Leftover:
+class Orphan:
     """An object that can go, and why."""
 
     key: str

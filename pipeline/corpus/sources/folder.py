@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.corpus.sources.location import Place
+from pipeline.corpus.sources.location import SourceLocation
 from pipeline.corpus.sources.readers import FileReader
-from pipeline.corpus.sources.source import IMAGE_SUFFIXES, Collected, Found, LabelsAre, SourceKind, is_text
+from pipeline.corpus.sources.source import IMAGE_SUFFIXES, LabelKind, ListingBuilder, ListingChunk, SourceKind, is_text
 from pipeline.records.corpus import ClassEntry, Reject
 
 
@@ -20,16 +20,16 @@ class FolderSource:
     kind = "folder"
     random_access = True
     may_repeat = False
-    labels_are: LabelsAre = "names"
+    labels_are: LabelKind = "names"
     declared: Sequence[ClassEntry] = ()
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: SourceLocation) -> None:
         self._place = place
         self.reader = FileReader(place.store)
 
-    def chunks(self) -> Iterator[Found]:
+    def chunks(self) -> Iterator[ListingChunk]:
         """See Source."""
-        collected = Collected()
+        collected = ListingBuilder()
         for info in self._place.found(*IMAGE_SUFFIXES):
             if isinstance(info, Reject):
                 collected.reject(info.origin, info.reason, info.detail)
@@ -43,7 +43,7 @@ class FolderSource:
         yield collected.take()
 
 
-def _matches(place: Place) -> bool:
+def _matches(place: SourceLocation) -> bool:
     return place.count(*IMAGE_SUFFIXES) > 0
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pipeline.base.store.protocol import ObjectInfo
-from pipeline.corpus.sources.location import Place, suffix_of, unreadable
+from pipeline.corpus.sources.location import SourceLocation, suffix_of, unreadable
 from pipeline.corpus.sources.readers import FileReader
-from pipeline.corpus.sources.source import IMAGE_SUFFIXES, Collected, Found, LabelsAre, SourceKind, is_text
-from pipeline.corpus.sources.tar import Break, Member, RangedBytes, is_unsafe, scan
+from pipeline.corpus.sources.source import IMAGE_SUFFIXES, LabelKind, ListingBuilder, ListingChunk, SourceKind, is_text
+from pipeline.corpus.sources.tar import RangedBytes, TarDamage, TarMember, is_unsafe, scan
 from pipeline.corpus.sources.walk import is_hidden
 from pipeline.records.corpus import ClassEntry
 
@@ -23,16 +23,16 @@ class ImagenetSource:
     kind = "imagenet"
     random_access = True
     may_repeat = False
-    labels_are: LabelsAre = "names"
+    labels_are: LabelKind = "names"
     declared: Sequence[ClassEntry] = ()
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: SourceLocation) -> None:
         self._place = place
         self.reader = FileReader(place.store)
 
-    def chunks(self) -> Iterator[Found]:
+    def chunks(self) -> Iterator[ListingChunk]:
         """See Source."""
-        collected = Collected()
+        collected = ListingBuilder()
         for info in self._place.objects("tar"):
             if not is_text(info.key):
                 collected.reject(info.key, "name-not-unicode", "the name of an archive")
@@ -44,11 +44,11 @@ class ImagenetSource:
         yield collected.take()
 
 
-def _outer(collected: Collected, info: ObjectInfo, data: RangedBytes) -> Iterator[Found]:
+def _outer(collected: ListingBuilder, info: ObjectInfo, data: RangedBytes) -> Iterator[ListingChunk]:
     seen: set[str] = set()
     told_cut = False
     for member in scan(data, early=True):
-        if isinstance(member, Break):
+        if isinstance(member, TarDamage):
             if not (told_cut and member.reason == "tar-cut"):  # one cut goes through both archives
                 collected.reject(f"{info.key}@{member.offset}", member.reason, member.detail)
             continue
@@ -67,7 +67,7 @@ def _outer(collected: Collected, info: ObjectInfo, data: RangedBytes) -> Iterato
 
 
 def _inner(
-    collected: Collected, info: ObjectInfo, data: RangedBytes, outer: Member, *, is_repeated: bool
+    collected: ListingBuilder, info: ObjectInfo, data: RangedBytes, outer: TarMember, *, is_repeated: bool
 ) -> Iterator[str]:
     """Collect the images of one class. Gives the reason of each reject, "" for what is fine."""
     archive = outer.name.removeprefix("./")
@@ -76,7 +76,7 @@ def _inner(
     seen: set[str] = set()
     for member in scan(data, outer.offset, outer.offset + outer.num_bytes):
         reason, detail = "", ""
-        if isinstance(member, Break):
+        if isinstance(member, TarDamage):
             collected.reject(f"{where}@{member.offset - outer.offset}", member.reason, member.detail)
             yield member.reason
             continue
@@ -99,7 +99,7 @@ def _inner(
         yield reason
 
 
-def _matches(place: Place) -> bool:
+def _matches(place: SourceLocation) -> bool:
     """Whether the first member of the first tar is a tar itself; what is damaged before it is passed by."""
     if not place.count("tar"):
         return False
@@ -108,7 +108,7 @@ def _matches(place: Place) -> bool:
         return False
     try:
         members = scan(RangedBytes(place.store, info), early=True)
-        first = next((member for member in members if isinstance(member, Member) and member.kind != "folder"), None)
+        first = next((member for member in members if isinstance(member, TarMember) and member.kind != "folder"), None)
     except OSError:
         return False
     return first is not None and suffix_of(first.name) == "tar"

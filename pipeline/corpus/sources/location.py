@@ -29,7 +29,7 @@ def suffix_of(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceLocation:
     """Objects of *store*: the one at *key*, or all of them when *key* is empty.
 
     ``suffixes`` counts those of the first objects, at least until 1,000 of them were of a kind that is known.
@@ -74,37 +74,37 @@ class Place:
             yield info
 
 
-def unreadable(place: Place, info: ObjectInfo, error: OSError) -> InputError:
+def unreadable(place: SourceLocation, info: ObjectInfo, error: OSError) -> InputError:
     """What to raise for an object of many images that cannot be read: one reject for all of them would hide them."""
     reason = error.strerror or type(error).__name__
     return InputError(f"{place.folder}/{info.key} cannot be read: {reason}", "mend or remove it")
 
 
-def look(uri: str, stores: Stores | None) -> Place:
+def probe_location(uri: str, stores: Stores | None) -> SourceLocation:
     """The place that *uri* names. Raises InputError when there is nothing."""
     uri = normalise_uri(uri)
     store = open_store(uri, stores)
     if isinstance(store, LocalStore):
         if os.path.isdir(store.root):
-            return _with_suffixes(Place(uri, store, stores=stores))
+            return _with_suffixes(SourceLocation(uri, store, stores=stores))
         return _single(uri, stores)
     if suffix_of(uri) and uri.count("/") > 2:  # what is named like a file may be a prefix all the same
         try:
             return _single(uri, stores)
         except InputError:
             pass
-    return _with_suffixes(Place(uri, store, stores=stores))
+    return _with_suffixes(SourceLocation(uri, store, stores=stores))
 
 
-def _single(uri: str, stores: Stores | None) -> Place:
+def _single(uri: str, stores: Stores | None) -> SourceLocation:
     parent, name = split_uri(uri)
     store = open_store(parent, stores)
     if store.head(name) is None:
         raise InputError(f"{uri} does not exist", "name a folder, a file or an s3:// prefix")
-    return Place(uri, store, name, stores, {suffix_of(name): 1})
+    return SourceLocation(uri, store, name, stores, {suffix_of(name): 1})
 
 
-def _with_suffixes(place: Place) -> Place:
+def _with_suffixes(place: SourceLocation) -> SourceLocation:
     counts: Counter[str] = Counter()
     known = 0
     for info in place.found():
@@ -114,4 +114,4 @@ def _with_suffixes(place: Place) -> Place:
             counts[suffix] += 1
         if known >= _ENOUGH:
             break
-    return Place(place.uri, place.store, place.key, place.stores, counts)
+    return SourceLocation(place.uri, place.store, place.key, place.stores, counts)

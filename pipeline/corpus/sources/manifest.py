@@ -22,13 +22,13 @@ from pipeline.base.errors import FailedError, InputError, StoreAccessError
 from pipeline.base.store.object_file import open_object
 from pipeline.base.store.open import normalise_uri
 from pipeline.base.store.protocol import ObjectInfo
-from pipeline.corpus.sources.location import Place, suffix_of
+from pipeline.corpus.sources.location import SourceLocation, suffix_of
 from pipeline.corpus.sources.readers import UriReader, as_file_error
 from pipeline.corpus.sources.source import (
-    Collected,
     DamagedLabelError,
-    Found,
-    LabelsAre,
+    LabelKind,
+    ListingBuilder,
+    ListingChunk,
     SourceKind,
     is_text,
     texts_in_cell,
@@ -192,20 +192,20 @@ class ManifestSource:
     kind = "manifest"
     random_access = True
     may_repeat = True
-    labels_are: LabelsAre = "either"
+    labels_are: LabelKind = "either"
     declared: Sequence[ClassEntry] = ()
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: SourceLocation) -> None:
         if not _matches(place):
             raise InputError(f"{place.uri} is no manifest", f"name one file: {', '.join(_SUFFIXES)}")
         self._place = place
         self._is_local = place.store.local_path(place.key) is not None
         self.reader = UriReader(place.store, place.stores)
 
-    def chunks(self) -> Iterator[Found]:
+    def chunks(self) -> Iterator[ListingChunk]:
         """See Source."""
         key = self._place.key
-        collected = Collected()
+        collected = ListingBuilder()
         with open_object(self._place.store, key) as file:
             for row in rows_of(file, suffix_of(key), self._place.uri):
                 self._add(collected, row)
@@ -213,7 +213,7 @@ class ManifestSource:
                     yield collected.take()
         yield collected.take()
 
-    def _add(self, collected: Collected, row: ManifestRow) -> None:
+    def _add(self, collected: ListingBuilder, row: ManifestRow) -> None:
         where = f"{self._place.key}:{row.number}"
         if row.reason:
             collected.reject(where, row.reason, row.detail)
@@ -244,7 +244,7 @@ class ManifestSource:
             raise
 
 
-def _matches(place: Place) -> bool:
+def _matches(place: SourceLocation) -> bool:
     return bool(place.key) and suffix_of(place.key) in _SUFFIXES
 
 

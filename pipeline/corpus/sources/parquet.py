@@ -19,15 +19,15 @@ import pyarrow.parquet as pq
 from pipeline.base.errors import FailedError, InputError, StoreAccessError
 from pipeline.base.store.object_file import open_object
 from pipeline.base.store.protocol import ObjectInfo, Store
-from pipeline.corpus.sources.location import Place
-from pipeline.corpus.sources.readers import Value, Want, Windows, as_file_error
-from pipeline.corpus.sources.source import CHUNK, Found, LabelsAre, SourceKind, is_text
+from pipeline.corpus.sources.location import SourceLocation
+from pipeline.corpus.sources.readers import ReadRange, Value, WindowedReader, as_file_error
+from pipeline.corpus.sources.source import CHUNK, LabelKind, ListingChunk, SourceKind, is_text
 from pipeline.records.corpus import FOUND_SCHEMA, ClassEntry, Reject
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls")
 _TEXTS = pa.list_(pa.string())
-LabelKind = Literal["", "number", "text"]  # "": nothing but nulls
+ColumnLabels = Literal["", "number", "text"]  # "": nothing but nulls
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ParquetColumns:
 
     image: str
     label: str | None
-    label_kind: LabelKind
+    label_kind: ColumnLabels
     is_list: bool
     names: tuple[str, ...]
 
@@ -84,7 +84,7 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _label_kind(kind: pa.DataType, key: str) -> tuple[LabelKind, bool]:
+def _label_kind(kind: pa.DataType, key: str) -> tuple[ColumnLabels, bool]:
     if _is_list(kind):
         return _label_kind(kind.value_type, key)[0], True
     if pa.types.is_dictionary(kind):
@@ -169,7 +169,7 @@ class ParquetReader:
 
     def read(self, entries: pa.Table) -> Iterator[bytes | None]:
         """See CorpusReader."""
-        return Windows(entries, _Files(self._store, self._column).load)
+        return WindowedReader(entries, _Files(self._store, self._column).load)
 
 
 class _Files:
@@ -180,7 +180,7 @@ class _Files:
         self._name = ""
         self._cursor: _Cursor | None = None
 
-    def load(self, file: str, rows: Sequence[Want]) -> Mapping[int, Value]:
+    def load(self, file: str, rows: Sequence[ReadRange]) -> Mapping[int, Value]:
         try:
             if self._cursor is None or self._name != file:
                 self._cursor, self._name = self._open(file, rows[0].etag), file
@@ -265,7 +265,7 @@ class ParquetSource:
     random_access = False
     may_repeat = False
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: SourceLocation) -> None:
         self._place = place
         first = next((info for info in place.objects("parquet") if is_text(info.key)), None)
         if first is None:
@@ -281,15 +281,15 @@ class ParquetSource:
         return [ClassEntry(name=name) for name in self._columns.names]
 
     @property
-    def labels_are(self) -> LabelsAre:
+    def labels_are(self) -> LabelKind:
         """See Source."""
         return "names" if self._columns.label_kind == "text" else "numbers"
 
-    def chunks(self) -> Iterator[Found]:
+    def chunks(self) -> Iterator[ListingChunk]:
         """See Source. Raises InputError for a file that is none, or whose columns differ from those of the first."""
         for info in self._place.objects("parquet"):
             if not is_text(info.key):
-                yield Found(FOUND_SCHEMA.empty_table(), [Reject(ascii(info.key), "name-not-unicode", "a table")])
+                yield ListingChunk(FOUND_SCHEMA.empty_table(), [Reject(ascii(info.key), "name-not-unicode", "a table")])
                 continue
             with _open(self._place.store, info) as parquet:
                 columns = columns_of(parquet.schema_arrow, info.key)
@@ -297,14 +297,14 @@ class ParquetSource:
                 yield from _rows(parquet, info, columns)
 
 
-def _rows(parquet: pq.ParquetFile, info: ObjectInfo, columns: ParquetColumns) -> Iterator[Found]:
+def _rows(parquet: pq.ParquetFile, info: ObjectInfo, columns: ParquetColumns) -> Iterator[ListingChunk]:
     """The rows of one file. Sizes are the row group's mean: to know them, all would have to be read."""
     row = 0
     for group in range(parquet.num_row_groups):
         facts = parquet.metadata.row_group(group)
         size = column_bytes(facts, columns.image) // max(1, facts.num_rows)
         for labels in _labels(parquet, group, facts.num_rows, columns.label):
-            yield Found(_table(info, row, size, labels), [])
+            yield ListingChunk(_table(info, row, size, labels), [])
             row += len(labels)
 
 
@@ -342,7 +342,7 @@ def _open(store: Store, info: ObjectInfo) -> Iterator[pq.ParquetFile]:
         raise InputError(f"{store.uri}/{info.key} is not a parquet file: {str(error).splitlines()[0]}") from None
 
 
-def _matches(place: Place) -> bool:
+def _matches(place: SourceLocation) -> bool:
     return place.count("parquet") > 0
 
 

@@ -96,7 +96,7 @@ _AHEAD_BYTES = 32_000_000
 LARGEST_IMAGE = 1 << 30  # bytes: what is larger is not even read
 
 
-class Want(NamedTuple):
+class ReadRange(NamedTuple):
     """Where the bytes of one entry are."""
 
     file: str
@@ -106,11 +106,11 @@ class Want(NamedTuple):
     etag: str
 
 
-def wants(entries: pa.Table) -> Iterator[Want]:
+def read_ranges(entries: pa.Table) -> Iterator[ReadRange]:
     """The rows of *entries*, a bounded number of them as Python objects at a time."""
-    chosen = entries.select(Want._fields)
+    chosen = entries.select(ReadRange._fields)
     for batch in chosen.to_batches(max_chunksize=1_024):
-        yield from map(Want, *(column.to_pylist() for column in batch.columns))
+        yield from map(ReadRange, *(column.to_pylist() for column in batch.columns))
 
 
 class FileReader:
@@ -121,7 +121,7 @@ class FileReader:
 
     def read(self, entries: pa.Table) -> Iterator[bytes | None]:
         """See CorpusReader."""
-        return _Fetched(self, wants(entries))
+        return _Fetched(self, read_ranges(entries))
 
     def find(self, file: str) -> tuple[Store, str]:
         """The store and key of what the column ``file`` says."""
@@ -153,10 +153,10 @@ class _Fetched(Iterator[bytes | None]):
     The threads are made at the first row that is in a bucket, and end when this goes.
     """
 
-    def __init__(self, reader: FileReader, rows: Iterator[Want]) -> None:
+    def __init__(self, reader: FileReader, rows: Iterator[ReadRange]) -> None:
         self._reader, self._rows = reader, rows
         self._pool: ThreadPoolExecutor | None = None
-        self._ahead: deque[tuple[Want, Store, str, Future[bytes] | None]] = deque()
+        self._ahead: deque[tuple[ReadRange, Store, str, Future[bytes] | None]] = deque()
         self._bytes = 0
 
     def __next__(self) -> bytes:
@@ -172,7 +172,7 @@ class _Fetched(Iterator[bytes | None]):
         self._bytes -= max(0, want.num_bytes)
         return future.result() if future is not None else read_entry(store, key, want)
 
-    def _start(self, want: Want) -> None:
+    def _start(self, want: ReadRange) -> None:
         store, key = self._reader.find(want.file)
         future = None
         if store.local_path(key) is None:
@@ -192,7 +192,7 @@ class _Fetched(Iterator[bytes | None]):
         self.close()
 
 
-def read_entry(store: Store, key: str, want: Want) -> bytes:
+def read_entry(store: Store, key: str, want: ReadRange) -> bytes:
     """The bytes of *want*. What is wrong with the file itself is an OSError."""
     if want.num_bytes > LARGEST_IMAGE:
         raise OSError(f"{key}: {want.num_bytes} bytes are no image")
@@ -218,18 +218,18 @@ def as_file_error(error: Exception, key: str) -> Exception:
 _ROWS = 2_048
 _BYTES = 32_000_000
 Value = bytes | None | OSError
-Load = Callable[[str, Sequence[Want]], Mapping[int, Value]]
+Load = Callable[[str, Sequence[ReadRange]], Mapping[int, Value]]
 
 
-class Windows(Iterator[bytes | None]):
+class WindowedReader(Iterator[bytes | None]):
     """Gives the bytes of each row in the order asked for, and goes on after the error of one.
 
     *load* gets a file and the wanted rows of it, and returns what it found by their positions in that list.
     """
 
     def __init__(self, entries: pa.Table, load: Load) -> None:
-        self._rows, self._load = wants(entries), load
-        self._next: Want | None = next(self._rows, None)
+        self._rows, self._load = read_ranges(entries), load
+        self._next: ReadRange | None = next(self._rows, None)
         self._found: deque[Value] = deque()
 
     def __next__(self) -> bytes | None:
@@ -243,7 +243,7 @@ class Windows(Iterator[bytes | None]):
         return value
 
     def _read_window(self) -> list[Value]:
-        window: list[Want] = []
+        window: list[ReadRange] = []
         num_bytes = 0
         while self._next is not None and len(window) < _ROWS and (num_bytes < _BYTES or not window):
             window.append(self._next)
@@ -257,7 +257,7 @@ class Windows(Iterator[bytes | None]):
         return found
 
 
-class InTurns(Iterator[bytes | None]):
+class InterleavedReader(Iterator[bytes | None]):
     """Rows of several readers: *numbers* says whose each row of *entries* is. Each gets its rows in their order."""
 
     def __init__(self, numbers: Sequence[int], entries: pa.Table, readers: Mapping[int, CorpusReader]) -> None:

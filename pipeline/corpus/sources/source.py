@@ -9,16 +9,16 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from pipeline.corpus.sources.location import Place
+from pipeline.corpus.sources.location import SourceLocation
 from pipeline.records.corpus import FOUND_SCHEMA, ClassEntry, CorpusReader, Reject
 
 CHUNK = 16_384  # rows of one chunk: what a source holds at most
-LabelsAre = Literal["names", "numbers", "either"]
+LabelKind = Literal["names", "numbers", "either"]
 # What may be an image by its name; what it is, its content decides. No suffix at all is looked into as well.
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff", ""})
 
 
-class Found(NamedTuple):
+class ListingChunk(NamedTuple):
     """A bounded part of what a source found: rows of FOUND_SCHEMA, and what it had to leave out."""
 
     entries: pa.Table
@@ -45,14 +45,14 @@ class Source(Protocol):
         """Whether one origin may be found twice; else origins are unique by themselves."""
 
     @property
-    def labels_are(self) -> LabelsAre:
+    def labels_are(self) -> LabelKind:
         """What the texts of labels are; ``either``: numbers if all of them are, else names."""
 
     @property
     def declared(self) -> Sequence[ClassEntry]:
         """The classes in the order of their numbers, where the source itself names them."""
 
-    def chunks(self) -> Iterator[Found]:
+    def chunks(self) -> Iterator[ListingChunk]:
         """Everything that is there, in a fixed order. May be called once."""
 
 
@@ -61,11 +61,11 @@ class SourceKind:
     """A line of the registry: its name in recipes, whether it knows a place for its own, and how it opens it."""
 
     name: str
-    matches: Callable[[Place], bool]
-    open: Callable[[Place], Source]
+    matches: Callable[[SourceLocation], bool]
+    open: Callable[[SourceLocation], Source]
 
 
-class Collected:
+class ListingBuilder:
     """Rows and rejects on their way into a chunk."""
 
     def __init__(self) -> None:
@@ -94,10 +94,10 @@ class Collected:
         """Whether it is time to hand on what was collected."""
         return len(self._columns[0]) + len(self._rejects) >= CHUNK
 
-    def take(self) -> Found:
+    def take(self) -> ListingChunk:
         """What was collected; afterwards nothing is."""
         arrays = [pa.array(column, field.type) for column, field in zip(self._columns, FOUND_SCHEMA, strict=True)]
-        found = Found(pa.table(arrays, schema=FOUND_SCHEMA), self._rejects)
+        found = ListingChunk(pa.table(arrays, schema=FOUND_SCHEMA), self._rejects)
         self.__init__()  # type: ignore[misc]
         return found
 

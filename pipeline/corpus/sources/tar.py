@@ -15,7 +15,15 @@ import pyarrow.compute as pc
 from pipeline.base.errors import FailedError, StoreAccessError
 from pipeline.base.store.object_file import open_object
 from pipeline.base.store.protocol import ObjectInfo, Store
-from pipeline.corpus.sources.readers import LARGEST_IMAGE, FileReader, InTurns, Value, Want, Windows, as_file_error
+from pipeline.corpus.sources.readers import (
+    LARGEST_IMAGE,
+    FileReader,
+    InterleavedReader,
+    ReadRange,
+    Value,
+    WindowedReader,
+    as_file_error,
+)
 from pipeline.records.corpus import CorpusReader
 
 _BLOCK_OF_A_BUCKET = 4 << 20  # one request for some forty images
@@ -141,7 +149,7 @@ class TarReader:
     def read(self, entries: pa.Table) -> Iterator[bytes | None]:
         """See CorpusReader. Gzipped archives are inflated once for entries in the order of the archive."""
         numbers = pc.match_substring_regex(entries.column("file"), _GZIPPED).cast(pa.int8()).to_pylist()
-        return InTurns(numbers, entries, self._readers)
+        return InterleavedReader(numbers, entries, self._readers)
 
 
 class _GzipReader:
@@ -149,7 +157,7 @@ class _GzipReader:
         self._store = store
 
     def read(self, entries: pa.Table) -> Iterator[bytes | None]:
-        return Windows(entries, _Inflating(self._store).load)
+        return WindowedReader(entries, _Inflating(self._store).load)
 
 
 class _Inflating:
@@ -159,7 +167,7 @@ class _Inflating:
         self._store, self._file = store, ""
         self._bytes: InflatedBytes | None = None
 
-    def load(self, file: str, rows: Sequence[Want]) -> Mapping[int, Value]:
+    def load(self, file: str, rows: Sequence[ReadRange]) -> Mapping[int, Value]:
         if self._bytes is None or self._file != file:
             if self._bytes is not None:
                 self._bytes.close()
@@ -188,7 +196,7 @@ _KINDS |= {tarfile.CHRTYPE: "device", tarfile.BLKTYPE: "device", tarfile.GNUTYPE
 
 
 @dataclass(frozen=True)
-class Member:
+class TarMember:
     """One member: its name, where its data is, and what it is when it is no regular file (``folder`` or another).
 
     ``data`` is there when it was asked for.
@@ -202,7 +210,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Break:
+class TarDamage:
     """The archive is not whole at *offset*: ``tar-cut`` ends it; behind ``tar-damaged`` more members may follow."""
 
     offset: int
@@ -216,7 +224,7 @@ class _CutError(Exception):
 
 def scan(
     source: ArchiveBytes, start: int = 0, stop: int | None = None, *, keep: tuple[str, ...] = (), early: bool = False
-) -> Iterator[Member | Break]:
+) -> Iterator[TarMember | TarDamage]:
     """The members of the archive in bytes *start* to *stop* of *source* (None: to its end), and what is wrong with it.
 
     A member is told once its data is known to be there in full; with *early*, as soon as its header is read. Members
@@ -233,7 +241,7 @@ class _Scan:
     def _forget(self) -> None:
         self._name, self._size, self._sparse = "", -1, False  # what extended headers say of the next member
 
-    def members(self) -> Iterator[Member | Break]:
+    def members(self) -> Iterator[TarMember | TarDamage]:
         while True:
             begin = self._at
             try:
@@ -257,10 +265,10 @@ class _Scan:
                 if not self._early:
                     yield member
             except _CutError:
-                yield Break(begin, "tar-cut", "the archive ends here, inside a member or without its end mark")
+                yield TarDamage(begin, "tar-cut", "the archive ends here, inside a member or without its end mark")
                 return
             except (tarfile.HeaderError, ValueError):
-                yield Break(begin, "tar-damaged", "no header where one must stand, yet more behind")
+                yield TarDamage(begin, "tar-damaged", "no header where one must stand, yet more behind")
                 if not self._find_header(begin + BLOCK):
                     return
 
@@ -273,16 +281,16 @@ class _Scan:
         self._at += length
         return data
 
-    def _member(self, info: tarfile.TarInfo) -> Member:
+    def _member(self, info: tarfile.TarInfo) -> TarMember:
         size = self._size if self._size >= 0 else info.size
         name, sparse = self._name or info.name, self._sparse
         self._forget()
         if size < 0:
             raise ValueError("a negative size")
         if info.isdir():
-            return Member(name, self._at, 0, "folder")
+            return TarMember(name, self._at, 0, "folder")
         kind = "" if info.type in _REGULAR else _KINDS.get(info.type, "member of another kind")
-        return Member(name, self._at, 0 if info.type in _WITHOUT_DATA else size, "sparse file" if sparse else kind)
+        return TarMember(name, self._at, 0 if info.type in _WITHOUT_DATA else size, "sparse file" if sparse else kind)
 
     def _skip(self, size: int) -> None:
         """Go behind the data, whose last block must be there."""

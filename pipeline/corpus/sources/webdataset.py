@@ -16,13 +16,13 @@ from pydantic import ValidationError
 
 from pipeline.base.errors import InputError
 from pipeline.base.store.protocol import ObjectInfo
-from pipeline.corpus.sources.location import Place, suffix_of, unreadable
+from pipeline.corpus.sources.location import SourceLocation, suffix_of, unreadable
 from pipeline.corpus.sources.source import (
     IMAGE_SUFFIXES,
-    Collected,
     DamagedLabelError,
-    Found,
-    LabelsAre,
+    LabelKind,
+    ListingBuilder,
+    ListingChunk,
     SourceKind,
     is_text,
     parse_json,
@@ -30,10 +30,10 @@ from pipeline.corpus.sources.source import (
 )
 from pipeline.corpus.sources.tar import (
     ArchiveBytes,
-    Break,
     InflatedBytes,
-    Member,
     RangedBytes,
+    TarDamage,
+    TarMember,
     TarReader,
     is_unsafe,
     scan,
@@ -49,22 +49,22 @@ LABEL_ENDINGS = tuple(f".{ending}" for name in LABEL_FIELDS for ending in (name,
 
 
 @dataclass
-class Sample:
+class TarSample:
     """Members of one key. ``refused`` says why none of them may be used."""
 
     key: str
-    fields: dict[str, Member] = field(default_factory=dict)
+    fields: dict[str, TarMember] = field(default_factory=dict)
     refused: str = ""
 
     @property
-    def images(self) -> list[Member]:
+    def images(self) -> list[TarMember]:
         """The image: of the fields named like one (``jpg`` before ``png``), else of those that end like one."""
         plain = [self.fields[name] for name in _IMAGES if name in self.fields]
         ending = [member for name, member in self.fields.items() if name.rpartition(".")[2] in _IMAGES]
         return plain[:1] or ending
 
     @property
-    def label(self) -> tuple[str, Member] | None:
+    def label(self) -> tuple[str, TarMember] | None:
         """The field that says the label, with its name."""
         return next(((name, self.fields[name]) for name in LABEL_FIELDS if name in self.fields), None)
 
@@ -74,16 +74,16 @@ class Sample:
         return min((member.offset for member in self.fields.values()), default=0)
 
 
-def samples(members: Iterable[Member | Break]) -> Iterator[Sample | Break]:
+def samples(members: Iterable[TarMember | TarDamage]) -> Iterator[TarSample | TarDamage]:
     """The samples of one archive, each when it is complete. A Break stands for the sample that it cost.
 
     The sample before a break counts as complete when it has the fields of the sample before it.
     """
-    current: Sample | None = None
+    current: TarSample | None = None
     usual: set[str] | None = None
     broken = False
     for member in members:
-        if isinstance(member, Break):
+        if isinstance(member, TarDamage):
             if current is not None and usual is not None and usual <= current.fields.keys():
                 yield current
             yield member
@@ -98,7 +98,7 @@ def samples(members: Iterable[Member | Break]) -> Iterator[Sample | Break]:
                 usual = set(current.fields)
             current, broken = None, False
         if current is None:
-            current = Sample(key)
+            current = TarSample(key)
         current.fields[name] = member
         current.refused = current.refused or _refusal(member, name)
     if current is not None and (not broken or current.images):
@@ -114,7 +114,7 @@ def _split(name: str) -> tuple[str, str]:
     return match[1], match[2].lower()
 
 
-def _refusal(member: Member, name: str) -> str:
+def _refusal(member: TarMember, name: str) -> str:
     """Why a member makes its sample unusable: it points elsewhere, or is a link where an image or label must stand."""
     if is_unsafe(member.name):
         return "a name that points outside the archive"
@@ -146,27 +146,27 @@ class WebdatasetSource:
     kind = "webdataset"
     may_repeat = False
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: SourceLocation) -> None:
         self._place = place
         self.reader = TarReader(place.store)
         self.random_access = not place.count(*_GZIPPED)
         self.declared: Sequence[ClassEntry] = _declared(place)
 
     @property
-    def labels_are(self) -> LabelsAre:
+    def labels_are(self) -> LabelKind:
         """See Source."""
         return "numbers" if self.declared else "either"
 
-    def chunks(self) -> Iterator[Found]:
+    def chunks(self) -> Iterator[ListingChunk]:
         """See Source."""
-        collected = Collected()
-        held: tuple[_Archive, Sample] | None = None  # the next archive may begin with the rest of it
+        collected = ListingBuilder()
+        held: tuple[_Archive, TarSample] | None = None  # the next archive may begin with the rest of it
         for archive, sample in self._samples():
             is_rest = held is not None and _is_rest(*held, archive, sample)
             if held is not None:
                 _add(collected, *held, is_split=is_rest)
                 held = None
-            if isinstance(sample, Break):
+            if isinstance(sample, TarDamage):
                 collected.reject(f"{archive.info.key}@{sample.offset}", sample.reason, sample.detail)
             elif sample.key in archive.seen:
                 collected.reject(f"{archive.info.key}/{sample.key}@{sample.offset}", "key-repeated")
@@ -179,16 +179,16 @@ class WebdatasetSource:
             _add(collected, *held)
         yield collected.take()
 
-    def _samples(self) -> Iterator[tuple[_Archive, Sample | Break]]:
+    def _samples(self) -> Iterator[tuple[_Archive, TarSample | TarDamage]]:
         for info in self._place.objects(*_SUFFIXES):
             archive = _open(self._place, info)
             broken = False
             try:
                 if not is_text(info.key):
-                    yield archive, Break(0, "name-not-unicode", "the name of an archive")
+                    yield archive, TarDamage(0, "name-not-unicode", "the name of an archive")
                     continue
                 for sample in samples(scan(archive.data, keep=LABEL_ENDINGS)):
-                    broken = broken or isinstance(sample, Break)
+                    broken = broken or isinstance(sample, TarDamage)
                     yield archive, _by_gzip(sample, archive.data)
             except OSError as error:
                 raise unreadable(self._place, info, error) from None
@@ -196,33 +196,33 @@ class WebdatasetSource:
                 self.random_access = False
                 archive.data.close()
                 if archive.data.damage and not broken and archive.data.damage != InflatedBytes.CUT:
-                    yield archive, Break(0, "tar-damaged", archive.data.damage)
+                    yield archive, TarDamage(0, "tar-damaged", archive.data.damage)
 
 
-def _by_gzip(sample: Sample | Break, data: ArchiveBytes) -> Sample | Break:
+def _by_gzip(sample: TarSample | TarDamage, data: ArchiveBytes) -> TarSample | TarDamage:
     """*sample*; where an archive ends too early because its compression is damaged, that is told."""
-    if isinstance(sample, Break) and isinstance(data, InflatedBytes) and data.damage not in ("", InflatedBytes.CUT):
-        return Break(sample.offset, "tar-damaged", data.damage)
+    if isinstance(sample, TarDamage) and isinstance(data, InflatedBytes) and data.damage not in ("", InflatedBytes.CUT):
+        return TarDamage(sample.offset, "tar-damaged", data.damage)
     return sample
 
 
-def _open(place: Place, info: ObjectInfo) -> _Archive:
+def _open(place: SourceLocation, info: ObjectInfo) -> _Archive:
     plain = suffix_of(info.key) not in _GZIPPED
     return _Archive(info, RangedBytes(place.store, info) if plain else InflatedBytes(place.store, info))
 
 
-def _is_rest(archive: _Archive, last: Sample, following: _Archive, sample: Sample | Break) -> bool:
+def _is_rest(archive: _Archive, last: TarSample, following: _Archive, sample: TarSample | TarDamage) -> bool:
     """Whether *sample* at the start of the *following* archive is the rest of *last*: one of them has the image."""
     return (
         following is not archive
         and following.folder == archive.folder
-        and isinstance(sample, Sample)
+        and isinstance(sample, TarSample)
         and sample.key == last.key
         and bool(sample.images) != bool(last.images)
     )
 
 
-def _add(collected: Collected, archive: _Archive, sample: Sample, *, is_split: bool = False) -> None:
+def _add(collected: ListingBuilder, archive: _Archive, sample: TarSample, *, is_split: bool = False) -> None:
     key = archive.info.key
     origin = f"{key}/{sample.key}"
     images = sample.images
@@ -249,7 +249,7 @@ def _add(collected: Collected, archive: _Archive, sample: Sample, *, is_split: b
         collected.add(name, key, labels, image.num_bytes, archive.info.etag, image.offset)
 
 
-def _labels(sample: Sample) -> list[str | None] | None:
+def _labels(sample: TarSample) -> list[str | None] | None:
     if sample.label is None:
         return None
     name, member = sample.label
@@ -267,7 +267,7 @@ def _labels(sample: Sample) -> list[str | None] | None:
     return texts_of(next((fields[key] for key in _IN_JSON if key in fields), None))
 
 
-def _declared(place: Place) -> list[ClassEntry]:
+def _declared(place: SourceLocation) -> list[ClassEntry]:
     """The classes of the dataset card beside the tars, if there is one. Raises InputError when it is damaged."""
     store, where = place.store, f"{place.folder}/{_CARD}"
     if store.head(_CARD) is None:
@@ -282,7 +282,7 @@ def _declared(place: Place) -> list[ClassEntry]:
         raise InputError(f"{where} is no dataset card", "mend it, or take it away to do without class names") from None
 
 
-def _matches(place: Place) -> bool:
+def _matches(place: SourceLocation) -> bool:
     return place.count(*_SUFFIXES) > 0
 
 

@@ -12,7 +12,7 @@ verify.py     is what the manifest says what is stored?
 """
 
 from pipeline.corpus.staging.estimate import Estimate, estimate_stage
-from pipeline.corpus.staging.manifest import DATA, MANIFEST, Staged, corpus_prefix
+from pipeline.corpus.staging.manifest import DATA, MANIFEST, StageManifest, corpus_prefix
 from pipeline.corpus.staging.plan import open_source
 from pipeline.corpus.staging.recipe import StageRecipe
 from pipeline.corpus.staging.stage import stage_corpus
@@ -22,8 +22,8 @@ __all__ = [
     "DATA",
     "MANIFEST",
     "Estimate",
+    "StageManifest",
     "StageRecipe",
-    "Staged",
     "corpus_prefix",
     "estimate_stage",
     "open_source",

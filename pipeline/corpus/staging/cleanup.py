@@ -10,12 +10,12 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 
-from pipeline.base.store.protocol import Leftover, Store
+from pipeline.base.store.protocol import Orphan, Store
 from pipeline.corpus.staging.manifest import JOURNAL, MANIFEST, REQUEST
-from pipeline.corpus.staging.verify import strangers
+from pipeline.corpus.staging.verify import unlisted_keys
 
 
-def _corpora(workspace: Store, older_than_seconds: float) -> Iterator[Leftover]:
+def _corpora(workspace: Store, older_than_seconds: float) -> Iterator[Orphan]:
     """Copies that were begun, and whose manifest never came. What is listed is not held: corpora are large."""
     newest: dict[str, float] = defaultdict(float)
     begun, ended = set[str](), set[str]()
@@ -30,11 +30,11 @@ def _corpora(workspace: Store, older_than_seconds: float) -> Iterator[Leftover]:
     for name in sorted(begun - ended):
         if newest[name] < oldest:
             for info in workspace.list(f"corpora/{name}/"):
-                yield Leftover(info.key, info.num_bytes, f"its {MANIFEST} never came")
+                yield Orphan(info.key, info.num_bytes, f"its {MANIFEST} never came")
 
 
 def _remove_strangers(target: Store) -> None:
-    for key in list(strangers(target)):
+    for key in list(unlisted_keys(target)):
         target.delete(key)
 
 

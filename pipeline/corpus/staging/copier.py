@@ -18,7 +18,7 @@ from typing import TypeVar
 from pipeline.base.errors import FailedError, StoreAccessError
 from pipeline.base.retry import StagePatience as Patience
 from pipeline.base.store.protocol import ContentSum, KeyRefusedError, ObjectChangedError, PartsWriter, RunningSum, Store
-from pipeline.corpus.staging.manifest import DATA, Copied, Entry
+from pipeline.corpus.staging.manifest import DATA, CopiedObject, CopyEntry
 from pipeline.corpus.staging.recipe import StageRecipe
 from pipeline.records.corpus import Reject
 
@@ -60,7 +60,7 @@ class Copier:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def copy(self, entry: Entry) -> Copied | Reject:
+    def copy(self, entry: CopyEntry) -> CopiedObject | Reject:
         """The object as it stands in the target now, or why it does not."""
         try:
             try:
@@ -72,13 +72,13 @@ class Copier:
         except NotCopiedError as error:
             return Reject(entry.key, error.reason, error.detail)
 
-    def _listed_again(self, entry: Entry) -> Entry:
+    def _listed_again(self, entry: CopyEntry) -> CopyEntry:
         info = self._reading(lambda: self._source.head(entry.key))
         if info is None:
             raise NotCopiedError("vanished", "it was listed, and is gone")
         return replace(entry, num_bytes=info.num_bytes, etag=info.etag)
 
-    def _copy_checked(self, entry: Entry) -> Copied:
+    def _copy_checked(self, entry: CopyEntry) -> CopiedObject:
         """Copy, and a second time if the bytes are not those that the store tells, or were swept on their way in."""
         try:
             return self._copy_once(entry, exact=False)
@@ -93,7 +93,7 @@ class Copier:
                 f"{self._target.uri}: others remove what is being written", "stage once at a time"
             ) from None
 
-    def _copy_once(self, entry: Entry, exact: bool) -> Copied:
+    def _copy_once(self, entry: CopyEntry, exact: bool) -> CopiedObject:
         try:
             if entry.num_bytes <= self._recipe.part_bytes:
                 return self._copy_whole(entry, exact)
@@ -101,11 +101,11 @@ class Copier:
         except FileNotFoundError:
             raise NotCopiedError("vanished", "it was listed, and is gone") from None
 
-    def _copy_whole(self, entry: Entry, exact: bool) -> Copied:
+    def _copy_whole(self, entry: CopyEntry, exact: bool) -> CopiedObject:
         with self._held:
             return self._copy_held(entry, exact)
 
-    def _copy_held(self, entry: Entry, exact: bool) -> Copied:
+    def _copy_held(self, entry: CopyEntry, exact: bool) -> CopiedObject:
         with self._reads:
             data, told = self._read(lambda: self._source.read_with_sum(entry.key, entry.etag))
         if len(data) != entry.num_bytes:
@@ -120,7 +120,7 @@ class Copier:
         self._count(len(data))
         return copied
 
-    def _copy_parts(self, entry: Entry, exact: bool) -> Copied:
+    def _copy_parts(self, entry: CopyEntry, exact: bool) -> CopiedObject:
         """Parts are read and written by several threads, and digested here in their order."""
         size = max(self._recipe.part_bytes, -(-entry.num_bytes // _MAX_PARTS))
         digests = _Digests(entry, self._told(entry, exact) if self._recipe.compare_sums else None)
@@ -149,7 +149,7 @@ class Copier:
         pending.popleft()
         self._held.release()
 
-    def _move(self, entry: Entry, parts: PartsWriter, number: int, size: int) -> bytes:
+    def _move(self, entry: CopyEntry, parts: PartsWriter, number: int, size: int) -> bytes:
         length = min(size, entry.num_bytes - number * size)
         with self._reads:
             data = self._read(lambda: self._source.read_range(entry.key, number * size, length, entry.etag))
@@ -160,7 +160,7 @@ class Copier:
         self._count(length)
         return data
 
-    def _told(self, entry: Entry, exact: bool) -> ContentSum | None:
+    def _told(self, entry: CopyEntry, exact: bool) -> ContentSum | None:
         return self._read(lambda: self._source.content_sum(entry.key, entry.etag, exact))
 
     def _read(self, request: Callable[[], Result]) -> Result:
@@ -203,7 +203,7 @@ class _OtherBytesError(Exception):
 class _Digests:
     """sha256 of one object, and the sum that its store tells, over the same bytes."""
 
-    def __init__(self, entry: Entry, told: ContentSum | None) -> None:
+    def __init__(self, entry: CopyEntry, told: ContentSum | None) -> None:
         self._entry, self._told = entry, told
         self._sha256 = hashlib.sha256()
         self._running = RunningSum(told) if told else None
@@ -214,7 +214,7 @@ class _Digests:
         if self._running is not None:
             self._running.update(data)
 
-    def result(self) -> Copied:
+    def result(self) -> CopiedObject:
         """The row of the manifest. Raises _OtherBytesError, or NotCopiedError when it had to be other content."""
         entry, told = self._entry, self._told
         if told is not None and self._running is not None and not self._running.matches():
@@ -222,4 +222,4 @@ class _Digests:
         if entry.sha256 and self._sha256.hexdigest() != entry.sha256:
             raise NotCopiedError("source-changed", "the source no longer has what the manifest names")
         proof = told.kind if told else "none"
-        return Copied(entry.key, entry.num_bytes, entry.etag, self._sha256.hexdigest(), proof)
+        return CopiedObject(entry.key, entry.num_bytes, entry.etag, self._sha256.hexdigest(), proof)

@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.base.progress import Progress
 from pipeline.base.store.protocol import ObjectChangedError, Store
-from pipeline.corpus.staging.manifest import Entry
-from pipeline.corpus.staging.plan import Listing, Source, list_source
+from pipeline.corpus.staging.manifest import CopyEntry
+from pipeline.corpus.staging.plan import CopySource, Listing, list_source
 from pipeline.corpus.staging.recipe import StageRecipe
 
 _SAMPLE_SECONDS = 5.0
@@ -37,7 +37,9 @@ class Estimate:
         return asdict(self)
 
 
-def estimate_stage(source: Source, recipe: StageRecipe, progress: Progress, bytes_per_second: float = 0.0) -> Estimate:
+def estimate_stage(
+    source: CopySource, recipe: StageRecipe, progress: Progress, bytes_per_second: float = 0.0
+) -> Estimate:
     """List *source* and measure how fast it is read, unless *bytes_per_second* is given.
 
     Raises InputError when nothing is there to copy.
@@ -46,7 +48,7 @@ def estimate_stage(source: Source, recipe: StageRecipe, progress: Progress, byte
 
 
 def estimate_listing(
-    source: Source, listing: Listing, recipe: StageRecipe, bytes_per_second: float | None = 0.0
+    source: CopySource, listing: Listing, recipe: StageRecipe, bytes_per_second: float | None = 0.0
 ) -> Estimate:
     """The same of a *listing* of *source*. None *bytes_per_second*: the rate is not asked for, and stays 0."""
     gets = puts = 0
@@ -75,7 +77,7 @@ def _measured(store: Store, listing: Listing, recipe: StageRecipe) -> float:
     sample = [entry for number, entry in enumerate(listing.entries()) if number % every == 0]
     deadline = time.monotonic() + _SAMPLE_SECONDS
 
-    def take(entry: Entry) -> int:
+    def take(entry: CopyEntry) -> int:
         if time.monotonic() > deadline:
             return 0
         try:

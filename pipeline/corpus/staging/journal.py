@@ -22,9 +22,9 @@ from typing import Generic, TypeVar
 import pyarrow as pa
 
 from pipeline.base.store.protocol import ObjectInfo, Store
-from pipeline.corpus.staging.manifest import DATA, JOURNAL, STAGED_SCHEMA, Copied, Entry
+from pipeline.corpus.staging.manifest import DATA, JOURNAL, STAGED_SCHEMA, CopiedObject, CopyEntry
 
-ItemType = TypeVar("ItemType", Copied, ObjectInfo)
+ItemType = TypeVar("ItemType", CopiedObject, ObjectInfo)
 
 WINDOW = 2048
 _FLUSH_SECONDS = 2.0
@@ -38,11 +38,11 @@ class StageJournal:
 
     def __init__(self, target: Store) -> None:
         self._target, self._name = target, f"{JOURNAL}{uuid.uuid4().hex}"
-        self._rows: list[Copied] = []
+        self._rows: list[CopiedObject] = []
         self._parts, self._flushed = 0, time.monotonic()
         self._guard = threading.Lock()
 
-    def add(self, copied: Copied) -> None:
+    def add(self, copied: CopiedObject) -> None:
         """Note that *copied* stands in the target, for good."""
         with self._guard:
             self._rows.append(copied)
@@ -66,14 +66,14 @@ class StageJournal:
         self._flushed = time.monotonic()
 
 
-def read_journal(target: Store) -> Iterator[Copied]:
+def read_journal(target: Store) -> Iterator[CopiedObject]:
     """What all attempts noted, in the order of the keys; a key can come more than once, and void rows among them."""
     keys = [info.key for info in target.list(JOURNAL)]
     attempts = [list(group) for _, group in itertools.groupby(keys, key=lambda key: key.rpartition("-")[0])]
     return heapq.merge(*(_sorted(_rows_of(target, parts)) for parts in attempts), key=_key)
 
 
-def still_to_copy(entries: Iterator[Entry], target: Store) -> Iterator[Entry | Copied]:
+def pending_entries(entries: Iterator[CopyEntry], target: Store) -> Iterator[CopyEntry | CopiedObject]:
     """*entries*, and in their stead what stands in *target* in that very state.
 
     That is: it is noted as copied in the listed state, which nobody has taken back, and an object of its size is there.
@@ -81,7 +81,7 @@ def still_to_copy(entries: Iterator[Entry], target: Store) -> Iterator[Entry | C
     """
     done, present, voids = _Cursor(read_journal(target)), _Cursor(_below_data(target)), StageJournal(target)
     while ahead := list(itertools.islice(entries, _AHEAD)):
-        items: list[Entry | Copied] = []
+        items: list[CopyEntry | CopiedObject] = []
         for entry in ahead:
             valid = _valid(done.at(entry.key))
             copied = valid.get((entry.num_bytes, entry.etag))
@@ -94,7 +94,7 @@ def still_to_copy(entries: Iterator[Entry], target: Store) -> Iterator[Entry | C
         yield from items
 
 
-def _valid(noted: list[Copied]) -> dict[tuple[int, str], Copied]:
+def _valid(noted: list[CopiedObject]) -> dict[tuple[int, str], CopiedObject]:
     """By size and etag, the notes of one object that were not taken back; whichever came first."""
     void = {(note.num_bytes, note.etag) for note in noted if note.proof == _VOID}
     return {state: note for note in noted if (state := (note.num_bytes, note.etag)) not in void}
@@ -122,15 +122,15 @@ class _Cursor(Generic[ItemType]):
         return found
 
 
-def _rows_of(target: Store, parts: list[str]) -> Iterator[Copied]:
+def _rows_of(target: Store, parts: list[str]) -> Iterator[CopiedObject]:
     for part in parts:
         with pa.ipc.open_stream(target.read(part)) as reader:
             for row in zip(*(column.to_pylist() for column in reader.read_all().columns), strict=True):
-                yield Copied(*row)
+                yield CopiedObject(*row)
 
 
-def _sorted(rows: Iterator[Copied]) -> Iterator[Copied]:
-    heap: list[tuple[str, int, Copied]] = []
+def _sorted(rows: Iterator[CopiedObject]) -> Iterator[CopiedObject]:
+    heap: list[tuple[str, int, CopiedObject]] = []
     for number, copied in enumerate(rows):
         heapq.heappush(heap, (copied.key, number, copied))
         if len(heap) > 2 * WINDOW:
@@ -139,5 +139,5 @@ def _sorted(rows: Iterator[Copied]) -> Iterator[Copied]:
         yield heapq.heappop(heap)[2]
 
 
-def _key(copied: Copied) -> str:
+def _key(copied: CopiedObject) -> str:
     return copied.key

@@ -20,7 +20,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.base.disk_table import CHUNK_ROWS, Rows, RowsWriter
+from pipeline.base.disk_table import CHUNK_ROWS, DiskTable, DiskTableWriter
 from pipeline.base.store.object_file import open_object
 from pipeline.base.store.protocol import Store
 from pipeline.records.record import Record
@@ -41,7 +41,7 @@ STAGED_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Entry:
+class CopyEntry:
     """One object to be copied, as listed; *sha256* when only these bytes will do."""
 
     key: str
@@ -51,7 +51,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Copied:
+class CopiedObject:
     """One object that stands in the target, as it was read."""
 
     key: str
@@ -61,7 +61,7 @@ class Copied:
     proof: str
 
 
-class Request(Record):
+class StageRequest(Record):
     """What is staged under a name."""
 
     schema_version: Literal[1] = 1
@@ -70,7 +70,7 @@ class Request(Record):
     exclude: tuple[str, ...]
 
 
-class Staged(Record):
+class StageManifest(Record):
     """The manifest. ``digest`` is over keys, sizes and sha256 of all objects; ``proofs`` counts objects."""
 
     schema_version: Literal[1] = 1
@@ -89,15 +89,15 @@ def corpus_prefix(name: str) -> str:
     return f"corpora/{name}"
 
 
-class Collected:
+class ManifestWriter:
     """Rows of copied objects, in the order of their keys, with their sums."""
 
     def __init__(self) -> None:
-        self._writer, self._held = RowsWriter(STAGED_SCHEMA), [list[object]() for _ in STAGED_SCHEMA]
+        self._writer, self._held = DiskTableWriter(STAGED_SCHEMA), [list[object]() for _ in STAGED_SCHEMA]
         self._digest = hashlib.sha256()
         self.num_objects, self.num_bytes, self.proofs = 0, 0, dict[str, int]()
 
-    def add(self, copied: Copied) -> None:
+    def add(self, copied: CopiedObject) -> None:
         """Add the next one."""
         row = (copied.key, copied.num_bytes, copied.etag, copied.sha256, copied.proof)
         for column, value in zip(self._held, row, strict=True):
@@ -109,7 +109,7 @@ class Collected:
         if len(self._held[0]) == CHUNK_ROWS:
             self._flush()
 
-    def close(self) -> tuple[Rows, str]:
+    def close(self) -> tuple[DiskTable, str]:
         """All rows, and the digest over them."""
         self._flush()
         return self._writer.close(), self._digest.hexdigest()
@@ -119,7 +119,7 @@ class Collected:
         self._held = [list[object]() for _ in STAGED_SCHEMA]
 
 
-def write_table(target: Store, name: str, rows: Rows) -> str:
+def write_table(target: Store, name: str, rows: DiskTable) -> str:
     """Put *rows* as the parquet file *name*, one row group for each chunk; its sha256."""
     with target.incoming(name) as path:
         with pq.ParquetWriter(path, rows.schema, compression="zstd") as writer:
@@ -138,9 +138,9 @@ def digest_of(target: Store, name: str) -> str:
     return digest.hexdigest()
 
 
-def read_staged(target: Store) -> Iterator[Copied]:
+def read_staged(target: Store) -> Iterator[CopiedObject]:
     """The rows of the manifest's table, in the order of their keys."""
     with open_object(target, TABLE) as file:
         for batch in pq.ParquetFile(file).iter_batches(CHUNK_ROWS):
             for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                yield Copied(*row)
+                yield CopiedObject(*row)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.base.disk_table import CHUNK_ROWS, Rows, RowsWriter
+from pipeline.base.disk_table import CHUNK_ROWS, DiskTable, DiskTableWriter
 from pipeline.base.errors import InputError
 from pipeline.base.progress import Progress
 from pipeline.base.store.open import normalise_uri, open_store, split_uri
 from pipeline.base.store.protocol import ObjectInfo, Store, Stores
 from pipeline.corpus.sources.walk import walk
-from pipeline.corpus.staging.manifest import Entry
+from pipeline.corpus.staging.manifest import CopyEntry
 from pipeline.corpus.staging.recipe import StageRecipe
 from pipeline.records.corpus import Reject
 
@@ -22,7 +22,7 @@ _TEMPORARY = ".tmp-"  # names that a folder as target hides
 
 
 @dataclass(frozen=True)
-class Source:
+class CopySource:
     """Where objects come from: *only* names the one object that is meant, "" all of the store."""
 
     store: Store
@@ -45,37 +45,37 @@ class Source:
 class Listing:
     """What is to be copied. *rejects*: names that cannot stand in every store, broken links, what is no file."""
 
-    rows: Rows
+    rows: DiskTable
     num_bytes: int
     num_left_out: int
     rejects: list[Reject]
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[CopyEntry]:
         """The objects, in the order of their keys."""
         for table in self.rows.chunks():
             for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
-                yield Entry(*row)
+                yield CopyEntry(*row)
 
 
-def open_source(uri: str, stores: Stores) -> Source:
+def open_source(uri: str, stores: Stores) -> CopySource:
     """The source at *uri*: a folder or prefix, or one object. Raises InputError for a path that does not exist."""
     uri = normalise_uri(uri)
     store = open_store(uri, stores)
     place = store.local_path("x")
     if place is not None and place.parent.is_dir():
-        return Source(store, uri)
+        return CopySource(store, uri)
     if place is None and (uri.count("/") < 3 or next(iter(store.list()), None) is not None):
-        return Source(store, uri)
+        return CopySource(store, uri)
     parent, name = split_uri(uri)
     single = open_store(parent, stores)
     if single.head(name) is None:
         raise InputError(f"{uri}: there is nothing", "name a folder, an object, or an s3:// prefix")
-    return Source(single, uri, name)
+    return CopySource(single, uri, name)
 
 
-def list_source(source: Source, recipe: StageRecipe, progress: Progress) -> Listing:
+def list_source(source: CopySource, recipe: StageRecipe, progress: Progress) -> Listing:
     """List what *recipe* takes of *source*. Raises InputError when that is nothing."""
-    takes, writer = recipe.takes(), RowsWriter(_SCHEMA)
+    takes, writer = recipe.takes(), DiskTableWriter(_SCHEMA)
     held: list[ObjectInfo] = []
     rejects: list[Reject] = []
     num_bytes = left_out = 0

@@ -28,12 +28,12 @@ class StageRecipe(Config):
     compare_sums: bool = Field(True, description="compare with checksums and MD5 ETags that the source's store tells")
     tolerated_rejects: int = Field(0, ge=0, description="more objects than this that cannot be copied fail the stage")
 
-    def takes(self) -> Takes:
+    def takes(self) -> KeyFilter:
         """Which keys are copied."""
-        return Takes(self.include, self.exclude)
+        return KeyFilter(self.include, self.exclude)
 
 
-class Takes:
+class KeyFilter:
     """The keys that patterns of include and exclude take."""
 
     def __init__(self, include: tuple[str, ...], exclude: tuple[str, ...]) -> None:

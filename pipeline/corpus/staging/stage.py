@@ -7,27 +7,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.base.digests import differing_fields
-from pipeline.base.disk_table import Rows
+from pipeline.base.disk_table import DiskTable
 from pipeline.base.errors import ConflictError, DamageError, InputError, MismatchError, TooManyRejectsError
-from pipeline.base.failpoints import reach
+from pipeline.base.failpoints import fail_point
 from pipeline.base.progress import Progress
 from pipeline.base.store.protocol import Store
 from pipeline.base.units import format_bytes, format_seconds
 from pipeline.corpus.staging.cleanup import _remove_strangers, _tidy
 from pipeline.corpus.staging.estimate import estimate_listing
-from pipeline.corpus.staging.journal import still_to_copy
+from pipeline.corpus.staging.journal import pending_entries
 from pipeline.corpus.staging.manifest import (
     MANIFEST,
     REJECTS,
     REQUEST,
     TABLE,
-    Collected,
-    Entry,
-    Request,
-    Staged,
+    CopyEntry,
+    ManifestWriter,
+    StageManifest,
+    StageRequest,
     write_table,
 )
-from pipeline.corpus.staging.plan import Listing, Source, list_source
+from pipeline.corpus.staging.plan import CopySource, Listing, list_source
 from pipeline.corpus.staging.recipe import StageRecipe
 from pipeline.corpus.staging.transfer import Transfer
 from pipeline.corpus.staging.verify import Depth, damaged, damaged_tables
@@ -39,16 +39,16 @@ _LONG_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageResult:
     """What a stage came to."""
 
-    manifest: Staged
+    manifest: StageManifest
     outcome: Outcome
 
 
 def stage_corpus(
-    source: Source, target: Store, recipe: StageRecipe, progress: Progress, check: Depth = "sizes"
-) -> Stage:
+    source: CopySource, target: Store, recipe: StageRecipe, progress: Progress, check: Depth = "sizes"
+) -> StageResult:
     """Copy what *recipe* takes of *source* to the corpus folder *target*.
 
     Where the same was staged before, it is compared with its manifest to the depth *check* and repaired. Raises
@@ -56,7 +56,7 @@ def stage_corpus(
     (what was copied stays, and is not copied again), ConflictError when another stager was first with other content.
     """
     started = time.monotonic()
-    request = Request(source=source.uri, include=recipe.include, exclude=recipe.exclude)
+    request = StageRequest(source=source.uri, include=recipe.include, exclude=recipe.exclude)
     if f"{target.uri}/".startswith(f"{source.uri}/"):
         raise InputError(f"{target.uri} is inside the source {source.uri}", "stage to a place outside of it")
     _check_place(target, request)
@@ -69,10 +69,10 @@ def stage_corpus(
         progress.say(f"stage {source.uri}: {_expected(source, listing, recipe)}")
         manifest, outcome = _publish(target, recipe, *_copy(source, target, recipe, listing, progress)), "copied"
     _tidy(target, time.monotonic() - started)
-    return Stage(manifest, outcome)
+    return StageResult(manifest, outcome)
 
 
-def _expected(source: Source, listing: Listing, recipe: StageRecipe) -> str:
+def _expected(source: CopySource, listing: Listing, recipe: StageRecipe) -> str:
     """What a copy will take. The time is measured for a long one only: that takes seconds itself."""
     found = estimate_listing(source, listing, recipe, 0.0 if listing.num_bytes >= _LONG_BYTES else None)
     requests = found.list_requests + found.get_requests + found.put_requests
@@ -80,7 +80,7 @@ def _expected(source: Source, listing: Listing, recipe: StageRecipe) -> str:
     return f"{told}, about {format_seconds(found.seconds)}" if found.seconds else told
 
 
-def _check_place(target: Store, request: Request) -> None:
+def _check_place(target: Store, request: StageRequest) -> None:
     """Raise MismatchError when something else than this *request* has the place."""
     theirs = _request_of(target)
     if theirs is not None and theirs != request:
@@ -90,20 +90,20 @@ def _check_place(target: Store, request: Request) -> None:
         raise MismatchError(f"{target.uri} is not empty, and no staged corpus", "choose another place")
 
 
-def _request_of(target: Store) -> Request | None:
+def _request_of(target: Store) -> StageRequest | None:
     try:
-        return read_record(Request, target, REQUEST)
+        return read_record(StageRequest, target, REQUEST)
     except FileNotFoundError:
         return None
 
 
 def _copy(
-    source: Source, target: Store, recipe: StageRecipe, listing: Listing, progress: Progress
-) -> tuple[Collected, list[Reject]]:
-    collected, rejects = Collected(), list(listing.rejects)
+    source: CopySource, target: Store, recipe: StageRecipe, listing: Listing, progress: Progress
+) -> tuple[ManifestWriter, list[Reject]]:
+    collected, rejects = ManifestWriter(), list(listing.rejects)
     progress.start("stage", listing.rows.num_rows)
     transfer = Transfer(source.store, target, recipe, progress)
-    for outcome in transfer.run(still_to_copy(listing.entries(), target), listing.num_bytes):
+    for outcome in transfer.run(pending_entries(listing.entries(), target), listing.num_bytes):
         if isinstance(outcome, Reject):
             rejects.append(outcome)
         else:
@@ -112,19 +112,19 @@ def _copy(
     return collected, sorted(rejects, key=lambda reject: reject.origin)
 
 
-def _publish(target: Store, recipe: StageRecipe, collected: Collected, rejects: list[Reject]) -> Staged:
+def _publish(target: Store, recipe: StageRecipe, collected: ManifestWriter, rejects: list[Reject]) -> StageManifest:
     rows, digest = collected.close()
     if target.head(MANIFEST) is not None:
         return _first(target, digest)
-    rejected = write_table(target, REJECTS, Rows.of(rejects_table(rejects)))
+    rejected = write_table(target, REJECTS, DiskTable.of(rejects_table(rejects)))
     if len(rejects) > recipe.tolerated_rejects or not collected.num_objects:
         raise TooManyRejectsError(
             f"{len(rejects)} objects cannot be copied (tolerated: {recipe.tolerated_rejects}), like"
             f" {rejects[0].origin}: {rejects[0].reason}",
             f"all are named in {target.uri}/{REJECTS}; the same command tries them again",
         )
-    reach("stage.before-table")
-    manifest = Staged(
+    fail_point("stage.before-table")
+    manifest = StageManifest(
         num_objects=collected.num_objects,
         num_bytes=collected.num_bytes,
         num_rejected=len(rejects),
@@ -135,13 +135,13 @@ def _publish(target: Store, recipe: StageRecipe, collected: Collected, rejects: 
         digest=digest,
     )
     _remove_strangers(target)  # copied by an attempt that found more in the source
-    reach("stage.before-manifest")
+    fail_point("stage.before-manifest")
     return manifest if target.put_if_absent(MANIFEST, manifest.to_json()) else _first(target, digest)
 
 
-def _first(target: Store, digest: str) -> Staged:
+def _first(target: Store, digest: str) -> StageManifest:
     """The manifest of the stager that was first. Raises ConflictError when it found other content than *digest*."""
-    theirs = read_record(Staged, target, MANIFEST)
+    theirs = read_record(StageManifest, target, MANIFEST)
     if theirs.digest != digest:
         raise ConflictError(
             f"{target.uri}: another stager was first, and found other content in the source",
@@ -151,13 +151,13 @@ def _first(target: Store, digest: str) -> Staged:
 
 
 def _staged_before(
-    source: Source, target: Store, recipe: StageRecipe, progress: Progress, check: Depth
-) -> tuple[Staged, Outcome]:
-    manifest = read_record(Staged, target, MANIFEST)
+    source: CopySource, target: Store, recipe: StageRecipe, progress: Progress, check: Depth
+) -> tuple[StageManifest, Outcome]:
+    manifest = read_record(StageManifest, target, MANIFEST)
     tables = damaged_tables(target, manifest)
     if tables:
         raise DamageError(f"{target.uri}: {tables[0]}", f"remove {MANIFEST} and give the same command again")
-    broken = Collected()
+    broken = ManifestWriter()
     progress.start("compare with the manifest", manifest.num_objects)
     for copied, _ in damaged(target, check, progress):
         broken.add(copied)
@@ -169,10 +169,10 @@ def _staged_before(
     return manifest, "repaired"
 
 
-def _repair(source: Source, target: Store, recipe: StageRecipe, broken: Collected, progress: Progress) -> None:
+def _repair(source: CopySource, target: Store, recipe: StageRecipe, broken: ManifestWriter, progress: Progress) -> None:
     """Copy what is *broken* again: the same bytes, or nothing."""
     entries = (
-        Entry(row["key"], row["num_bytes"], row["source_etag"], row["sha256"])
+        CopyEntry(row["key"], row["num_bytes"], row["source_etag"], row["sha256"])
         for table in broken.close()[0].chunks()
         for row in table.to_pylist()
     )

@@ -10,19 +10,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 
 from pipeline.base.errors import FailedError, VitpipeError
-from pipeline.base.failpoints import reach
+from pipeline.base.failpoints import fail_point
 from pipeline.base.progress import Progress
 from pipeline.base.store.protocol import Store
 from pipeline.base.units import format_bytes, format_seconds
 from pipeline.corpus.staging.copier import Copier, threads_of
 from pipeline.corpus.staging.journal import WINDOW, StageJournal
-from pipeline.corpus.staging.manifest import Copied, Entry
+from pipeline.corpus.staging.manifest import CopiedObject, CopyEntry
 from pipeline.corpus.staging.recipe import StageRecipe
 from pipeline.records.corpus import Reject
 
 _LOOK_SECONDS = 0.5
 _UNREADABLE_IN_A_ROW = 32  # then it is the store, not the objects
-Outcome = tuple[str, Copied | Reject]  # its key
+Outcome = tuple[str, CopiedObject | Reject]  # its key
 
 
 class Transfer:
@@ -35,19 +35,19 @@ class Transfer:
         self._guard = threading.Lock()
         self._unreadable = 0
 
-    def run(self, items: Iterator[Entry | Copied], num_bytes: int) -> Iterator[Copied | Reject]:
+    def run(self, items: Iterator[CopyEntry | CopiedObject], num_bytes: int) -> Iterator[CopiedObject | Reject]:
         """What became of each of *items* (*num_bytes* in all), in their order; those copied before stay as they are.
 
         Raises what ends the stage: StoreAccessError, FailedError.
         """
         journal = StageJournal(self._target)
         meter = _Meter(num_bytes)
-        pending: deque[Copied | Future[Copied | Reject]] = deque()
+        pending: deque[CopiedObject | Future[CopiedObject | Reject]] = deque()
         copier = Copier(self._source, self._target, self._recipe, self._stopped)
         with copier, ThreadPoolExecutor(threads_of(self._recipe), "stage-object") as pool:
             try:
                 for item in items:
-                    if isinstance(item, Entry):
+                    if isinstance(item, CopyEntry):
                         pending.append(pool.submit(self._one, copier, journal, item))
                     else:
                         pending.append(item)
@@ -62,9 +62,11 @@ class Transfer:
                 journal.flush()
                 raise
 
-    def _next(self, pending: deque[Copied | Future[Copied | Reject]], meter: _Meter, copier: Copier) -> Copied | Reject:
+    def _next(
+        self, pending: deque[CopiedObject | Future[CopiedObject | Reject]], meter: _Meter, copier: Copier
+    ) -> CopiedObject | Reject:
         first = pending.popleft()
-        if isinstance(first, Copied):
+        if isinstance(first, CopiedObject):
             meter.skip(first.num_bytes)
             self._progress.advance(1)
             return first
@@ -83,14 +85,14 @@ class Transfer:
             self._progress.advance(1, meter.note(copier.num_moved))
             return outcome
 
-    def _one(self, copier: Copier, journal: StageJournal, entry: Entry) -> Copied | Reject:
+    def _one(self, copier: Copier, journal: StageJournal, entry: CopyEntry) -> CopiedObject | Reject:
         try:
             outcome = copier.copy(entry)
             self._count_unreadable(outcome)
-            if isinstance(outcome, Copied):
-                reach("stage.before-journal")
+            if isinstance(outcome, CopiedObject):
+                fail_point("stage.before-journal")
                 journal.add(outcome)
-                reach("stage.after-object")
+                fail_point("stage.after-object")
         except VitpipeError as error:
             with self._guard:
                 self._failure = self._failure or error
@@ -98,7 +100,7 @@ class Transfer:
             raise
         return outcome
 
-    def _count_unreadable(self, outcome: Copied | Reject) -> None:
+    def _count_unreadable(self, outcome: CopiedObject | Reject) -> None:
         with self._guard:
             is_one = isinstance(outcome, Reject) and outcome.reason == "unreadable"
             self._unreadable = self._unreadable + 1 if is_one else 0

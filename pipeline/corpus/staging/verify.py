@@ -11,7 +11,16 @@ from typing import Literal
 from pipeline.base.errors import VitpipeError
 from pipeline.base.progress import Progress
 from pipeline.base.store.protocol import ObjectInfo, Store
-from pipeline.corpus.staging.manifest import DATA, MANIFEST, REJECTS, TABLE, Copied, Staged, digest_of, read_staged
+from pipeline.corpus.staging.manifest import (
+    DATA,
+    MANIFEST,
+    REJECTS,
+    TABLE,
+    CopiedObject,
+    StageManifest,
+    digest_of,
+    read_staged,
+)
 from pipeline.records.record import read_record
 
 Depth = Literal["sizes", "digests"]
@@ -24,18 +33,18 @@ def verify_staged(target: Store, depth: Depth, progress: Progress) -> list[str]:
 
     Raises FileNotFoundError when there is no manifest, DamageError when it is damaged itself.
     """
-    manifest = read_record(Staged, target, MANIFEST)
+    manifest = read_record(StageManifest, target, MANIFEST)
     problems = damaged_tables(target, manifest)
     if f"{TABLE}:" in "".join(problems):
         return problems
     progress.start("verify the corpus", manifest.num_objects)
     problems += [f"{DATA}{copied.key}: {problem}" for copied, problem in damaged(target, depth, progress)]
-    problems += [f"{key}: the manifest does not name it" for key in strangers(target)]
+    problems += [f"{key}: the manifest does not name it" for key in unlisted_keys(target)]
     progress.finish()
     return problems
 
 
-def damaged_tables(target: Store, manifest: Staged) -> list[str]:
+def damaged_tables(target: Store, manifest: StageManifest) -> list[str]:
     """Tables that are missing or that are not those of *manifest*."""
     problems = []
     for name in (TABLE, REJECTS):
@@ -49,10 +58,10 @@ def damaged_tables(target: Store, manifest: Staged) -> list[str]:
     return problems
 
 
-def damaged(target: Store, depth: Depth, progress: Progress) -> Iterator[tuple[Copied, str]]:
+def damaged(target: Store, depth: Depth, progress: Progress) -> Iterator[tuple[CopiedObject, str]]:
     """Objects of the manifest that are missing or changed, and what is wrong with each."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        pending: deque[tuple[Copied, Future[str]]] = deque()
+        pending: deque[tuple[CopiedObject, Future[str]]] = deque()
         for copied, info in _beside(read_staged(target), target.list(DATA)):
             if copied is None:
                 continue
@@ -69,14 +78,14 @@ def damaged(target: Store, depth: Depth, progress: Progress) -> Iterator[tuple[C
             yield from _told(*pending.popleft())
 
 
-def strangers(target: Store) -> Iterator[str]:
+def unlisted_keys(target: Store) -> Iterator[str]:
     """Keys of objects below data/ that the manifest does not name."""
     for copied, info in _beside(read_staged(target), target.list(DATA)):
         if copied is None and info is not None:
             yield info.key
 
 
-def _told(copied: Copied, problem: Future[str]) -> Iterator[tuple[Copied, str]]:
+def _told(copied: CopiedObject, problem: Future[str]) -> Iterator[tuple[CopiedObject, str]]:
     if problem.result():
         yield copied, problem.result()
 
@@ -92,8 +101,8 @@ def _damage(target: Store, info: ObjectInfo, sha256: str) -> str:
 
 
 def _beside(
-    named: Iterator[Copied], present: Iterator[ObjectInfo]
-) -> Iterator[tuple[Copied | None, ObjectInfo | None]]:
+    named: Iterator[CopiedObject], present: Iterator[ObjectInfo]
+) -> Iterator[tuple[CopiedObject | None, ObjectInfo | None]]:
     """Rows of the manifest beside objects of the same key; None where one of the two is missing."""
     copied, info = next(named, None), next(present, None)
     while copied is not None or info is not None:

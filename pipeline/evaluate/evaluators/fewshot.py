@@ -16,8 +16,8 @@ from pipeline.base.seeds import generator
 from pipeline.base.store.protocol import Store
 from pipeline.evaluate.evaluators.probe import settings_of, wanted_specs
 from pipeline.evaluate.metrics.classification import PREFIX, headline
-from pipeline.evaluate.metrics.outcomes import Finding
-from pipeline.evaluate.plan import Planned
+from pipeline.evaluate.metrics.outcomes import EvalOutput
+from pipeline.evaluate.plan import PlannedEvaluation
 from pipeline.evaluate.recipe import FewshotSettings
 from pipeline.evaluate.task_data import open_task
 
@@ -75,7 +75,7 @@ class FewshotSystem:
         return np.concatenate([(features - self._mean) / self._std, np.full((len(features), 1), BIAS)], axis=1)
 
 
-def fewshot(workspace: Store, planned: Planned) -> Finding:
+def fewshot(workspace: Store, planned: PlannedEvaluation) -> EvalOutput:
     """Ridge regression on a few samples per class, drawn by the seed. Chooses nothing.
 
     What another l2 would have given on the test samples stands beside it as ``oracle_top1_l2_<l2>``: taking one for
@@ -95,4 +95,4 @@ def fewshot(workspace: Store, planned: Planned) -> Finding:
         headline(outcomes[l2]).model_copy(update={"name": f"{PREFIX}top1_l2_{l2:g}"})
         for l2 in dict.fromkeys(settings.other_l2)
     )
-    return Finding(outcomes[settings.l2], data.num_classes, metrics=others)
+    return EvalOutput(outcomes[settings.l2], data.num_classes, metrics=others)

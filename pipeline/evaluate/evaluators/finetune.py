@@ -14,24 +14,24 @@ from pipeline.base.seeds import derive
 from pipeline.base.store.protocol import Store
 from pipeline.evaluate.evaluators.probe import settings_of
 from pipeline.evaluate.finetuning.data import Mask, TuningSamples
-from pipeline.evaluate.finetuning.trainer import Keep, Predictions, finetune, predict, remove_kept
+from pipeline.evaluate.finetuning.trainer import FinetuneCheckpoint, Predictions, finetune, predict, remove_kept
 from pipeline.evaluate.metrics.classification import over_runs
-from pipeline.evaluate.metrics.outcomes import Finding
+from pipeline.evaluate.metrics.outcomes import EvalOutput
 from pipeline.evaluate.model_loader import PixelNetwork, load_network
-from pipeline.evaluate.model_ref import Subject, at_size
-from pipeline.evaluate.plan import Planned
+from pipeline.evaluate.model_ref import ModelRef, at_size
+from pipeline.evaluate.plan import PlannedEvaluation
 from pipeline.evaluate.recipe import FinetuneSettings
 from pipeline.evaluate.task_data import TaskData, open_task
 from pipeline.stream.dataset import DatasetReader
 from pipeline.train.device import compute_device
 
 
-def at_tuning_size(subject: Subject, image_size: int) -> Subject:
+def at_tuning_size(subject: ModelRef, image_size: int) -> ModelRef:
     """*subject* at the *image_size* of the settings; raw pixels stay as they are: more would be but larger ones."""
     return subject if subject.is_pixels else at_size(subject, image_size)
 
 
-def network_to_tune(workspace: Store, subject: Subject, num_classes: int) -> nn.Module:
+def network_to_tune(workspace: Store, subject: ModelRef, num_classes: int) -> nn.Module:
     """The subject's network for the size of its transform (ViT section 3.2), with a zero head, where it computes."""
     network = load_network(workspace, subject)
     size = subject.evaluation_transform.size
@@ -51,7 +51,7 @@ def network_to_tune(workspace: Store, subject: Subject, num_classes: int) -> nn.
     return network.to(compute_device())
 
 
-def finetuned(workspace: Store, planned: Planned) -> Finding:
+def finetuned(workspace: Store, planned: PlannedEvaluation) -> EvalOutput:
     """Outcomes are those of the first training; the metrics tell mean and deviation over all."""
     settings: FinetuneSettings = settings_of(planned)
     data = open_task(workspace, planned)
@@ -64,13 +64,13 @@ def finetuned(workspace: Store, planned: Planned) -> Finding:
     outcomes = data.outcomes(first.keys, first.labels, first.probabilities, calibrated=True)
     found = [data.share(run.labels, run.probabilities) for run in runs]
     chosen = {"learning_rate": rate, "validation_by_rate": {str(rate): share for rate, share in shares.items()}}
-    return Finding(outcomes, data.num_classes, chosen, metrics=over_runs("mAP" if data.is_many else "top1", found))
+    return EvalOutput(outcomes, data.num_classes, chosen, metrics=over_runs("mAP" if data.is_many else "top1", found))
 
 
 class _Tuning:
     """Trainings of one subject on one task."""
 
-    def __init__(self, data: TaskData, subject: Subject, settings: FinetuneSettings, evaluation_id: str) -> None:
+    def __init__(self, data: TaskData, subject: ModelRef, settings: FinetuneSettings, evaluation_id: str) -> None:
         self._data, self._subject, self._settings, self._id = data, subject, settings, evaluation_id
         self._masks = data.masks()
         self._samples = TuningSamples(
@@ -114,7 +114,7 @@ class _Tuning:
 
     def _trained(self, keep: Mask, rate: float, seed: int) -> nn.Module:
         network = network_to_tune(self._data.workspace, self._subject, self._data.num_classes)
-        kept = Keep(self._data.workspace, self._id, rate, seed, sha256_hex(np.packbits(keep).tobytes()))
+        kept = FinetuneCheckpoint(self._data.workspace, self._id, rate, seed, sha256_hex(np.packbits(keep).tobytes()))
         finetune(network, self._samples, keep, self._settings, rate, seed, kept)
         return network
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from pipeline.base.store.protocol import Store
 from pipeline.evaluate.evaluators.classify import _classified, _vit
 from pipeline.evaluate.metrics.classification import confusion
-from pipeline.evaluate.metrics.outcomes import Finding
-from pipeline.evaluate.plan import Planned
+from pipeline.evaluate.metrics.outcomes import EvalOutput
+from pipeline.evaluate.plan import PlannedEvaluation
 from pipeline.evaluate.task_data import open_task
 from pipeline.models.vit import ViT
 from pipeline.stream.dataset import DatasetReader
-from pipeline.stream.eval_loader import spans_ahead
+from pipeline.stream.eval_loader import prefetch_spans
 
 NUM_FILTERS = 28  # as in ViT Figure 7
 
@@ -44,7 +44,7 @@ def position_similarity(model: ViT) -> NDArray[np.float32]:
 NUM_EXAMPLES = 24  # test images shown with their predictions
 
 
-def inspect(workspace: Store, planned: Planned) -> Finding:
+def inspect(workspace: Store, planned: PlannedEvaluation) -> EvalOutput:
     """Pictures of the network, its predictions on the first test images, and its confusion matrix."""
     model, data = _vit(workspace, planned), open_task(workspace, planned)
     data.require_one_label("inspect")
@@ -59,12 +59,12 @@ def inspect(workspace: Store, planned: Planned) -> Finding:
         "sample_probabilities": outcomes.probabilities[shown],
         "confusion": confusion(outcomes, data.num_classes),
     }
-    return Finding(outcomes, data.num_classes, artefacts=artefacts)
+    return EvalOutput(outcomes, data.num_classes, artefacts=artefacts)
 
 
-def _first_images(workspace: Store, planned: Planned) -> NDArray[np.uint8]:
+def _first_images(workspace: Store, planned: PlannedEvaluation) -> NDArray[np.uint8]:
     """(NUM_EXAMPLES, S, S, 3), fewer where there are fewer."""
     with closing(DatasetReader(workspace, planned.task.test)) as reader:
         span = (0, min(NUM_EXAMPLES, reader.card.num_samples))
-        (batch,) = spans_ahead(reader, planned.subject.evaluation_transform, [span])
+        (batch,) = prefetch_spans(reader, planned.subject.evaluation_transform, [span])
     return np.ascontiguousarray(batch.images.permute(0, 2, 3, 1).numpy())

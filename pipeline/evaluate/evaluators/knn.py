@@ -19,8 +19,8 @@ from torch import Tensor
 from pipeline.base.store.protocol import Store
 from pipeline.evaluate.evaluators.probe import Candidate, FeatureArray, _probe, settings_of, wanted_specs
 from pipeline.evaluate.features.storage import FeatureSpec
-from pipeline.evaluate.metrics.outcomes import Finding
-from pipeline.evaluate.plan import Planned
+from pipeline.evaluate.metrics.outcomes import EvalOutput
+from pipeline.evaluate.plan import PlannedEvaluation
 from pipeline.evaluate.recipe import KnnSettings
 from pipeline.evaluate.splits import Choice, FitPart, TestPart, TrainPart
 from pipeline.evaluate.task_data import TaskData, open_task
@@ -128,7 +128,7 @@ def _select(values_mC: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return order[:, :k], values_mC.gather(1, order[:, k:]).squeeze(1)
 
 
-def knn(workspace: Store, planned: Planned) -> Finding:
+def knn(workspace: Store, planned: PlannedEvaluation) -> EvalOutput:
     """Weighted k-NN; k chosen on validation (ties: the smaller).
 
     The oracle chooses among every k with all training samples as neighbours, of the layer that was chosen.

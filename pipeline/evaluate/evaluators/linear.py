@@ -17,8 +17,8 @@ from pipeline.evaluate.evaluators.logistic import TOLERANCE, Fit, fit_path
 from pipeline.evaluate.evaluators.probe import Candidate, FeatureArray, _probe, settings_of, wanted_specs
 from pipeline.evaluate.features.storage import FeatureSpec
 from pipeline.evaluate.metrics.classification import mean_average_precision
-from pipeline.evaluate.metrics.outcomes import Finding
-from pipeline.evaluate.plan import Planned
+from pipeline.evaluate.metrics.outcomes import EvalOutput
+from pipeline.evaluate.plan import PlannedEvaluation
 from pipeline.evaluate.recipe import LinearSettings
 from pipeline.evaluate.splits import Choice, TestPart, TrainPart
 from pipeline.evaluate.task_data import TaskData, open_task
@@ -111,7 +111,7 @@ def path_shares(fits: Sequence[Fit], features_MD: Array, labels: Labels) -> NDAr
     return np.array([mean_average_precision(joined[:, place], labels) for place in range(len(fits))])
 
 
-def linear(workspace: Store, planned: Planned) -> Finding:
+def linear(workspace: Store, planned: PlannedEvaluation) -> EvalOutput:
     """Logistic regression; l2 chosen on validation, refitted on all training samples.
 
     The oracle chooses among every l2 as fitted on the fit part, of the layer that was chosen, and the recorded result:

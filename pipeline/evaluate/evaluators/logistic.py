@@ -20,7 +20,7 @@ from torch import Tensor
 LOWEST_SHARE = 1e-6  # of the largest class curvature: below it a class is taken as this curved, so steps stay finite
 
 
-class Link(Protocol):
+class LossLink(Protocol):
     """Softmax or sigmoid."""
 
     def targets(self, labels: NDArray[np.generic], num_classes: int) -> Tensor:
@@ -42,7 +42,7 @@ class Link(Protocol):
         """Take out what cannot change the probabilities; classes stand in the first dimension."""
 
 
-class Softmax:
+class SoftmaxLink:
     """One class for each sample; labels (N,) are class numbers."""
 
     def targets(self, labels: NDArray[np.generic], num_classes: int) -> Tensor:
@@ -73,7 +73,7 @@ class Softmax:
         return levelled
 
 
-class Sigmoid:
+class SigmoidLink:
     """Any number of labels for each sample; labels (N, K) are 0 and 1. Each class is a regression of its own."""
 
     def targets(self, labels: NDArray[np.generic], num_classes: int) -> Tensor:
@@ -103,9 +103,9 @@ class Sigmoid:
         return gradient
 
 
-def link_of(labels: NDArray[np.generic]) -> Link:
+def link_of(labels: NDArray[np.generic]) -> LossLink:
     """Softmax for class numbers (N,), sigmoid for 0/1 columns (N, K)."""
-    return Softmax() if labels.ndim == 1 else Sigmoid()
+    return SoftmaxLink() if labels.ndim == 1 else SigmoidLink()
 
 
 Array = NDArray[np.float32]
@@ -180,7 +180,7 @@ class _Problem:
     """Passes over the features. The features are centred by arithmetic, not by a copy."""
 
     def __init__(self, features_ND: Array, labels: NDArray[np.generic], num_classes: int) -> None:
-        self.link: Link = link_of(labels)
+        self.link: LossLink = link_of(labels)
         self._x = torch.from_numpy(np.ascontiguousarray(features_ND, dtype=np.float32))
         self.targets = self.link.targets(labels, num_classes)
         self._mean = self._x.mean(0, dtype=torch.float64).numpy()

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from pipeline.evaluate.features.storage import FeatureSpec, specs_for
-from pipeline.evaluate.metrics.outcomes import Finding
-from pipeline.evaluate.plan import Planned
+from pipeline.evaluate.metrics.outcomes import EvalOutput
+from pipeline.evaluate.plan import PlannedEvaluation
 from pipeline.evaluate.recipe import SETTINGS, TASK_RULES, ProbeSettings, SgdSettings
 from pipeline.evaluate.splits import Choice, TestPart, TrainPart
 from pipeline.evaluate.task_data import TaskData
@@ -31,13 +31,13 @@ class Candidate:
     kept: Any = None
 
 
-def settings_of(planned: Planned) -> Any:
+def settings_of(planned: PlannedEvaluation) -> Any:
     """The typed settings of an evaluation."""
     given = {name: value for name, value in planned.key.settings.items() if name not in TASK_RULES}
     return SETTINGS[planned.key.evaluator].model_validate(given)
 
 
-def wanted_specs(planned: Planned) -> tuple[FeatureSpec, ...]:
+def wanted_specs(planned: PlannedEvaluation) -> tuple[FeatureSpec, ...]:
     """The features that a probe reads, of both datasets of its task; none for what is no probe."""
     settings = settings_of(planned)
     if isinstance(settings, ProbeSettings):
@@ -58,14 +58,14 @@ class _Solver(Protocol):
         """After all is chosen: (N, K) probabilities of the test samples, refitted on *train*; and the oracle."""
 
 
-def _probe(data: TaskData, specs: tuple[FeatureSpec, ...], solver: _Solver) -> Finding:
+def _probe(data: TaskData, specs: tuple[FeatureSpec, ...], solver: _Solver) -> EvalOutput:
     """Choose among layers, each with its own best setting; refit on all training samples; then look at the test."""
     data.prepare(specs)
     best = best_of(solver.choose(spec, data.choice(data.train(spec))) for spec in specs)
     train, test = data.train(best.spec), data.test(best.spec)
     found, tried = solver.judge(best, train, test)
     outcomes = data.outcomes(test.keys, test.labels, found, calibrated=True)
-    return Finding(outcomes, data.num_classes, best.chosen, metrics=(tried,))
+    return EvalOutput(outcomes, data.num_classes, best.chosen, metrics=(tried,))
 
 
 def best_of(candidates: Iterable[Candidate]) -> Candidate:

@@ -21,10 +21,10 @@ from pipeline.evaluate.evaluators.knn import knn
 from pipeline.evaluate.evaluators.linear import linear
 from pipeline.evaluate.evaluators.ridge import ridge
 from pipeline.evaluate.evaluators.sgd import sgd
-from pipeline.evaluate.metrics.outcomes import Finding
-from pipeline.evaluate.plan import Planned
+from pipeline.evaluate.metrics.outcomes import EvalOutput
+from pipeline.evaluate.plan import PlannedEvaluation
 
-EVALUATORS: dict[str, Callable[[Store, Planned], Finding]] = {
+EVALUATORS: dict[str, Callable[[Store, PlannedEvaluation], EvalOutput]] = {
     "linear": linear,
     "sgd": sgd,
     "knn": knn,

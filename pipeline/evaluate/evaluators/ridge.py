@@ -25,8 +25,8 @@ from pipeline.base.store.protocol import Store
 from pipeline.evaluate.evaluators.probe import Candidate, FeatureArray, best_of, settings_of, wanted_specs
 from pipeline.evaluate.features.storage import FeatureSpec
 from pipeline.evaluate.metrics.classification import mean_average_precision
-from pipeline.evaluate.metrics.outcomes import Finding
-from pipeline.evaluate.plan import Planned
+from pipeline.evaluate.metrics.outcomes import EvalOutput
+from pipeline.evaluate.plan import PlannedEvaluation
 from pipeline.evaluate.recipe import RidgeSettings
 from pipeline.evaluate.splits import TestPart, check_held_out
 from pipeline.evaluate.task_data import TaskData, open_task
@@ -161,7 +161,7 @@ def ridge_shares(ridges: Sequence[Ridge], parts: Iterable[Part]) -> list[float]:
     return [mean_average_precision(np.concatenate(found), np.concatenate(truth)) for found in scores]
 
 
-def ridge(workspace: Store, planned: Planned) -> Finding:
+def ridge(workspace: Store, planned: PlannedEvaluation) -> EvalOutput:
     """Ridge regression from streamed sums; l2 chosen on validation, and grown with the samples for the refit.
 
     The oracle chooses among every l2, refitted in the same way, of the layer that was chosen.
@@ -179,7 +179,7 @@ def ridge(workspace: Store, planned: Planned) -> Finding:
     outcomes = data.outcomes(test.keys, test.labels, scores, calibrated=False)
     shares = ridge_shares(solutions, _parts(data.test_stream(best.spec)))
     tried = data.oracle(test, shares, lambda place: _tested(data, best.spec, solutions[place])[1])
-    return Finding(outcomes, data.num_classes, best.chosen, metrics=(tried,))
+    return EvalOutput(outcomes, data.num_classes, best.chosen, metrics=(tried,))
 
 
 def _tested(data: TaskData, spec: FeatureSpec, solution: Ridge) -> tuple[TestPart, FeatureArray]:

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from pipeline.base.seeds import generator
 from pipeline.base.store.protocol import Store
 from pipeline.evaluate.evaluators.probe import FeatureArray, settings_of, wanted_specs
-from pipeline.evaluate.metrics.outcomes import Finding
-from pipeline.evaluate.plan import Planned
+from pipeline.evaluate.metrics.outcomes import EvalOutput
+from pipeline.evaluate.plan import PlannedEvaluation
 from pipeline.evaluate.recipe import SgdSettings
 from pipeline.evaluate.task_data import open_task
 
@@ -134,7 +134,7 @@ def _initial(head: Head, width: int, num_classes: int, seed: int) -> torch.Tenso
     return torch.from_numpy(_INITIAL_STD * draw.standard_normal((width, num_classes), dtype=np.float32))
 
 
-def sgd(workspace: Store, planned: Planned) -> Finding:
+def sgd(workspace: Store, planned: PlannedEvaluation) -> EvalOutput:
     """A sweep of SGD heads on the last blocks; one chosen on validation, trained again on all training samples.
 
     The oracle chooses among all heads as trained on the fit part, and the recorded result.
@@ -165,7 +165,7 @@ def sgd(workspace: Store, planned: Planned) -> Finding:
     shares_tried = [data.share(test.labels, head_scores(weights, seen, one)) for one, weights in swept.items()]
     best = data.oracle(test, [data.share(test.labels, found), *shares_tried], lambda _: found)
     chosen = {"learning_rate": head.learning_rate, "blocks": list(head.blocks)}
-    return Finding(outcomes, data.num_classes, chosen, metrics=(best,))
+    return EvalOutput(outcomes, data.num_classes, chosen, metrics=(best,))
 
 
 def heads_of(features: dict[str, FeatureArray], settings: SgdSettings) -> list[Head]:

@@ -30,12 +30,12 @@ from pipeline.evaluate.features.storage import (
     unpack_part,
 )
 from pipeline.evaluate.model_loader import PixelNetwork, warm_network
-from pipeline.evaluate.model_ref import Subject
+from pipeline.evaluate.model_ref import ModelRef
 from pipeline.models.vit import ViT
 from pipeline.records.dataset import DatasetCard, read_dataset_card
 from pipeline.records.record import read_record
 from pipeline.stream.dataset import DatasetReader
-from pipeline.stream.eval_loader import EvaluationBatch, spans_ahead
+from pipeline.stream.eval_loader import EvaluationBatch, prefetch_spans
 from pipeline.train.device import normalise
 
 Forward = Callable[[Tensor], list[Tensor]]
@@ -91,13 +91,13 @@ def _block(spec: FeatureSpec, depth: int) -> int:
     return block
 
 
-def spans_of(subject: Subject, card: DatasetCard) -> list[Span]:
+def spans_of(subject: ModelRef, card: DatasetCard) -> list[Span]:
     """The parts of the subject's features of a dataset."""
     wide = 3 * subject.evaluation_transform.size**2 if subject.is_pixels else 0
     return plan_spans(card.num_samples, wide)
 
 
-def missing_parts(workspace: Store, subject: Subject, dataset: str, specs: Sequence[FeatureSpec]) -> list[int]:
+def missing_parts(workspace: Store, subject: ModelRef, dataset: str, specs: Sequence[FeatureSpec]) -> list[int]:
     """Numbers of the parts that are not stored of all *specs*: what several workers can share out between them.
 
     One listing for each of *specs* that has no card yet; whether a part is whole shows when the card is made.
@@ -113,7 +113,7 @@ def missing_parts(workspace: Store, subject: Subject, dataset: str, specs: Seque
 
 def compute_parts(
     workspace: Store,
-    subject: Subject,
+    subject: ModelRef,
     dataset: str,
     specs: Sequence[FeatureSpec],
     numbers: Collection[int] | None = None,
@@ -132,7 +132,7 @@ def compute_parts(
     reader.close()
 
 
-def finish(workspace: Store, subject: Subject, dataset: str, spec: FeatureSpec) -> FeatureCard | None:
+def finish(workspace: Store, subject: ModelRef, dataset: str, spec: FeatureSpec) -> FeatureCard | None:
     """Write the card, once all parts are there whole, and return it; None when some are not."""
     card = read_dataset_card(workspace, dataset)
     prefix, parts, width = spec.prefix(subject, card.digest), [], 0
@@ -153,7 +153,7 @@ def single_thread() -> None:
 
 
 def _stored(
-    workspace: Store, subject: Subject, digest: str, spec: FeatureSpec, span: Span
+    workspace: Store, subject: ModelRef, digest: str, spec: FeatureSpec, span: Span
 ) -> tuple[FeaturePart, int] | None:
     """The part as the card lists it, and its width; None when it is not there whole."""
     where = f"{spec.prefix(subject, digest)}/{span.name}"
@@ -165,11 +165,11 @@ def _stored(
     return FeaturePart(name=span.name, sha256=sha256_hex(data), num_samples=len(part.keys)), part.features.shape[1]
 
 
-def _compute(workspace: Store, subject: Subject, reader: DatasetReader, wanted: dict[Span, list[FeatureSpec]]) -> None:
+def _compute(workspace: Store, subject: ModelRef, reader: DatasetReader, wanted: dict[Span, list[FeatureSpec]]) -> None:
     network = warm_network(workspace, subject)
     forwards: dict[tuple[FeatureSpec, ...], Forward] = {}
     places = [place for span in wanted for place in span.batches()]
-    with closing(spans_ahead(reader, subject.evaluation_transform, places)) as batches:
+    with closing(prefetch_spans(reader, subject.evaluation_transform, places)) as batches:
         for span, specs in wanted.items():
             forward = forwards.setdefault(tuple(specs), forward_of(network, specs))
             parts = run(forward, itertools.islice(batches, len(span.batches())), len(specs))
@@ -192,19 +192,19 @@ def run(forward: Forward, batches: Iterable[EvaluationBatch], num_specs: int) ->
     return [Features(np.concatenate(rows), tuple(keys), starts, values) for rows in found]
 
 
-def _put(workspace: Store, subject: Subject, digest: str, spec: FeatureSpec, span: Span, part: Features) -> None:
+def _put(workspace: Store, subject: ModelRef, digest: str, spec: FeatureSpec, span: Span, part: Features) -> None:
     where, made_of = f"{spec.prefix(subject, digest)}/{span.name}", spec.made_of(subject, digest)
     data = pack_part(part, made_of, span)
     if not workspace.put_if_absent(where, data) and _stored(workspace, subject, digest, spec, span) is None:
         workspace.put(where, data)  # what stood there was damaged, or of something else
 
 
-def has_features(workspace: Store, subject: Subject, dataset_digest: str, spec: FeatureSpec = HEAD_INPUT) -> bool:
+def has_features(workspace: Store, subject: ModelRef, dataset_digest: str, spec: FeatureSpec = HEAD_INPUT) -> bool:
     """True when the subject's features of the dataset with that digest are stored."""
     return workspace.head(f"{spec.prefix(subject, dataset_digest)}/features.json") is not None
 
 
-def prepare_features(workspace: Store, subject: Subject, dataset: str, specs: Sequence[FeatureSpec]) -> None:
+def prepare_features(workspace: Store, subject: ModelRef, dataset: str, specs: Sequence[FeatureSpec]) -> None:
     """Have all *specs* computed and stored, those that are missing in one forward pass."""
     digest = read_dataset_card(workspace, dataset).digest
     open_specs = [spec for spec in specs if not has_features(workspace, subject, digest, spec)]
@@ -217,7 +217,7 @@ def prepare_features(workspace: Store, subject: Subject, dataset: str, specs: Se
             raise DamageError(f"{prefix}: parts of it vanished while it was made", _way_out(prefix))
 
 
-def load_features(workspace: Store, subject: Subject, dataset: str, spec: FeatureSpec = HEAD_INPUT) -> Features:
+def load_features(workspace: Store, subject: ModelRef, dataset: str, spec: FeatureSpec = HEAD_INPUT) -> Features:
     """The subject's features of *dataset*, computed and stored if they are not there.
 
     Raises DamageError for stored ones that are damaged or of something else, and for an image that is.
@@ -236,7 +236,7 @@ def load_features(workspace: Store, subject: Subject, dataset: str, spec: Featur
 
 
 def iterate_features(
-    workspace: Store, subject: Subject, dataset: str, spec: FeatureSpec = HEAD_INPUT
+    workspace: Store, subject: ModelRef, dataset: str, spec: FeatureSpec = HEAD_INPUT
 ) -> Iterator[Features]:
     """The same part by part: one is in memory at a time."""
     return _Stored(workspace, subject, dataset, spec).parts()
@@ -245,7 +245,7 @@ def iterate_features(
 class _Stored:
     """Features that are stored by now."""
 
-    def __init__(self, workspace: Store, subject: Subject, dataset: str, spec: FeatureSpec) -> None:
+    def __init__(self, workspace: Store, subject: ModelRef, dataset: str, spec: FeatureSpec) -> None:
         card = read_dataset_card(workspace, dataset)
         self._workspace, self._prefix = workspace, spec.prefix(subject, card.digest)
         self._made_of = spec.made_of(subject, card.digest)

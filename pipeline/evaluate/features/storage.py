@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pipeline.base.digests import canonical_json, fingerprint
 from pipeline.base.disk_table import read_parquet
 from pipeline.base.errors import DamageError
-from pipeline.evaluate.model_ref import Subject
+from pipeline.evaluate.model_ref import ModelRef
 from pipeline.evaluate.recipe import FeatureDtype, Layer, Pooling
 from pipeline.records.record import Record
 
@@ -193,7 +193,7 @@ class FeatureSpec:
     pooling: Pooling = "model"
     dtype: FeatureDtype = "float32"
 
-    def made_of(self, subject: Subject, dataset_digest: str) -> dict[str, Any]:
+    def made_of(self, subject: ModelRef, dataset_digest: str) -> dict[str, Any]:
         """All that the features depend on."""
         return {
             "schema": _SCHEMA_VERSION,
@@ -205,7 +205,7 @@ class FeatureSpec:
             "dataset": dataset_digest,
         }
 
-    def prefix(self, subject: Subject, dataset_digest: str) -> str:
+    def prefix(self, subject: ModelRef, dataset_digest: str) -> str:
         """Where they are stored."""
         return f"features/{fingerprint(self.made_of(subject, dataset_digest))}"
 
@@ -214,7 +214,7 @@ HEAD_INPUT = FeatureSpec()
 
 
 def specs_for(
-    subject: Subject, layers: Iterable[Layer], pooling: Pooling, dtype: FeatureDtype = "float32"
+    subject: ModelRef, layers: Iterable[Layer], pooling: Pooling, dtype: FeatureDtype = "float32"
 ) -> tuple[FeatureSpec, ...]:
     """One for each of *layers*, each once. Raw pixels have one layer, themselves; ``head-input`` is pooled already."""
     if subject.is_pixels:

@@ -20,11 +20,11 @@ from pipeline.base.errors import InputError
 from pipeline.base.seeds import generator
 from pipeline.base.store.protocol import Store
 from pipeline.base.world import World
-from pipeline.evaluate.model_ref import Subject
+from pipeline.evaluate.model_ref import ModelRef
 from pipeline.evaluate.recipe import FinetuneSettings
 from pipeline.images.transforms import EvaluationTransform
 from pipeline.stream.dataset import DatasetReader
-from pipeline.stream.eval_loader import EvaluationBatch, spans_ahead
+from pipeline.stream.eval_loader import EvaluationBatch, prefetch_spans
 from pipeline.stream.loader import StreamLoader
 from pipeline.stream.recipe import StreamRecipe
 from pipeline.stream.subset import SubsetReader
@@ -51,7 +51,7 @@ Batches = AbstractContextManager[Iterator[TuningBatch]]
 def each_image(reader: DatasetReader, transform: EvaluationTransform) -> Generator[EvaluationBatch, None, None]:
     """Every sample once, in order, decoded ahead."""
     total = reader.card.num_samples
-    return spans_ahead(reader, transform, [(at, min(at + BATCH, total)) for at in range(0, total, BATCH)])
+    return prefetch_spans(reader, transform, [(at, min(at + BATCH, total)) for at in range(0, total, BATCH)])
 
 
 def labels_of(batch: EvaluationBatch, num_classes: int, *, is_many: bool) -> Tensor:
@@ -73,7 +73,7 @@ class TuningSamples:
         self,
         workspace: Store,
         name: str,
-        subject: Subject,
+        subject: ModelRef,
         settings: FinetuneSettings,
         num_classes: int,
         *,

@@ -19,23 +19,23 @@ from pipeline.base.digests import fingerprint, sha256_hex
 from pipeline.base.errors import DamageError
 from pipeline.base.store.protocol import Store
 from pipeline.base.world import World
-from pipeline.checkpoints.shard_file import Piece, RankState, header_length, pack_header, parse_header, piece_of
+from pipeline.checkpoints.shard_file import FragmentRange, RankState, header_length, pack_header, parse_header, piece_of
 from pipeline.checkpoints.state import EMA
 from pipeline.evaluate.finetuning.data import Mask, TuningSamples, each_image, joined_targets, labels_of
 from pipeline.evaluate.recipe import FinetuneSettings
 from pipeline.images.transforms import EvaluationTransform
-from pipeline.models.vit import decayed
+from pipeline.models.vit import has_weight_decay
 from pipeline.stream.dataset import DatasetReader
 from pipeline.train.device import normalise
 from pipeline.train.loop import LoopPlan, train
-from pipeline.train.metrics import Watch
+from pipeline.train.metrics import MetricsLogger
 from pipeline.train.recipe import OptimizerRecipe, ScheduleRecipe
-from pipeline.train.torch_engine import SingleEngine
+from pipeline.train.torch_engine import TorchEngine
 
 KEEP_SECONDS = 300.0  # between two files; a shorter training leaves none
 
 
-class Keep:
+class FinetuneCheckpoint:
     """What is kept of one training of an evaluation; *of*: all that fixes it beside the evaluation."""
 
     def __init__(self, workspace: Store, evaluation_id: str, *of: str | float) -> None:
@@ -44,7 +44,7 @@ class Keep:
         self._last = time.monotonic()
         self._has_kept = False
 
-    def resume(self, engine: SingleEngine) -> int:
+    def resume(self, engine: TorchEngine) -> int:
         """Set *engine* to what is kept, and return how many steps are done; 0 for nothing, or nothing whole."""
         try:
             kept = _Kept(self._workspace.read(self._key), self._key)
@@ -54,7 +54,7 @@ class Keep:
         self._has_kept = True
         return kept.state.step
 
-    def at_step(self, engine: SingleEngine, step: int, num_steps: int) -> None:
+    def at_step(self, engine: TorchEngine, step: int, num_steps: int) -> None:
         """Keep what *engine* has, if it is time to, or if it is the end of what was kept before."""
         is_over = time.monotonic() - self._last >= KEEP_SECONDS
         if is_over or (step == num_steps and self._has_kept):
@@ -72,7 +72,7 @@ def _prefix(evaluation_id: str) -> str:
     return f"evaluations/{evaluation_id}/tuning-"
 
 
-def _packed(engine: SingleEngine, where: str, step: int) -> bytes:
+def _packed(engine: TorchEngine, where: str, step: int) -> bytes:
     fragments = engine.fragments()
     body = b"".join(fragment.values.detach().cpu().contiguous().numpy().tobytes() for fragment in fragments)
     state = RankState(
@@ -108,7 +108,7 @@ class _Kept:
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
         """See FragmentReader. One process kept it, so a piece is asked for as it was given."""
-        offset = self._offsets[Piece(kind, name, start, stop)]
+        offset = self._offsets[FragmentRange(kind, name, start, stop)]
         return torch.frombuffer(self._data, dtype=torch.float32, count=stop - start, offset=offset)
 
 
@@ -128,7 +128,7 @@ def finetune(
     settings: FinetuneSettings,
     rate: float,
     seed: int,
-    keep: Keep | None = None,
+    keep: FinetuneCheckpoint | None = None,
 ) -> None:
     """Train *network* on *samples*, those where *of* is true, at peak learning rate *rate*; it evaluates then.
 
@@ -143,7 +143,7 @@ def finetune(
         layer_decay=settings.layer_decay,
         ema=settings.ema,
     )
-    engine = SingleEngine(network, recipe, decayed, autocast=settings.precision == "bf16")
+    engine = TorchEngine(network, recipe, has_weight_decay, autocast=settings.precision == "bf16")
     first_step = keep.resume(engine) if keep else 0
     plan = LoopPlan(
         first_step=first_step,
@@ -160,7 +160,7 @@ def finetune(
             keep.at_step(engine, step, settings.steps)
 
     with samples.batches(of, seed, first_step) as batches:
-        train(engine, batches, tuning_loss, plan, World(), Watch(None, 1, settings.batch_size), at_step)
+        train(engine, batches, tuning_loss, plan, World(), MetricsLogger(None, 1, settings.batch_size), at_step)
     if settings.ema:
         take_average(engine)
     network.eval()
@@ -175,7 +175,7 @@ def tuning_loss(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def take_average(engine: SingleEngine) -> None:
+def take_average(engine: TorchEngine) -> None:
     """Set the network's weights to their moving average."""
     for fragment in engine.fragments():
         if fragment.kind == EMA:

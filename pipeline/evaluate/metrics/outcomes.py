@@ -101,7 +101,7 @@ def _ranks(scores_NK: NDArray[Any], labels_N: Ints) -> Ints:
 
 
 @dataclass(frozen=True)
-class Finding:
+class EvalOutput:
     """Outcomes on the test samples of *num_classes*; what was *chosen* on validation; *metrics* that outcomes do not
     tell."""
 

@@ -72,7 +72,7 @@ def _read_torch(data: bytes, where: str) -> dict[str, Tensor]:
     return {str(name): value for name, value in tree.items()}
 
 
-class Found:
+class ForeignTensors:
     """The tensors of one file. Every question raises InputError, naming the tensor, when it has no answer."""
 
     def __init__(self, tensors: Tensors, where: str) -> None:

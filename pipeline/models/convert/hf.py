@@ -17,11 +17,11 @@ from torch import Tensor
 
 from pipeline.base.errors import InputError
 from pipeline.models.config import ViTConfig
-from pipeline.models.convert.foreign_file import Found
+from pipeline.models.convert.foreign_file import ForeignTensors
 from pipeline.models.convert.tensor_map import (
     CHANNELS,
-    Imported,
-    Row,
+    ConvertedWeights,
+    TensorMapping,
     Tensors,
     from_foreign,
     layer,
@@ -108,14 +108,14 @@ def hf_config(config: ViTConfig, class_names: tuple[str, ...]) -> dict[str, Any]
     return tree
 
 
-def import_hf(tensors: Tensors, tree: Mapping[str, Any], where: str) -> Imported:
+def import_hf(tensors: Tensors, tree: Mapping[str, Any], where: str) -> ConvertedWeights:
     """Of a state dict in either naming; *tree*: its config.json, since heads, epsilon and GELU stand only there."""
     named = {_old_name(name): tensor for name, tensor in tensors.items()}
     classified = any(name.startswith(_PREFIX) for name in named)
     if classified:  # ViTForImageClassification has no use for a pooler that came along
         named = {name: tensor for name, tensor in named.items() if not name.startswith(f"{_PREFIX}pooler.")}
     prefix = _PREFIX if classified else ""
-    config = _config(Found(named, where), tree, prefix)
+    config = _config(ForeignTensors(named, where), tree, prefix)
     return from_foreign(_rows(config, prefix), named, config, where)
 
 
@@ -135,7 +135,7 @@ def _old_name(name: str) -> str:
     return name
 
 
-def _config(found: Found, tree: Mapping[str, Any], prefix: str) -> ViTConfig:
+def _config(found: ForeignTensors, tree: Mapping[str, Any], prefix: str) -> ViTConfig:
     """Sizes from the tensors, compared with config.json; what no shape tells from there alone."""
     told = _DEFAULTS | {name: value for name, value in tree.items() if value is not None}
     sizes = _sizes(found, prefix)
@@ -162,7 +162,7 @@ def _config(found: Found, tree: Mapping[str, Any], prefix: str) -> ViTConfig:
     )
 
 
-def _sizes(found: Found, prefix: str) -> dict[str, int]:
+def _sizes(found: ForeignTensors, prefix: str) -> dict[str, int]:
     """As config.json calls them."""
     projection = f"{prefix}embeddings.patch_embeddings.projection.weight"
     width, channels, rows, columns = found.shape(projection, 4)
@@ -182,7 +182,7 @@ def _side(value: Any) -> Any:
     return value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
 
 
-def _rows(config: ViTConfig, prefix: str) -> list[Row]:
+def _rows(config: ViTConfig, prefix: str) -> list[TensorMapping]:
     embeddings = f"{prefix}embeddings"
     rows = [
         patches_row(config, f"{embeddings}.patch_embeddings.projection.weight"),
@@ -197,7 +197,7 @@ def _rows(config: ViTConfig, prefix: str) -> list[Row]:
     return rows + (layer("head", "classifier") if config.num_classes else [])
 
 
-def _block_rows(ours: str, theirs: str) -> list[Row]:
+def _block_rows(ours: str, theirs: str) -> list[TensorMapping]:
     attention = f"{theirs}.attention.attention"
     projections = [
         separated(

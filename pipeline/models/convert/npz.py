@@ -19,11 +19,11 @@ from torch import Tensor
 
 from pipeline.base.errors import InputError
 from pipeline.models.config import ViTConfig
-from pipeline.models.convert.foreign_file import Found, with_class_row
+from pipeline.models.convert.foreign_file import ForeignTensors, with_class_row
 from pipeline.models.convert.tensor_map import (
     CHANNELS,
-    Imported,
-    Row,
+    ConvertedWeights,
+    TensorMapping,
     Tensors,
     from_foreign,
     permuted,
@@ -68,13 +68,13 @@ def export_npz(model: ViT) -> dict[str, NDArray[np.float32]]:
     return {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
 
 
-def import_npz(tensors: Tensors, where: str, image_size: int = 224) -> Imported:
+def import_npz(tensors: Tensors, where: str, image_size: int = 224) -> ConvertedWeights:
     """Of a file in any of the three namings. *image_size* is for fixed positions, which do not tell it."""
     named = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
     for other in _OTHER_POSITIONS:
         if other in named:
             named[_POSITIONS] = named.pop(other)
-    found = Found(named, where)
+    found = ForeignTensors(named, where)
     first = _BLOCK.format(0)
     numbers = _BIG_VISION if f"{first}/LayerNorm_1/scale" in named else _OFFICIAL
     config = _config(found, f"{first}/{numbers.attention}", f"{first}/{numbers.mlp}", image_size)
@@ -83,7 +83,7 @@ def import_npz(tensors: Tensors, where: str, image_size: int = 224) -> Imported:
     return from_foreign(_rows(config, numbers), named, config, where)
 
 
-def _config(found: Found, attention: str, mlp: str, image_size: int) -> ViTConfig:
+def _config(found: ForeignTensors, attention: str, mlp: str, image_size: int) -> ViTConfig:
     rows, columns, channels, width = found.shape("embedding/kernel", 4)
     patch_size = found.patch_size("embedding/kernel", rows, columns, channels)
     learned = _POSITIONS in found.tensors
@@ -102,7 +102,7 @@ def _config(found: Found, attention: str, mlp: str, image_size: int) -> ViTConfi
     )
 
 
-def _rows(config: ViTConfig, numbers: _Numbers) -> list[Row]:
+def _rows(config: ViTConfig, numbers: _Numbers) -> list[TensorMapping]:
     rows = [
         _patches(config),
         same("patches.projection.bias", "embedding/bias"),
@@ -117,7 +117,7 @@ def _rows(config: ViTConfig, numbers: _Numbers) -> list[Row]:
     return rows
 
 
-def _patches(config: ViTConfig) -> Row:
+def _patches(config: ViTConfig) -> TensorMapping:
     p = config.patch_size
     return permuted(
         "patches.projection.weight",
@@ -127,7 +127,7 @@ def _patches(config: ViTConfig) -> Row:
     )
 
 
-def _block_rows(config: ViTConfig, ours: str, theirs: str, numbers: _Numbers) -> list[Row]:
+def _block_rows(config: ViTConfig, ours: str, theirs: str, numbers: _Numbers) -> list[TensorMapping]:
     attention, mlp = f"{theirs}/{numbers.attention}", f"{theirs}/{numbers.mlp}"
     return [
         *_norm(f"{ours}.norm1", f"{theirs}/{numbers.norm1}"),
@@ -138,7 +138,7 @@ def _block_rows(config: ViTConfig, ours: str, theirs: str, numbers: _Numbers) ->
     ]
 
 
-def _attention(config: ViTConfig, ours: str, theirs: str) -> list[Row]:
+def _attention(config: ViTConfig, ours: str, theirs: str) -> list[TensorMapping]:
     width, heads = config.width, config.heads
     names = [f"{theirs}/{part}" for part in ("query", "key", "value")]
     split_in, split_out = (width, heads, width // heads), (heads, width // heads, width)
@@ -156,8 +156,8 @@ def _attention(config: ViTConfig, ours: str, theirs: str) -> list[Row]:
         return torch.cat([bias.flatten() for bias in tensors])
 
     return [
-        Row(f"{ours}.qkv.weight", tuple(f"{name}/kernel" for name in names), split_kernels, join_kernels),
-        Row(f"{ours}.qkv.bias", tuple(f"{name}/bias" for name in names), split_biases, join_biases),
+        TensorMapping(f"{ours}.qkv.weight", tuple(f"{name}/kernel" for name in names), split_kernels, join_kernels),
+        TensorMapping(f"{ours}.qkv.bias", tuple(f"{name}/bias" for name in names), split_biases, join_biases),
         permuted(
             f"{ours}.out.weight",
             f"{theirs}/out/kernel",
@@ -168,10 +168,10 @@ def _attention(config: ViTConfig, ours: str, theirs: str) -> list[Row]:
     ]
 
 
-def _dense(ours: str, theirs: str) -> list[Row]:
+def _dense(ours: str, theirs: str) -> list[TensorMapping]:
     kernel = permuted(f"{ours}.weight", f"{theirs}/kernel", lambda tensor: tensor.T, lambda tensor: tensor.T)
     return [kernel, same(f"{ours}.bias", f"{theirs}/bias")]
 
 
-def _norm(ours: str, theirs: str) -> list[Row]:
+def _norm(ours: str, theirs: str) -> list[TensorMapping]:
     return [same(f"{ours}.weight", f"{theirs}/scale"), same(f"{ours}.bias", f"{theirs}/bias")]

@@ -17,7 +17,7 @@ Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Row:
+class TensorMapping:
     """Our tensor *ours* and the foreign ones that hold it; ``split`` and ``join`` are each other's inverse."""
 
     ours: str
@@ -27,24 +27,26 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Imported:
+class ConvertedWeights:
     """An architecture and its weights under our names, float32."""
 
     config: ViTConfig
     state: dict[str, Tensor]
 
 
-def same(ours: str, theirs: str) -> Row:
+def same(ours: str, theirs: str) -> TensorMapping:
     """Equal in name's meaning and in layout."""
-    return Row(ours, (theirs,), lambda tensor: (tensor,), lambda tensors: tensors[0])
+    return TensorMapping(ours, (theirs,), lambda tensor: (tensor,), lambda tensors: tensors[0])
 
 
-def permuted(ours: str, theirs: str, forth: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Row:
+def permuted(
+    ours: str, theirs: str, forth: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]
+) -> TensorMapping:
     """One tensor in another layout."""
-    return Row(ours, (theirs,), lambda tensor: (forth(tensor),), lambda tensors: back(tensors[0]))
+    return TensorMapping(ours, (theirs,), lambda tensor: (forth(tensor),), lambda tensors: back(tensors[0]))
 
 
-def layer(ours: str, theirs: str) -> list[Row]:
+def layer(ours: str, theirs: str) -> list[TensorMapping]:
     """A dense layer or norm in torch's naming and layout."""
     return [same(f"{ours}.{part}", f"{theirs}.{part}") for part in ("weight", "bias")]
 
@@ -56,7 +58,7 @@ def whole_state(model: ViT) -> dict[str, Tensor]:
     }
 
 
-def to_foreign(rows: list[Row], state: Tensors) -> dict[str, Tensor]:
+def to_foreign(rows: list[TensorMapping], state: Tensors) -> dict[str, Tensor]:
     """The foreign tensors of *state*, contiguous."""
     found: dict[str, Tensor] = {}
     for row in rows:
@@ -65,7 +67,7 @@ def to_foreign(rows: list[Row], state: Tensors) -> dict[str, Tensor]:
     return found
 
 
-def from_foreign(rows: list[Row], tensors: Tensors, config: ViTConfig, where: str) -> Imported:
+def from_foreign(rows: list[TensorMapping], tensors: Tensors, config: ViTConfig, where: str) -> ConvertedWeights:
     """Our tensors, float32. Raises InputError that names each tensor too many, too few or of another shape."""
     with torch.device("meta"):
         expected = to_foreign(rows, whole_state(ViT(config)))
@@ -81,7 +83,7 @@ def from_foreign(rows: list[Row], tensors: Tensors, config: ViTConfig, where: st
     if not_numbers:
         raise InputError(f"{where}: no floating-point numbers: {_listed(not_numbers)}")
     state = {row.ours: row.join([tensors[name].float() for name in row.theirs]).contiguous() for row in rows}
-    return Imported(config, state)
+    return ConvertedWeights(config, state)
 
 
 def check_names(found: set[str], expected: set[str], where: str) -> None:
@@ -101,7 +103,7 @@ def _listed(names: list[str]) -> str:
 CHANNELS = 3
 
 
-def patches_row(config: ViTConfig, theirs: str) -> Row:
+def patches_row(config: ViTConfig, theirs: str) -> TensorMapping:
     """The patch projection, (D, C*P*P), as the kernel of a convolution, (D, C, P, P)."""
     kernel = (-1, CHANNELS, config.patch_size, config.patch_size)
     return permuted(
@@ -109,9 +111,9 @@ def patches_row(config: ViTConfig, theirs: str) -> Row:
     )
 
 
-def separated(ours: str, theirs: tuple[str, str, str]) -> Row:
+def separated(ours: str, theirs: tuple[str, str, str]) -> TensorMapping:
     """Our fused q, k, v as three tensors."""
-    return Row(ours, theirs, lambda tensor: tensor.chunk(3), lambda tensors: _joined(list(tensors)))
+    return TensorMapping(ours, theirs, lambda tensor: tensor.chunk(3), lambda tensors: _joined(list(tensors)))
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:

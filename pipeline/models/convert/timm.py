@@ -15,10 +15,10 @@ from torch import Tensor
 
 from pipeline.base.errors import InputError
 from pipeline.models.config import ViTConfig
-from pipeline.models.convert.foreign_file import Found, with_class_row
+from pipeline.models.convert.foreign_file import ForeignTensors, with_class_row
 from pipeline.models.convert.tensor_map import (
-    Imported,
-    Row,
+    ConvertedWeights,
+    TensorMapping,
     Tensors,
     from_foreign,
     layer,
@@ -87,7 +87,7 @@ def import_timm(
     where: str,
     heads: int | None = None,
     gelu: Literal["tanh", "exact"] | None = None,
-) -> Imported:
+) -> ConvertedWeights:
     """Of a state dict; *tree*: its config.json, empty where there is none. *heads*, *gelu*: what neither tells."""
     given = tree.get("model_args")
     told = given if isinstance(given, dict) else {}
@@ -96,7 +96,7 @@ def import_timm(
     activation = str(told.get("act_layer") or "gelu")
     if activation not in _ACTIVATIONS:
         raise InputError(f"{where}: act_layer {activation!r} is not read", f"known: {', '.join(_ACTIVATIONS)}")
-    found = Found(tensors, where)
+    found = ForeignTensors(tensors, where)
     config = _config(found, heads or told.get("num_heads"), gelu or _ACTIVATIONS[activation])
     named = dict(tensors)
     if config.pool == "cls":
@@ -104,7 +104,7 @@ def import_timm(
     return from_foreign(_rows(config), named, config, where)
 
 
-def _config(found: Found, heads: int | None, gelu: str) -> ViTConfig:
+def _config(found: ForeignTensors, heads: int | None, gelu: str) -> ViTConfig:
     width, channels, rows, columns = found.shape("patch_embed.proj.weight", 4)
     patch_size = found.patch_size("patch_embed.proj.weight", rows, columns, channels)
     depth, mlp_width = found.depth(r"blocks\.(\d+)\."), found.shape("blocks.0.mlp.fc1.weight", 2)[0]
@@ -121,7 +121,7 @@ def _config(found: Found, heads: int | None, gelu: str) -> ViTConfig:
     )
 
 
-def _rows(config: ViTConfig) -> list[Row]:
+def _rows(config: ViTConfig) -> list[TensorMapping]:
     rows = [patches_row(config, "patch_embed.proj.weight"), same("patches.projection.bias", "patch_embed.proj.bias")]
     rows += [same("cls", "cls_token")] if config.pool == "cls" else []
     rows += [same("positions", "pos_embed"), *layer("norm", "norm")]

@@ -26,7 +26,7 @@ class _OfLogits:
 
 
 @dataclass(frozen=True)
-class Softmax(_OfLogits):
+class SoftmaxObjective(_OfLogits):
     """Cross-entropy; *label_smoothing* of the target is spread over all classes (arXiv 1512.00567)."""
 
     label_smoothing: float = 0.0
@@ -37,7 +37,7 @@ class Softmax(_OfLogits):
 
 
 @dataclass(frozen=True)
-class Sigmoid(_OfLogits):
+class SigmoidObjective(_OfLogits):
     """Binary cross-entropy of each class, summed over classes (big_vision utils.py, ``sigmoid_xent``)."""
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Protocol, assert_never
 from torch import Tensor, nn
 
 from pipeline.models.vit import ViT
-from pipeline.pretrain.objectives.classification import Sigmoid, Softmax
+from pipeline.pretrain.objectives.classification import SigmoidObjective, SoftmaxObjective
 from pipeline.pretrain.objectives.masked_patches import MaskedPatches
 from pipeline.pretrain.objectives.recipe import MaskedPatchesRecipe, ObjectiveRecipe, SigmoidRecipe, SoftmaxRecipe
 
@@ -31,12 +31,12 @@ class Objective(Protocol):
         """Those of *whole*, the weights of ``network`` by name, that are the ViT's, by its own names."""
 
 
-def make_objective(recipe: ObjectiveRecipe) -> Objective:
+def build_objective(recipe: ObjectiveRecipe) -> Objective:
     """What *recipe* names."""
     if isinstance(recipe, SoftmaxRecipe):
-        return Softmax(recipe.label_smoothing)
+        return SoftmaxObjective(recipe.label_smoothing)
     if isinstance(recipe, SigmoidRecipe):
-        return Sigmoid()
+        return SigmoidObjective()
     if isinstance(recipe, MaskedPatchesRecipe):
         return MaskedPatches(recipe.corrupted)
     assert_never(recipe)

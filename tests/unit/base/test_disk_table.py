@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.base import disk_table as rows_module
-from pipeline.base.disk_table import Rows, RowsWriter, Spool
+from pipeline.base.disk_table import DiskTable, DiskTableWriter, ExternalSorter
 
 SCHEMA = pa.schema([("name", pa.string()), ("values", pa.list_(pa.int32()))])
 
@@ -25,7 +25,7 @@ def table_of(names: list[str]) -> pa.Table:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 40), max_size=12))
 def test_rows_come_back_in_order_any_number_of_times(sizes: list[int]) -> None:
-    writer = RowsWriter(SCHEMA)
+    writer = DiskTableWriter(SCHEMA)
     wanted: list[str] = []
     for number, size in enumerate(sizes):
         names = [f"{number}-{at}" for at in range(size)]
@@ -39,10 +39,10 @@ def test_rows_come_back_in_order_any_number_of_times(sizes: list[int]) -> None:
 
 
 def test_chunks_are_bounded() -> None:
-    writer = RowsWriter(SCHEMA)
+    writer = DiskTableWriter(SCHEMA)
     names = [str(at) for at in range(2 * rows_module.CHUNK_ROWS + 5)]
     writer.add(table_of(names))
-    for rows in (writer.close(), Rows.of(table_of(names))):
+    for rows in (writer.close(), DiskTable.of(table_of(names))):
         assert [table.num_rows for table in rows.chunks()] == [rows_module.CHUNK_ROWS] * 2 + [5]
 
 
@@ -53,7 +53,7 @@ def test_chunks_are_bounded() -> None:
     st.integers(1, 9),
 )
 def test_a_spool_sorts_by_key_and_then_by_name(entries: list[tuple[int, str]], expected: int, step: int) -> None:
-    spool = Spool(SCHEMA, expected, tie="name")
+    spool = ExternalSorter(SCHEMA, expected, tie="name")
     for start in range(0, len(entries), step):
         part = entries[start : start + step]
         keys = np.array([key for key, _ in part], dtype=np.uint64)
@@ -64,7 +64,7 @@ def test_a_spool_sorts_by_key_and_then_by_name(entries: list[tuple[int, str]], e
 
 def test_a_spool_writes_to_disk_what_it_may_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows_module, "_BUFFERED_BYTES", 2_000)
-    spool = Spool(SCHEMA, 1_000_000, tie="name")
+    spool = ExternalSorter(SCHEMA, 1_000_000, tie="name")
     generator = np.random.default_rng(0)
     wanted = []
     for start in range(0, 3_000, 300):
@@ -83,7 +83,7 @@ def test_far_more_rows_than_expected_are_sorted_in_few_files_and_small_tables(
     monkeypatch.setattr(rows_module, "_BUFFERED_BYTES", 20_000)
     monkeypatch.setattr(rows_module, "_MOST_ROWS_AT_ONCE", 50)
     monkeypatch.setattr(rows_module, "_MAX_BUCKETS", 8)
-    spool = Spool(SCHEMA, 1, tie="name")
+    spool = ExternalSorter(SCHEMA, 1, tie="name")
     generator = np.random.default_rng(0)
     keys = np.concatenate([generator.integers(0, 2**64, 6_000, dtype=np.uint64), np.full(100, 7, np.uint64)])
     names = [f"{at:05d}" for at in generator.permutation(len(keys))]
@@ -100,7 +100,7 @@ def test_far_more_rows_than_expected_are_sorted_in_few_files_and_small_tables(
 
 def test_the_files_go_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    writer = RowsWriter(SCHEMA)
+    writer = DiskTableWriter(SCHEMA)
     writer.add(table_of(["a"]))
     rows = writer.close()
     del writer

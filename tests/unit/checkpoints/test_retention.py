@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 
 from pipeline.base.errors import InputError
 from pipeline.base.store.local import LocalStore
-from pipeline.base.world import Alone
+from pipeline.base.world import SingleProcess
 from pipeline.checkpoints import retention as pins
 from pipeline.checkpoints.resume import resume
 from pipeline.checkpoints.retention import (
     Retention,
     apply_retention,
     forked_steps,
-    pin,
+    held_steps,
+    hold_steps,
     pin_fork,
-    pinned_steps,
-    release,
-    renew,
+    release_steps,
+    renew_steps,
 )
 from pipeline.records.run import (
     OrderParameters,
@@ -91,7 +91,7 @@ def test_the_newest_one_that_is_whole_stays(store: LocalStore) -> None:
     apply_retention(store, RUN, Retention(keep_last=2))
     assert list_steps(store, RUN) == [0, 30, 40, 50]
     state = State()
-    card = resume(new_saving(store), Alone(), state)
+    card = resume(new_saving(store), SingleProcess(), state)
     assert card is not None
     assert card.step == 30
     assert same(state, trained(30))
@@ -112,35 +112,35 @@ def test_a_card_of_another_step_is_left_alone_and_no_newest_one(store: LocalStor
 
 
 def test_what_is_pinned_stays_until_it_is_released(store: LocalStore) -> None:
-    assert pin(store, RUN, [10, 20, 99], "evaluation-1", 600) == [10, 20]
-    assert pin(store, RUN, [30], "evaluation-2", 600) == [30]
-    assert pinned_steps(store, RUN) == {10, 20, 30, 99}
+    assert hold_steps(store, RUN, [10, 20, 99], "evaluation-1", 600) == [10, 20]
+    assert hold_steps(store, RUN, [30], "evaluation-2", 600) == [30]
+    assert held_steps(store, RUN) == {10, 20, 30, 99}
     apply_retention(store, RUN, Retention(keep_last=1))
     assert list_steps(store, RUN) == [0, 10, 20, 30, 50]
-    pin(store, RUN, [20], "evaluation-1", 600)
-    release(store, RUN, "evaluation-2")
-    release(store, RUN, "evaluation-3")
+    hold_steps(store, RUN, [20], "evaluation-1", 600)
+    release_steps(store, RUN, "evaluation-2")
+    release_steps(store, RUN, "evaluation-3")
     apply_retention(store, RUN, Retention(keep_last=1))
     assert list_steps(store, RUN) == [0, 20, 50]
 
 
 def test_a_pin_ends_by_itself_unless_it_is_renewed(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    pin(store, RUN, [10], "a", 100)
-    pin(store, RUN, [20], "b", 100)
-    pin(store, RUN, [30], "c", None)
+    hold_steps(store, RUN, [10], "a", 100)
+    hold_steps(store, RUN, [20], "b", 100)
+    hold_steps(store, RUN, [30], "c", None)
     now = pins.time.time()
     monkeypatch.setattr(pins.time, "time", lambda: now + 90)
-    assert renew(store, RUN, "b", 100) == [20]
-    assert renew(store, RUN, "d", 100) == []
-    assert pinned_steps(store, RUN) == {10, 20, 30}
+    assert renew_steps(store, RUN, "b", 100) == [20]
+    assert renew_steps(store, RUN, "d", 100) == []
+    assert held_steps(store, RUN) == {10, 20, 30}
     monkeypatch.setattr(pins.time, "time", lambda: now + 165)
-    assert pinned_steps(store, RUN) == {20, 30}, "a minute later than it says: clocks differ"
+    assert held_steps(store, RUN) == {20, 30}, "a minute later than it says: clocks differ"
     monkeypatch.setattr(pins.time, "time", lambda: now + 1e9)
-    assert pinned_steps(store, RUN) == {30}
+    assert held_steps(store, RUN) == {30}
 
 
 def test_a_pin_that_cannot_be_read_counts_for_all(store: LocalStore) -> None:
-    pin(store, RUN, [10], "a", 100)
+    hold_steps(store, RUN, [10], "a", 100)
     store.put(f"{run_prefix(RUN)}/pins/a.json", b'{"steps": [1')
     apply_retention(store, RUN, Retention(keep_last=1))
     assert list_steps(store, RUN) == [0, 10, 20, 30, 40, 50]
@@ -149,7 +149,7 @@ def test_a_pin_that_cannot_be_read_counts_for_all(store: LocalStore) -> None:
 @pytest.mark.parametrize("owner", ["", "a/b", "..", "a b", "ü", "x" * 101])
 def test_a_name_that_is_no_file_name_owns_nothing(store: LocalStore, owner: str) -> None:
     with pytest.raises(InputError, match="cannot own a pin"):
-        pin(store, RUN, [10], owner, 1)
+        hold_steps(store, RUN, [10], owner, 1)
 
 
 class Slow(LocalStore):
@@ -161,10 +161,10 @@ class Slow(LocalStore):
         """See Store."""
         mine = key == checkpoint_card_key(RUN, 10)
         if mine and self.when == "before":
-            assert pin(LocalStore(self.root), RUN, [10], "late", 60) == [10]
+            assert hold_steps(LocalStore(self.root), RUN, [10], "late", 60) == [10]
         super().delete(key)
         if mine and self.when == "after":
-            assert pin(LocalStore(self.root), RUN, [10], "late", 60) == [], "it is told that it comes too late"
+            assert hold_steps(LocalStore(self.root), RUN, [10], "late", 60) == [], "it is told that it comes too late"
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -176,7 +176,7 @@ def test_a_pin_in_the_middle_of_a_removal_is_seen(store: LocalStore, when: str) 
     state = State()
     for step in (20, 30, 40, 50):
         store.delete(checkpoint_card_key(RUN, step))
-    assert resume(new_saving(store), Alone(), state)
+    assert resume(new_saving(store), SingleProcess(), state)
     assert same(state, trained(10))
 
 

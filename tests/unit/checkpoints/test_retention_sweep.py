@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.base.errors import DamageError, InputError
 from pipeline.base.store.local import LocalStore
-from pipeline.base.world import Alone
+from pipeline.base.world import SingleProcess
 from pipeline.checkpoints.resume import resume
-from pipeline.checkpoints.retention import Retention, apply_retention, find_orphans, pin
+from pipeline.checkpoints.retention import Retention, apply_retention, find_orphans, hold_steps
 from pipeline.checkpoints.warm_start import read_initial
 from pipeline.records.run import RETIRED, checkpoint_card_key, list_steps, read_checkpoint_card, step_prefix
 from tests.support.states import RUN, State, new_saving, save_steps
@@ -56,7 +56,7 @@ def test_what_the_newest_attempt_gave_up(store: LocalStore) -> None:
 def test_evidence_and_other_peoples_files_stay(store: LocalStore) -> None:
     save_steps(new_saving(store), 10, 20)
     store.delete(f"{step_prefix(RUN, 20)}/0001/model.safetensors")
-    assert resume(new_saving(store), Alone(), State())
+    assert resume(new_saving(store), SingleProcess(), State())
     store.put("runs/r/checkpoints/notes.txt", b"mine")
     store.put(f"{step_prefix(RUN, 10)}/plot.png", b"mine")
     assert orphans(store) == [f"20/0001/{name}.safetensors" for name in ("ema", "rank-00000")]
@@ -68,7 +68,7 @@ def test_a_removal_that_was_killed_is_ended_by_the_sweep_unless_somebody_reads(s
     data = store.read(checkpoint_card_key(RUN, 10))
     store.put(f"{step_prefix(RUN, 10)}/{RETIRED}", data)
     store.delete(checkpoint_card_key(RUN, 10))
-    pin(store, RUN, [10], "reader", 60)
+    hold_steps(store, RUN, [10], "reader", 60)
     assert orphans(store) == []
     store.delete("runs/r/pins/reader.json")
     assert orphans(store) == [f"10/0001/{name}.safetensors" for name in ("ema", "model", "rank-00000")]

@@ -14,11 +14,11 @@ import torch
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError, InputError, MismatchError, SupersededError
 from pipeline.base.store.local import LocalStore
-from pipeline.base.world import Alone, Collective, World
-from pipeline.checkpoints.card import check_newest, check_whole, list_attempts, take_attempt
-from pipeline.checkpoints.reader import StoredFragments
+from pipeline.base.world import Collective, SingleProcess, World
+from pipeline.checkpoints.card import check_complete, check_newest, list_attempts, take_attempt
+from pipeline.checkpoints.reader import CheckpointReader
 from pipeline.checkpoints.resume import resume, resume_newest
-from pipeline.checkpoints.retention import pinned_steps
+from pipeline.checkpoints.retention import held_steps
 from pipeline.checkpoints.state import EMA, WEIGHT
 from pipeline.records.record import parse_record
 from pipeline.records.run import (
@@ -83,7 +83,7 @@ def test_the_card_is_written_last_and_lists_every_byte(store: Noting) -> None:
         data = store.read(f"{step_prefix(RUN, 10)}/{file.name}")
         assert (file.num_bytes, file.sha256) == (len(data), sha256_hex(data))
     assert (card.step, card.position, card.updates, card.attempt, card.world_size) == (10, 100, 10, "0001", 1)
-    assert check_whole(store, card) is None
+    assert check_complete(store, card) is None
     assert not list(store.root.rglob(".tmp-*"))
 
 
@@ -98,7 +98,7 @@ def test_a_checkpoint_comes_back_to_the_last_bit(store: Noting) -> None:
     saving = new_saving(store)
     save_steps(saving, 0, 10, 200)
     state = State(seed=5)
-    card = resume(new_saving(store), Alone(), state)
+    card = resume(new_saving(store), SingleProcess(), state)
     assert card is not None
     assert (card.step, card.position) == (200, 2000)
     assert same(state, trained(200))
@@ -158,7 +158,7 @@ def test_a_rank_opens_only_what_it_needs(store: Noting, monkeypatch: pytest.Monk
 
 def test_without_a_checkpoint_there_is_nothing_to_resume(store: Noting) -> None:
     state = State()
-    assert resume(new_saving(store), Alone(), state) is None
+    assert resume(new_saving(store), SingleProcess(), state) is None
     assert same(state, State())
 
 
@@ -173,7 +173,7 @@ def test_another_recipe_or_dataset_is_refused_by_field(store: Noting, change: di
     save_steps(new_saving(store), 10)
     state = State(seed=5)
     with pytest.raises(MismatchError, match=f"step 10 of run r cannot be resumed: {said}$"):
-        resume(new_saving(store, **change), Alone(), state)
+        resume(new_saving(store, **change), SingleProcess(), state)
     assert list_steps(store, RUN) == [10], "a refused checkpoint is not a damaged one"
     assert same(state, State(seed=5))
 
@@ -182,7 +182,7 @@ def test_another_model_is_refused_by_parameter(store: Noting) -> None:
     save_steps(new_saving(store), 10)
     other = {name: shape for name, shape in SHAPES.items() if name != "scale"} | {"head.w": (10, 7), "new": (1,)}
     with pytest.raises(MismatchError) as caught:
-        resume(new_saving(store), Alone(), State(model=other))
+        resume(new_saving(store), SingleProcess(), State(model=other))
     for said in ("shape of head.w: (3, 7) -> (10, 7)", "shape of new: absent -> (1,)", "shape of scale: () -> absent"):
         assert said in str(caught.value)
     assert list_steps(store, RUN) == [10]
@@ -191,13 +191,13 @@ def test_another_model_is_refused_by_parameter(store: Noting) -> None:
 def test_another_optimizer_is_refused_by_what_it_lacks(store: Noting) -> None:
     save_steps(new_saving(store), 10)
     with pytest.raises(MismatchError, match=r"r@10 holds no momentum_buffer of embed\.w"):
-        resume(new_saving(store), Alone(), State(kinds=("weight", "momentum_buffer")))
+        resume(new_saving(store), SingleProcess(), State(kinds=("weight", "momentum_buffer")))
 
 
 def test_how_it_was_written_does_not_matter(store: Noting) -> None:
     save_steps(new_saving(store), 10)
     state = State()
-    assert resume(new_saving(store, zero_stage=3, dtype="fp32"), Alone(), state)
+    assert resume(new_saving(store, zero_stage=3, dtype="fp32"), SingleProcess(), state)
     assert same(state, trained(10))
 
 
@@ -206,7 +206,7 @@ def test_a_card_of_the_first_schema_is_refused_and_stays(store: Noting) -> None:
     key = checkpoint_card_key(RUN, 10)
     store.put(key, b'{"schema_version": 1, "run": "r", "step": 10, "files": []}')
     with pytest.raises(MismatchError, match="has schema_version 1, this vitpipe resumes 2"):
-        resume(new_saving(store), Alone(), State())
+        resume(new_saving(store), SingleProcess(), State())
     assert store.head(key) is not None
 
 
@@ -241,7 +241,7 @@ def test_the_same_attempt_may_save_a_step_again(store: Noting) -> None:
 
 def fork(store: Noting, **more: Any) -> tuple[CheckpointCard | None, State]:
     state = State(seed=8)
-    return resume(new_saving(store, "child", parent="r@10", **more), Alone(), state), state
+    return resume(new_saving(store, "child", parent="r@10", **more), SingleProcess(), state), state
 
 
 def test_a_fork_begins_where_its_parent_was(store: Noting) -> None:
@@ -250,7 +250,7 @@ def test_a_fork_begins_where_its_parent_was(store: Noting) -> None:
     assert card is not None
     assert (card.run, card.step, card.position) == (RUN, 10, 100)
     assert same(state, trained(10))
-    assert pinned_steps(store, RUN) == {10}
+    assert held_steps(store, RUN) == {10}
     saving = new_saving(store, "child", parent="r@10", fingerprint="another recipe")
     writer = alone_writer(saving)
     writer.save_and_wait(10, 100, state)
@@ -275,14 +275,14 @@ def test_an_average_that_the_parent_does_not_keep_begins_at_its_weights(store: N
 def test_an_own_checkpoint_without_the_average_is_refused(store: Noting) -> None:
     save_steps(new_saving(store), 10, kinds=(WEIGHT, "exp_avg", "exp_avg_sq"))
     with pytest.raises(MismatchError, match=r"r@10 holds no ema of .*it has: exp_avg, exp_avg_sq, weight"):
-        resume(new_saving(store), Alone(), State(seed=8))
+        resume(new_saving(store), SingleProcess(), State(seed=8))
 
 
 def test_an_average_that_the_fork_does_not_keep_is_left_behind(store: Noting) -> None:
     plain = tuple(kind for kind in KINDS if kind != EMA)
     save_steps(new_saving(store), 10)
     state = State(seed=8, kinds=plain)
-    assert resume(new_saving(store, "child", parent="r@10"), Alone(), state)
+    assert resume(new_saving(store, "child", parent="r@10"), SingleProcess(), state)
     assert same(state, trained(10, kinds=plain))
 
 
@@ -312,7 +312,7 @@ def test_what_names_no_checkpoint_is_refused(text: str) -> None:
 
 def test_a_reader_tells_what_it_does_not_hold(store: Noting) -> None:
     save_steps(new_saving(store), 10)
-    with StoredFragments(store, read_checkpoint_card(store, RUN, 10)) as reader:
+    with CheckpointReader(store, read_checkpoint_card(store, RUN, 10)) as reader:
         whole = dict(reader.shapes())
         assert whole == SHAPES
         assert reader.updates == 10
@@ -364,5 +364,5 @@ def test_only_the_newest_attempt_sets_a_checkpoint_aside(store: Noting) -> None:
     new_saving(store)
     store.delete(f"{step_prefix(RUN, 10)}/0001/model.safetensors")
     with pytest.raises(SupersededError):
-        resume_newest(older, Alone(), State())
+        resume_newest(older, SingleProcess(), State())
     assert list_steps(store, RUN) == [10]

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load, save
 
 from pipeline.base.errors import DamageError
-from pipeline.checkpoints.shard_file import Piece, RankState, pack_header, parse_header
+from pipeline.checkpoints.shard_file import FragmentRange, RankState, pack_header, parse_header
 
 STATE = RankState(run="r", step=10, attempt="0001", rank=0, world_size=1, updates=10, shapes={"a": (2, 2), "b:c": (3,)})
-PIECES = [Piece("ema", "a", 0, 4), Piece("weight", "a", 0, 4), Piece("weight", "b:c", 0, 3)]
+PIECES = [FragmentRange("ema", "a", 0, 4), FragmentRange("weight", "a", 0, 4), FragmentRange("weight", "b:c", 0, 3)]
 VALUES = torch.arange(11, dtype=torch.float32)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.base.world import World
-from pipeline.checkpoints.shard_file import Piece, cover_problem, expected_files, piece_of
+from pipeline.checkpoints.shard_file import FragmentRange, cover_problem, expected_files, piece_of
 from tests.support.states import SHAPES, Cut, State
 
 TWO = {"a": (2, 5), "b": (4,)}
@@ -25,8 +25,8 @@ def test_however_many_ranks_cut_it_it_is_covered(cut: Cut, size: int) -> None:
             assert "in no file" in str(cover_problem(SHAPES, without))
 
 
-def pieces(*rows: tuple[str, str, int, int]) -> list[Piece]:
-    return [Piece(*row) for row in rows]
+def pieces(*rows: tuple[str, str, int, int]) -> list[FragmentRange]:
+    return [FragmentRange(*row) for row in rows]
 
 
 WHOLE = [("weight", "a", 0, 10), ("weight", "b", 0, 4)]
@@ -53,7 +53,7 @@ WHOLE = [("weight", "a", 0, 10), ("weight", "b", 0, 4)]
         ({"x": []}, "weight of a: elements 0..10 are in no file"),
     ],
 )
-def test_what_is_wrong_is_told(held: dict[str, list[Piece]], said: str | None) -> None:
+def test_what_is_wrong_is_told(held: dict[str, list[FragmentRange]], said: str | None) -> None:
     assert cover_problem(TWO, held) == said
 
 

@@ -17,7 +17,7 @@ from pipeline.base.store.local import LocalStore
 from pipeline.base.world import Collective
 from pipeline.checkpoints import writer as writer_module
 from pipeline.checkpoints.resume import resume
-from pipeline.checkpoints.save import Saving
+from pipeline.checkpoints.save import SaveContext
 from pipeline.checkpoints.state import Snapshot
 from pipeline.records.run import checkpoint_card_key, list_steps, read_checkpoint_card, step_prefix
 from tests.support.states import (
@@ -196,7 +196,7 @@ def test_a_store_that_fails_is_an_alarm_until_it_failed_too_often(store: Moody, 
         assert not [info.key for info in store.list("runs/r/checkpoints/step-0000002")], "no room is taken by it"
 
 
-def save_ranks(saving: Saving, step: int) -> None:
+def save_ranks(saving: SaveContext, step: int) -> None:
     def work(collective: Collective) -> None:
         writer = thread_writer(collective, saving)
         writer.save(step, step * 10, State(collective.world).train(step))

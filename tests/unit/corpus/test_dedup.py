@@ -15,8 +15,8 @@ from pipeline.base import disk_table as base_rows
 from pipeline.base.errors import DamageError, InputError
 from pipeline.base.store import open_store
 from pipeline.corpus import worker as chunks
-from pipeline.corpus.dedup import needed_depth, without_duplicates
-from pipeline.corpus.exact_duplicates import IMAGE_SCHEMA, find_equal
+from pipeline.corpus.dedup import needed_depth, remove_duplicates
+from pipeline.corpus.exact_duplicates import IMAGE_SCHEMA, find_exact_duplicates
 from pipeline.corpus.recipe import DuplicatesRecipe
 from pipeline.records.corpus import Corpus, key_of
 from tests.support.pictures import bmp, noise, png
@@ -41,7 +41,7 @@ def removed_from(corpus: Corpus, asked: DuplicatesRecipe, folder: Path) -> Corpu
     """*corpus* without its duplicates; input = entries + rejects + duplicates is checked on the way."""
     scanner = scanner_in(folder / "work")
     scanned = scanner.scan(corpus, needed_depth(asked))
-    done = without_duplicates(corpus, scanned, asked, open_store(str(folder)), scanner)
+    done = remove_duplicates(corpus, scanned, asked, open_store(str(folder)), scanner)
     assert all_of(done) == all_of(corpus)
     assert done.num_input == corpus.num_input
     return done
@@ -198,7 +198,7 @@ def test_evaluation_image_that_cannot_be_decoded_is_told(tmp_path: Path) -> None
     scanner.progress.say = said.append
     corpus = corpus_of(TRAINING)
     asked = recipe(against=["exam"])
-    done = without_duplicates(corpus, scanner.scan(corpus, "pixels"), asked, open_store(str(tmp_path)), scanner)
+    done = remove_duplicates(corpus, scanner.scan(corpus, "pixels"), asked, open_store(str(tmp_path)), scanner)
     assert [row[0] for row in told(done)] == ["4.png"]
     assert said == ["1 images of exam cannot be decoded, so nothing equals them"]
 
@@ -222,7 +222,7 @@ def test_digests_that_share_their_first_bits_are_not_equal(tmp_path: Path) -> No
         "pixels": [None] * 5,
     }
     images = pa.table(columns, schema=IMAGE_SCHEMA)
-    found = pa.concat_tables(find_equal([images], 5, recipe(within="file"))).to_pylist()
+    found = pa.concat_tables(find_exact_duplicates([images], 5, recipe(within="file"))).to_pylist()
     assert [(row["origin"], row["reason"], row["of"]) for row in found] == [
         ("e", "same-file", "a"),
         ("d", "same-file", "b"),
@@ -243,7 +243,7 @@ def test_order_of_the_listing_decides_nothing(tmp_path: Path) -> None:
         mixed = {name: images[name] for name in rng.permutation(list(images)).tolist()}
         corpus = corpus_of(mixed, labels)
         scanner = scanner_in(tmp_path / "work" / str(number))
-        done = without_duplicates(corpus, scanner.scan(corpus, "pixels"), asked, open_store(str(tmp_path)), scanner)
+        done = remove_duplicates(corpus, scanner.scan(corpus, "pixels"), asked, open_store(str(tmp_path)), scanner)
         assert origins_of(done.entries) == [name for name in mixed if name in set(origins_of(done.entries))]
         reports.append((sorted(told(done)), sorted(rejected(done)), sorted(origins_of(done.entries))))
     assert reports[0] == reports[1] == reports[2]

@@ -19,11 +19,11 @@ import pytest
 from pipeline.base.errors import InputError, RefusedError
 from pipeline.base.store import open_store
 from pipeline.corpus import open_corpus
-from pipeline.corpus.listing import Part, join
+from pipeline.corpus.listing import NamedSource, concat
 from pipeline.corpus.recipe import Kind, SourceRecipe
 from pipeline.corpus.sources import KINDS
 from pipeline.corpus.sources.readers import FileReader
-from pipeline.corpus.sources.source import Found, LabelsAre
+from pipeline.corpus.sources.source import LabelKind, ListingChunk
 from pipeline.records.corpus import FOUND_SCHEMA, LISTING_SCHEMA, ClassEntry, Corpus, Reject, key_of
 from tests.support.sources import fill, images_of, labels_of, origins_of, rejects_of
 
@@ -131,7 +131,7 @@ def test_more_labels_than_a_class_table_may_have() -> None:
     numbers = [pa.array(np.full(count, -1)) for _ in range(3)]
     table = pa.table([texts, texts, *numbers, texts, labels], schema=FOUND_SCHEMA)
     with pytest.raises(InputError, match="more than 1000000 different labels"):
-        join([Part(MadeUp(iter([table])))])
+        concat([NamedSource(MadeUp(iter([table])))])
 
 
 class MadeUp:
@@ -142,15 +142,15 @@ class MadeUp:
     may_repeat = False
     declared: tuple[ClassEntry, ...] = ()
 
-    def __init__(self, tables: Iterator[pa.Table], labels_are: LabelsAre = "names", rejects: int = 0) -> None:
+    def __init__(self, tables: Iterator[pa.Table], labels_are: LabelKind = "names", rejects: int = 0) -> None:
         self.reader = FileReader(open_store("/"))
-        self.labels_are: LabelsAre = labels_are
+        self.labels_are: LabelKind = labels_are
         self._tables, self._rejects = tables, rejects
 
-    def chunks(self) -> Iterator[Found]:
+    def chunks(self) -> Iterator[ListingChunk]:
         """See Source."""
         for table in self._tables:
-            yield Found(table, [Reject(f"bad{at}", "unreadable") for at in range(self._rejects)])
+            yield ListingChunk(table, [Reject(f"bad{at}", "unreadable") for at in range(self._rejects)])
 
 
 def found(origins: list[str], labels: list[list[str] | None] | pa.Array) -> pa.Table:
@@ -167,26 +167,26 @@ def numbered(count: int, name: str = "") -> MadeUp:
 
 
 def test_weights_take_shares_by_the_hash_of_the_key() -> None:
-    corpus = join([Part(numbered(4_000), "a", 1.0), Part(numbered(1_000), "b", 1.0)])
+    corpus = concat([NamedSource(numbered(4_000), "a", 1.0), NamedSource(numbered(1_000), "b", 1.0)])
     taken = [source["num_taken"] for source in corpus.made_of["sources"]]
     assert taken[1] == 1_000
     assert 850 < taken[0] < 1_150
     assert sum(taken) == corpus.num_input == corpus.entries.num_rows
     assert [source["num_listed"] for source in corpus.made_of["sources"]] == [4_000, 1_000]
-    more = join([Part(numbered(4_400), "a", 1.1), Part(numbered(1_000), "b", 1.0)])
+    more = concat([NamedSource(numbered(4_400), "a", 1.1), NamedSource(numbered(1_000), "b", 1.0)])
     assert set(origins_of(corpus)) <= set(origins_of(more))  # the same share: what was taken stays
 
 
 def test_a_weight_thins_rejects_as_well() -> None:
     bad = MadeUp(iter([found(["x.jpg"], [["cat"]])]), rejects=3_999)
-    corpus = join([Part(bad, "a", 1.0), Part(numbered(1_000), "b", 1.0)])
+    corpus = concat([NamedSource(bad, "a", 1.0), NamedSource(numbered(1_000), "b", 1.0)])
     assert 850 < corpus.rejects.num_rows < 1_150
     assert corpus.num_input == sum(source["num_taken"] for source in corpus.made_of["sources"])
 
 
 def test_thinning_is_independent_of_the_key_itself() -> None:
     """Splits go by the key: of what is taken, each of them must get its share."""
-    corpus = join([Part(numbered(20_000), "a", 1.0), Part(numbered(2_000), "b", 1.0)])
+    corpus = concat([NamedSource(numbered(20_000), "a", 1.0), NamedSource(numbered(2_000), "b", 1.0)])
     low = [origin for origin in origins_of(corpus) if origin.startswith("a/") and key_is_low(origin)]
     assert 800 < len(low) < 1_200
 
@@ -202,8 +202,9 @@ def test_labels_of_200_000_entries_are_resolved_in_bounded_memory() -> None:
     for num_chunks in (4, 20):
         tracemalloc.start()
         before = pa.total_allocated_bytes()
-        corpus = join(
-            [Part(MadeUp(many(num_chunks, before), "either"), "big"), Part(numbered(10, "x"), "small")], TABLE
+        corpus = concat(
+            [NamedSource(MadeUp(many(num_chunks, before), "either"), "big"), NamedSource(numbered(10, "x"), "small")],
+            TABLE,
         )
         peaks[num_chunks] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

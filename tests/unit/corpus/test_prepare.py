@@ -11,7 +11,7 @@ import pytest
 from pipeline.base.errors import InputError
 from pipeline.base.progress import Silent
 from pipeline.base.store import open_store
-from pipeline.corpus.prepare import Preparation, prepare
+from pipeline.corpus.prepare import PrepareSettings, prepare
 from pipeline.corpus.recipe import DuplicatesRecipe, SplitRecipe
 from pipeline.corpus.scan import Scanner
 from pipeline.records.corpus import Corpus
@@ -29,8 +29,8 @@ PLANTED = IMAGES | {
 LABELS = {name: [at % 3] for at, name in enumerate(PLANTED)}
 
 
-def preparation(folder: Path, parts: dict[str, float] | None = None, **duplicates: Any) -> Preparation:
-    return Preparation(
+def preparation(folder: Path, parts: dict[str, float] | None = None, **duplicates: Any) -> PrepareSettings:
+    return PrepareSettings(
         DuplicatesRecipe.model_validate(duplicates), SplitRecipe(parts=parts or {}), open_store(str(folder))
     )
 
@@ -123,7 +123,7 @@ def test_workspace_in_a_bucket(s3_workspace: str) -> None:
     )
     scanner = Scanner(open_store(f"{s3_workspace}/datasets/new/work"), in_process, Silent())
     corpus = corpus_of(PLANTED, LABELS, random_access=False)
-    asked = Preparation(DuplicatesRecipe(within="pixels", against=("exam",)), SplitRecipe(), workspace)
+    asked = PrepareSettings(DuplicatesRecipe(within="pixels", against=("exam",)), SplitRecipe(), workspace)
     for _ in range(2):
         done = prepare(corpus, asked, scanner, 9)[""]
         assert sorted(origins_of(done.duplicates)) == ["07.png", "copy.bmp", "copy.png", "exam.png"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.base.disk_table import Rows, RowsWriter
+from pipeline.base.disk_table import DiskTable, DiskTableWriter
 from pipeline.base.errors import FailedError, StoreAccessError
 from pipeline.corpus import worker as chunks
 from pipeline.corpus.scan import Scanner
@@ -31,7 +31,7 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "_ROWS", 10)
 
 
-def found_in(rows: Rows) -> list[tuple[str, str]]:
+def found_in(rows: DiskTable) -> list[tuple[str, str]]:
     return [(row["origin"], row["reason"]) for row in rows.table().to_pylist()]
 
 
@@ -72,10 +72,10 @@ def test_entries_keep_their_order_over_chunks_and_are_read_once(tmp_path: Path) 
 def test_chunks_do_not_depend_on_how_rows_were_added(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "_BYTES", 7_000)
     whole = listing_of([f"{at:04d}" for at in range(137)], {}, [at * 37 % 2_000 for at in range(137)])
-    writer = RowsWriter(LISTING_SCHEMA)
+    writer = DiskTableWriter(LISTING_SCHEMA)
     for start in range(0, 137, 4):
         writer.add(whole.slice(start, 4))
-    in_pieces, at_once = (list(chunks.chunks_of(rows)) for rows in (writer.close(), Rows.of(whole)))
+    in_pieces, at_once = (list(chunks.chunks_of(rows)) for rows in (writer.close(), DiskTable.of(whole)))
     assert [table.num_rows for table in in_pieces] == [table.num_rows for table in at_once]
     assert pa.concat_tables(in_pieces).equals(whole)
     sizes = [table["num_bytes"].to_pylist() for table in in_pieces]
@@ -87,7 +87,7 @@ def test_chunks_do_not_depend_on_how_rows_were_added(monkeypatch: pytest.MonkeyP
 
 def test_one_image_larger_than_a_chunk_is_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "_BYTES", 100)
-    rows = Rows.of(listing_of(["a", "b", "c"], {}, [10, 5_000, 20]))
+    rows = DiskTable.of(listing_of(["a", "b", "c"], {}, [10, 5_000, 20]))
     assert [table["origin"].to_pylist() for table in chunks.chunks_of(rows)] == [["a"], ["b"], ["c"]]
 
 

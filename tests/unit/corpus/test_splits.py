@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.base import disk_table as base_rows
-from pipeline.base.disk_table import Rows
+from pipeline.base.disk_table import DiskTable
 from pipeline.base.errors import InputError
 from pipeline.base.progress import Silent
 from pipeline.corpus.recipe import SplitRecipe
@@ -37,7 +37,7 @@ def recipe(parts: dict[str, float], stratified: bool = False) -> SplitRecipe:
 
 
 def listed(origins: list[str], labels: Labels | None = None, num_classes: int = 0, **fields: Any) -> Corpus:
-    entries = Rows.of(listing_of(origins, labels or {}, [0] * len(origins)))
+    entries = DiskTable.of(listing_of(origins, labels or {}, [0] * len(origins)))
     classes = tuple(ClassEntry(name=f"c{number}") for number in range(num_classes))
     return Corpus(entries, classes, BytesReader({}), **fields)
 
@@ -95,9 +95,9 @@ def test_the_order_of_the_recipe_decides_nothing() -> None:
 
 @pytest.mark.parametrize("stratified", [False, True])
 def test_rejects_and_duplicates_are_dealt_too(stratified: bool) -> None:
-    rejects = Rows.of(rejects_table([Reject(f"bad/{at}", "truncated") for at in range(200)]))
+    rejects = DiskTable.of(rejects_table([Reject(f"bad/{at}", "truncated") for at in range(200)]))
     rows = [{"origin": f"copy/{at}", "reason": "same-file", "of": "x", "labels_differ": False} for at in range(300)]
-    duplicates = Rows.of(pa.Table.from_pylist(rows, schema=DUPLICATES_SCHEMA))
+    duplicates = DiskTable.of(pa.Table.from_pylist(rows, schema=DUPLICATES_SCHEMA))
     corpus = listed(MANY[:500], rejects=rejects, duplicates=duplicates)
     parts = split(corpus, recipe(HALVES, stratified), Silent())
     assert sum(part.num_input for part in parts.values()) == corpus.num_input == 1_000
@@ -109,7 +109,9 @@ def test_rejects_and_duplicates_are_dealt_too(stratified: bool) -> None:
 
 def test_a_reject_stands_where_the_image_would_stand() -> None:
     corpus = listed(MANY[:100])
-    bad = replace(listed(MANY[:10]), rejects=Rows.of(rejects_table([Reject(name, "empty") for name in MANY[10:100]])))
+    bad = replace(
+        listed(MANY[:10]), rejects=DiskTable.of(rejects_table([Reject(name, "empty") for name in MANY[10:100]]))
+    )
     image = split(corpus, recipe(HALVES), Silent())
     reject = split(bad, recipe(HALVES), Silent())
     for name in HALVES:

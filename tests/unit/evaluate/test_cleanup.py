@@ -10,11 +10,11 @@ from pipeline.base.errors import DamageError, InputError
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate.cleanup import find_imported, find_tunings
 from pipeline.evaluate.discovery import keep_suite, plan_all
-from pipeline.evaluate.finetuning.trainer import Keep
+from pipeline.evaluate.finetuning.trainer import FinetuneCheckpoint
 from pipeline.evaluate.imported_weights import keep_weights, read_weights
 from pipeline.evaluate.ledger import Ledger
-from pipeline.evaluate.plan import Planned
-from pipeline.evaluate.worker import perform
+from pipeline.evaluate.plan import PlannedEvaluation
+from pipeline.evaluate.worker import run_evaluation
 from pipeline.records.dataset import dataset_prefix
 from pipeline.records.imported import imported_card_key
 from tests.support.evaluations import RUN, make_workspace, suite_recipe
@@ -34,12 +34,12 @@ def store(tmp_path: Path) -> Store:
 
 def keep_tuning(store: Store, evaluation_id: str) -> str:
     """What a fine-tuning stores on its way; its key."""
-    key = Keep(store, evaluation_id, 0.1)._key
+    key = FinetuneCheckpoint(store, evaluation_id, 0.1)._key
     store.put(key, b"half-way")
     return key
 
 
-def tuning_of(store: Store, item: Planned) -> str:
+def tuning_of(store: Store, item: PlannedEvaluation) -> str:
     return keep_tuning(store, item.id)
 
 
@@ -51,7 +51,7 @@ def test_tunings_go_once_they_are_recorded_or_nobody_asks_for_them(store: Store)
     ledger.end(waiting.id, "lost", "a worker went away", max_tries=3)
     ledger.end(failed.id, "error", "no memory", max_tries=1)
     ledger.change_cancelled(lambda _: [cancelled.name])
-    perform(store, recorded)
+    run_evaluation(store, recorded)
     keys = {tuning_of(store, item): item for item in (recorded, running, waiting, failed, cancelled, due)}
     stray = keep_tuning(store, "f" * 64)
     found = {leftover.key: leftover.why for leftover in find_tunings(store, NOW)}
@@ -92,7 +92,7 @@ def test_imported_weights_go_once_no_name_and_no_result_refers_to_them(store: St
         imported(store, tmp_path / "theirs", seed) for seed in (1, 2, 3)
     )
     item, *_ = plan_all(store, judged_name, [suite_recipe(1)])
-    perform(store, item)
+    run_evaluation(store, item)
     assert not list(find_imported(store, NOW))
     for name in (judged_name, other_name):
         store.delete(imported_card_key(name))

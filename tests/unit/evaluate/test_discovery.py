@@ -12,7 +12,7 @@ from pipeline.base.store import Store, open_store
 from pipeline.evaluate.changes import matching
 from pipeline.evaluate.discovery import RunPlanner, by_state, keep_suite, kept_suites, plan_all
 from pipeline.evaluate.ledger import Ledger
-from pipeline.evaluate.worker import perform
+from pipeline.evaluate.worker import run_evaluation
 from pipeline.records.run import RETIRED, Extension, checkpoint_card_key, extension_key, step_prefix
 from tests.support.evaluations import RUN, make_workspace, put_checkpoint, remove_checkpoint, suite_recipe
 
@@ -104,7 +104,7 @@ def test_an_added_evaluator_is_all_that_is_due(store: Store) -> None:
     ledger = Ledger(store, RUN)
     before = plan_all(store, RUN, [suite_recipe(1)])
     for item in before:
-        assert perform(store, item)
+        assert run_evaluation(store, item)
     ledger.refresh()
     states = by_state(plan_all(store, RUN, [suite_recipe(2)]), ledger)
     assert [item.id for item in states["done"]] == [item.id for item in before]

@@ -13,7 +13,7 @@ from pipeline.base.store import Store, open_store
 from pipeline.evaluate.discovery import plan_all, planner_of
 from pipeline.evaluate.features import load_features
 from pipeline.evaluate.imported_weights import keep_weights, read_weights
-from pipeline.evaluate.worker import perform
+from pipeline.evaluate.worker import run_evaluation
 from pipeline.models.vit import ViT
 from pipeline.models.weights import ModelDescription, pack_weights
 from pipeline.records.imported import list_imported_cards, read_imported_card
@@ -55,7 +55,7 @@ def test_weights_are_kept_under_a_name_and_judged_there(store: Store, tmp_path: 
     assert [item.name for item in planned] == [f"knn on task of {shown}", f"fewshot on task of {shown} (2-shot)"]
     assert load_features(store, planned[0].subject, "test").features.shape == (30, 32)
     for item in planned:
-        assert perform(store, item)
+        assert run_evaluation(store, item)
     assert {result.key.weights_digest for result in list_results(store)} == {weights.card.weights.sha256}
 
 

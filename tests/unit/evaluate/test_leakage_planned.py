@@ -20,7 +20,7 @@ from pipeline.evaluate.features import HEAD_INPUT
 from pipeline.evaluate.recipe import EvaluateRecipe, Task
 from pipeline.evaluate.splits import Choice, TestPart
 from pipeline.evaluate.task_data import open_task
-from pipeline.evaluate.worker import perform
+from pipeline.evaluate.worker import run_evaluation
 from tests.support.evaluations import RUN, make_workspace, suite_recipe, suite_tree
 from tests.support.subjects import planned_of, put_pictures
 
@@ -67,7 +67,7 @@ def test_a_suite_whose_task_leaks_is_refused_before_anything_is_written(store: S
     assert sorted(info.key for info in store.list("")) == before
     asked = replace(planned_of("knn", k=[3]), task=Task(train=train, test="held", validation=0.3))
     with pytest.raises(InputError, match=f"task task: {train} and held share {shared}"):
-        perform(store, asked)  # a worker looks for itself: datasets may have changed since
+        run_evaluation(store, asked)  # a worker looks for itself: datasets may have changed since
     assert sorted(info.key for info in store.list("")) == before
     assert plan_all(store, RUN, [suite("clean", "held")])
 

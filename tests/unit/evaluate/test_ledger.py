@@ -13,7 +13,7 @@ from typing import TypeVar
 import pytest
 
 from pipeline.base.digests import sha256_hex
-from pipeline.base.retry import Patience
+from pipeline.base.retry import RetryPolicy
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate import ledger as ledger_module
 from pipeline.evaluate.ledger import (
@@ -232,7 +232,7 @@ def test_a_result_is_recorded_once_and_its_files_are_its_own(store: Store) -> No
     def write(number: int) -> bool:
         data = f"outcomes of {number}".encode()
         mine = result(seconds=float(number), files={"outcomes.parquet": sha256_hex(data)})
-        return record(store, mine, {"outcomes.parquet": data}, 0, Patience(0))
+        return record(store, mine, {"outcomes.parquet": data}, 0, RetryPolicy(0))
 
     recorded = race(write)
     assert sorted(recorded) == [False] * (RACERS - 1) + [True]
@@ -248,7 +248,7 @@ def test_an_invalid_result_is_void_and_its_evaluation_due_again(store: Store, cl
     first, second = result(seconds=1.0), result(seconds=2.0)
     ledger = ledger_of(store, "one")
     ledger.claim(first.id, "n")
-    record(store, first, {}, 0, Patience(0))
+    record(store, first, {}, 0, RetryPolicy(0))
     ledger.recorded(first.id)
     assert ledger_of(store, "looks").view[first.id].state(clock.now) == "done"
     assert ledger.invalidate(first.id, "a wrong transform")
@@ -257,8 +257,10 @@ def test_an_invalid_result_is_void_and_its_evaluation_due_again(store: Store, cl
     assert seen.view[first.id].state(clock.now) == "due"
     assert seen.claim(first.id, "n") == 2
     assert seen.view[first.id].generation == 1
-    record(store, second, {}, 1, Patience(0))
-    assert not record(store, result(seconds=3.0), {}, 0, Patience(0)), "one of the void generation counts for nothing"
+    record(store, second, {}, 1, RetryPolicy(0))
+    assert not record(store, result(seconds=3.0), {}, 0, RetryPolicy(0)), (
+        "one of the void generation counts for nothing"
+    )
     assert list_results(store) == [second]
     assert ledger_of(store, "looks").view[first.id].state(clock.now) == "done"
 

@@ -9,15 +9,15 @@ import pytest
 
 from pipeline.base.config import build
 from pipeline.base.errors import InputError, RecipeError
-from pipeline.evaluate.ledger import Entry, State
-from pipeline.evaluate.model_ref import Subject
-from pipeline.evaluate.plan import Patterns, Planned, due, plan_evaluations, standing
+from pipeline.evaluate.ledger import EvaluationState, State
+from pipeline.evaluate.model_ref import ModelRef
+from pipeline.evaluate.plan import Patterns, PlannedEvaluation, due_evaluations, plan_evaluations, state_of
 from pipeline.evaluate.recipe import EvaluateRecipe
 from pipeline.records.ledger import Claim, Failure, Owner
 from pipeline.records.score import PIXELS, EvaluationKey
 
 TRANSFORM = {"size": 8, "resize": 8, "mode": "square", "filter": "bicubic"}
-CHECKPOINTS = [Subject(f"weights-{step}", f"key-{step}", TRANSFORM, step) for step in (0, 100, 200)]
+CHECKPOINTS = [ModelRef(f"weights-{step}", f"key-{step}", TRANSFORM, step) for step in (0, 100, 200)]
 DIGESTS = {"a-train": "1", "a-test": "2", "b-train": "3", "b-test": "4"}
 
 
@@ -27,12 +27,14 @@ def recipe(suite: list[dict[str, Any]], **changes: Any) -> EvaluateRecipe:
     return build(EvaluateRecipe, {"tasks": tasks, "suite": suite} | changes)
 
 
-def plan(suite: list[dict[str, Any]], checkpoints: list[Subject] = CHECKPOINTS, **changes: Any) -> list[Planned]:
+def plan(
+    suite: list[dict[str, Any]], checkpoints: list[ModelRef] = CHECKPOINTS, **changes: Any
+) -> list[PlannedEvaluation]:
     """What the suite asks for."""
     return plan_evaluations(checkpoints, recipe(suite, **changes), DIGESTS)
 
 
-def steps(planned: list[Planned]) -> list[int | str | None]:
+def steps(planned: list[PlannedEvaluation]) -> list[int | str | None]:
     """What each evaluation is of."""
     return ["pixels" if item.subject.is_pixels else item.subject.step for item in planned]
 
@@ -68,7 +70,7 @@ def test_baselines_are_pixels_and_the_untrained_network() -> None:
 @pytest.mark.parametrize(("size", "seen"), [(224, (32, 37)), (28, (28, 32)), (32, (32, 37)), (33, (32, 37))])
 def test_raw_pixels_are_at_most_32_of_a_side(size: int, seen: tuple[int, int]) -> None:
     transform = TRANSFORM | {"size": size, "resize": round(size * 256 / 224), "mode": "short"}
-    checkpoints = [Subject("w", "k", transform, 100)]
+    checkpoints = [ModelRef("w", "k", transform, 100)]
     suite = [{"evaluator": name, "tasks": ["a"]} for name in ("knn", "linear", "fewshot")]
     knn, linear, fewshot = (item for item in plan(suite, checkpoints) if item.subject.is_pixels)
     for item in (knn, linear, fewshot):
@@ -110,16 +112,22 @@ def failure(retry_after: float | None) -> Failure:
     return Failure(kind="error", run="r", name="n", reason="why", errors=1, losses=0, at=NOW, retry_after=retry_after)
 
 
-ENTRIES: dict[str, tuple[Entry, State]] = {
-    "untouched": (Entry(), "due"),
-    "recorded": (Entry(is_recorded=True, claims=1), "done"),
-    "claimed": (Entry(claims=1, claim=CLAIM, expires=NOW + 10), "running"),
-    "expired": (Entry(claims=1, claim=CLAIM, expires=NOW - 1), "due"),
-    "failed a moment ago": (Entry(claims=1, failure=failure(NOW + 5)), "waiting"),
-    "failed a while ago": (Entry(claims=1, failure=failure(NOW - 5)), "due"),
-    "failed for good": (Entry(claims=3, failure=failure(None)), "failed"),
-    "failed, and claimed again": (Entry(claims=2, claim=CLAIM, expires=NOW + 1, failure=failure(NOW - 5)), "running"),
-    "failed for good, but recorded by another": (Entry(claims=2, is_recorded=True, failure=failure(None)), "done"),
+ENTRIES: dict[str, tuple[EvaluationState, State]] = {
+    "untouched": (EvaluationState(), "due"),
+    "recorded": (EvaluationState(is_recorded=True, claims=1), "done"),
+    "claimed": (EvaluationState(claims=1, claim=CLAIM, expires=NOW + 10), "running"),
+    "expired": (EvaluationState(claims=1, claim=CLAIM, expires=NOW - 1), "due"),
+    "failed a moment ago": (EvaluationState(claims=1, failure=failure(NOW + 5)), "waiting"),
+    "failed a while ago": (EvaluationState(claims=1, failure=failure(NOW - 5)), "due"),
+    "failed for good": (EvaluationState(claims=3, failure=failure(None)), "failed"),
+    "failed, and claimed again": (
+        EvaluationState(claims=2, claim=CLAIM, expires=NOW + 1, failure=failure(NOW - 5)),
+        "running",
+    ),
+    "failed for good, but recorded by another": (
+        EvaluationState(claims=2, is_recorded=True, failure=failure(None)),
+        "done",
+    ),
 }
 
 
@@ -128,19 +136,19 @@ def test_how_it_stands(what: str) -> None:
     (item,) = plan([{"evaluator": "knn", "tasks": ["a"]}], CHECKPOINTS[2:], baselines=False)
     entry, state = ENTRIES[what]
     view = {item.id: entry}
-    assert standing(item, view, Patterns([]), NOW) == state
-    assert due([item], view, NOW) == ([item] if state == "due" else [])
+    assert state_of(item, view, Patterns([]), NOW) == state
+    assert due_evaluations([item], view, NOW) == ([item] if state == "due" else [])
     cancelled = state if state in ("done", "running") else "cancelled"
-    assert standing(item, view, Patterns(["knn on *"]), NOW) == cancelled
-    assert due([item], view, NOW, ["knn on a of step ?00"]) == []
-    assert due([item], view, NOW, ["knn on b of step *"]) == due([item], view, NOW)
+    assert state_of(item, view, Patterns(["knn on *"]), NOW) == cancelled
+    assert due_evaluations([item], view, NOW, ["knn on a of step ?00"]) == []
+    assert due_evaluations([item], view, NOW, ["knn on b of step *"]) == due_evaluations([item], view, NOW)
 
 
 def test_what_is_due_is_pure_and_in_order() -> None:
     planned = plan([{"evaluator": "knn", "tasks": ["a"]}, {"evaluator": "finetune", "tasks": ["a"]}])
-    view = {planned[2].id: Entry(is_recorded=True)}
+    view = {planned[2].id: EvaluationState(is_recorded=True)}
     before = copy.deepcopy(view)
-    names = [item.name for item in due(planned, view, NOW)]
+    names = [item.name for item in due_evaluations(planned, view, NOW)]
     assert names == [
         "finetune on a of step 200",
         "knn on a of step 200",
@@ -150,9 +158,9 @@ def test_what_is_due_is_pure_and_in_order() -> None:
         "finetune on a of pixels",
         "knn on a of pixels",
     ], "the newest first, the longest of it first; one is recorded"
-    assert names == [item.name for item in due(planned, view, NOW)]
+    assert names == [item.name for item in due_evaluations(planned, view, NOW)]
     assert view == before
-    chosen = [item.name for item in due(planned, view, NOW, priority=["* of pixels", "knn on *"])]
+    chosen = [item.name for item in due_evaluations(planned, view, NOW, priority=["* of pixels", "knn on *"])]
     assert chosen[:4] == [
         "finetune on a of pixels",
         "knn on a of pixels",

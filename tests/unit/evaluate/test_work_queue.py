@@ -6,34 +6,34 @@ import random
 import time
 
 from pipeline.base.config import build
-from pipeline.evaluate.model_ref import Subject
-from pipeline.evaluate.plan import Planned, due, plan_evaluations
+from pipeline.evaluate.model_ref import ModelRef
+from pipeline.evaluate.plan import PlannedEvaluation, due_evaluations, plan_evaluations
 from pipeline.evaluate.recipe import EvaluateRecipe
 from pipeline.evaluate.work_queue import Queue
-from pipeline.evaluate.worker import Preparation, preparations
+from pipeline.evaluate.worker import FeatureJob, preparations
 
 TRANSFORM = {"size": 8, "resize": 8, "mode": "square"}
 SETTINGS = {"linear": {"transform": "model"}}  # so that it wants the features that k-NN wants
 DIGESTS = {"train": "1", "test": "2"}
 
 
-def plan(steps: list[int], evaluators: tuple[str, ...] = ("knn", "linear", "finetune")) -> list[Planned]:
+def plan(steps: list[int], evaluators: tuple[str, ...] = ("knn", "linear", "finetune")) -> list[PlannedEvaluation]:
     """What is due of these steps, in its order."""
     tree = {
         "tasks": {"t": {"train": "train", "test": "test"}},
         "suite": [{"evaluator": name, "tasks": ["t"], "settings": SETTINGS.get(name, {})} for name in evaluators],
         "baselines": False,
     }
-    subjects = [Subject(f"w{step}", f"k{step}", TRANSFORM, step) for step in steps]
-    return due(plan_evaluations(subjects, build(EvaluateRecipe, tree), DIGESTS), {}, 0.0)
+    subjects = [ModelRef(f"w{step}", f"k{step}", TRANSFORM, step) for step in steps]
+    return due_evaluations(plan_evaluations(subjects, build(EvaluateRecipe, tree), DIGESTS), {}, 0.0)
 
 
-def whole(_: Preparation) -> list[int]:
+def whole(_: FeatureJob) -> list[int]:
     """Nothing is there, and it is one part."""
     return [0]
 
 
-def drain(queue: Queue) -> list[Planned | Preparation]:
+def drain(queue: Queue) -> list[PlannedEvaluation | FeatureJob]:
     """All that can be started now, when nothing ends meanwhile."""
     found = []
     while (task := queue.next()) is not None:
@@ -41,9 +41,9 @@ def drain(queue: Queue) -> list[Planned | Preparation]:
     return found
 
 
-def names(tasks: list[Planned | Preparation]) -> list[str]:
+def names(tasks: list[PlannedEvaluation | FeatureJob]) -> list[str]:
     return [
-        f"features of {task.subject.name} on {task.dataset}" if isinstance(task, Preparation) else task.name
+        f"features of {task.subject.name} on {task.dataset}" if isinstance(task, FeatureJob) else task.name
         for task in tasks
     ]
 
@@ -61,8 +61,8 @@ def test_features_come_first_and_once_and_do_not_hold_up_the_rest() -> None:
         "features of step 100 on test",
     ]
     train, test = tasks[4], tasks[5]
-    assert isinstance(train, Preparation)
-    assert isinstance(test, Preparation)
+    assert isinstance(train, FeatureJob)
+    assert isinstance(test, FeatureJob)
     queue.made(train)
     assert queue.next() is None
     queue.made(test)
@@ -71,7 +71,7 @@ def test_features_come_first_and_once_and_do_not_hold_up_the_rest() -> None:
 
 
 def test_what_is_there_is_not_made() -> None:
-    asked: list[Preparation] = []
+    asked: list[FeatureJob] = []
     queue = Queue(lambda one: asked.append(one) is None, whole, max_tries=2)
     queue.fill(plan([100], ("knn", "linear")), [])
     assert names(drain(queue)) == ["knn on t of step 100", "linear on t of step 100"]
@@ -82,8 +82,8 @@ def test_features_that_cannot_be_made_are_given_up() -> None:
     queue = Queue(lambda _: False, whole, max_tries=2)
     queue.fill(plan([100], ("knn",)), [])
     train, test = drain(queue)
-    assert isinstance(train, Preparation)
-    assert isinstance(test, Preparation)
+    assert isinstance(train, FeatureJob)
+    assert isinstance(test, FeatureJob)
     queue.made(test)
     queue.not_made(train)
     assert drain(queue) == [train]
@@ -95,13 +95,13 @@ def test_parts_are_shared_out_and_the_whole_comes_after_the_last() -> None:
     queue = Queue(lambda one: one.dataset == "test", lambda _: [3, 5, 6], max_tries=2)
     queue.fill(plan([100], ("knn",)), [])
     tasks = drain(queue)
-    assert [task.part for task in tasks if isinstance(task, Preparation)] == [3, 5, 6]
+    assert [task.part for task in tasks if isinstance(task, FeatureJob)] == [3, 5, 6]
     for task, ended in zip(tasks, (queue.made, queue.not_made, queue.made), strict=True):
         assert queue.next() is None
-        assert isinstance(task, Preparation)
+        assert isinstance(task, FeatureJob)
         ended(task)
     (last,) = drain(queue)
-    assert isinstance(last, Preparation)
+    assert isinstance(last, FeatureJob)
     assert last.part is None, "it makes what is missing, and the card"
     queue.made(last)
     assert names(drain(queue)) == ["knn on t of step 100"]
@@ -114,11 +114,11 @@ def test_a_new_plan_keeps_the_whole_whose_parts_have_ended() -> None:
     parts = drain(queue)
     queue.fill(planned, [])
     for part in parts:
-        assert isinstance(part, Preparation)
+        assert isinstance(part, FeatureJob)
         queue.made(part)
     queue.fill(planned, [])
     (last,) = drain(queue)
-    assert isinstance(last, Preparation)
+    assert isinstance(last, FeatureJob)
     assert last.part is None
     queue.made(last)
     assert names(drain(queue)) == ["knn on t of step 100"]
@@ -147,7 +147,7 @@ def test_a_new_plan_does_not_make_twice_what_is_being_made() -> None:
     queue.fill(plan([100], ("knn",)), [])
     assert drain(queue) == []
     for one in being_made:
-        assert isinstance(one, Preparation)
+        assert isinstance(one, FeatureJob)
         queue.made(one)
     assert names(drain(queue)) == ["knn on t of step 100"]
 
@@ -160,7 +160,7 @@ def test_every_evaluation_is_handed_out_once_whatever_ends_when() -> None:
             lambda _, rng=rng: rng.random() < 0.3, lambda _, rng=rng: list(range(rng.randrange(4))), max_tries=2
         )
         queue.fill(planned, [])
-        out: list[Preparation] = []
+        out: list[FeatureJob] = []
         done: list[str] = []
         for _ in range(10_000):  # guards against what is parked for ever
             if not len(queue) and not out:
@@ -168,7 +168,7 @@ def test_every_evaluation_is_handed_out_once_whatever_ends_when() -> None:
             if rng.random() < 0.05:  # a look, a cancellation, or news of others
                 queue.fill([item for item in planned if item.name not in done], [])
             task = queue.next() if rng.random() < 0.6 else None
-            if isinstance(task, Preparation):
+            if isinstance(task, FeatureJob):
                 assert task not in out
                 out.append(task)
             elif task is not None:

@@ -1,4 +1,4 @@
-"""The sandbox says what ``examine`` says, in order, lazily, whatever the sizes; its child is kept, and ends."""
+"""The sandbox says what ``check_image`` says, in order, lazily, whatever the sizes; its child is kept, and ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipeline.base.errors import FailedError
 from pipeline.images import sandbox as sandbox_process
-from pipeline.images.check import Checked, CheckOptions, Reencode, examine
+from pipeline.images.check import CheckOptions, CheckResult, Reencode, check_image
 from pipeline.images.decode import ImageRejectedError
 from pipeline.images.sandbox import Limits, Sandbox, shared_sandbox
 from tests.support.jpegs import damaged, jpegs, smooth
@@ -27,14 +27,14 @@ from tests.support.pictures import bmp, encoded, noise, png, png_that_claims
 ALL = CheckOptions(statistics=True, pixels_sha256=True, reencode=Reencode(mode="short", size=24))
 
 
-def said(result: Checked | ImageRejectedError) -> object:
+def said(result: CheckResult | ImageRejectedError) -> object:
     """*result* as something that can be compared."""
-    return result if isinstance(result, Checked) else (result.reason, result.detail)
+    return result if isinstance(result, CheckResult) else (result.reason, result.detail)
 
 
 def in_this_process(data: bytes, options: CheckOptions) -> object:
     try:
-        return examine(data, options)
+        return check_image(data, options)
     except ImageRejectedError as error:
         return error.reason, error.detail
 
@@ -82,7 +82,7 @@ def test_large_images_and_large_results_do_not_lock_up() -> None:
     with Sandbox(options, Limits(window_bytes=1 << 30)) as sandbox:
         results = [result for _, _, result in sandbox.check(enumerate(images))]
     for result, data in zip(results, images, strict=True):
-        assert isinstance(result, Checked)
+        assert isinstance(result, CheckResult)
         assert result.data
         assert len(result.data) > 2_000_000
         assert said(result) == in_this_process(data, options)
@@ -108,7 +108,7 @@ def test_it_reads_no_further_than_the_window() -> None:
 
 def test_one_image_larger_than_the_window_is_checked() -> None:
     with Sandbox(CheckOptions(), Limits(window_bytes=10)) as sandbox:
-        assert all(isinstance(result, Checked) for _, _, result in sandbox.check([(0, bmp(noise(9, 9)))] * 3))
+        assert all(isinstance(result, CheckResult) for _, _, result in sandbox.check([(0, bmp(noise(9, 9)))] * 3))
 
 
 def test_a_caller_that_leaves_early_leaves_nothing_behind(sandbox: Sandbox) -> None:
@@ -237,8 +237,8 @@ def test_an_image_that_needs_more_than_the_limit_costs_itself_alone() -> None:
         first, second, third = sandbox.check([(1, png(noise(5, 5))), (2, large), (3, png(noise(6, 6)))])
         assert isinstance(second[2], ImageRejectedError)
         assert second[2].reason == "decoder-memory"
-        assert isinstance(first[2], Checked)
-        assert isinstance(third[2], Checked)
+        assert isinstance(first[2], CheckResult)
+        assert isinstance(third[2], CheckResult)
 
 
 def test_it_works_in_a_thread() -> None:
@@ -249,7 +249,7 @@ def test_it_works_in_a_thread() -> None:
         thread.start()
         thread.join()
     sandbox.close()
-    assert [isinstance(result, Checked) for _, _, result in results] == [True, True]
+    assert [isinstance(result, CheckResult) for _, _, result in results] == [True, True]
 
 
 @pytest.mark.long
@@ -270,5 +270,5 @@ def test_a_legal_image_of_64_megapixels_has_memory_and_time_enough(kind: str) ->
     options = CheckOptions(statistics=True, pixels_sha256=True, reencode=Reencode(mode="short", size=256))
     with Sandbox(options) as sandbox:
         ((_, _, result),) = sandbox.check([(1, data)])
-    assert isinstance(result, Checked)
+    assert isinstance(result, CheckResult)
     assert result.num_pixels == 32 * 8_000

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from pipeline.images import sandbox as module
-from pipeline.images.check import Checked, CheckOptions, Reencode
+from pipeline.images.check import CheckOptions, CheckResult, Reencode
 from pipeline.images.decode import ImageRejectedError
 from pipeline.images.sandbox import Limits, Sandbox
 from tests.support.pictures import noise, png
@@ -82,7 +82,7 @@ def test_a_fault_that_happens_once_costs_nothing() -> None:
         series = sandbox.check((number, good(number)) for number in range(60))
         found = []
         for number, _, result in series:
-            found.append(isinstance(result, Checked))
+            found.append(isinstance(result, CheckResult))
             if number in (10, 30) and sandbox.pid:
                 os.kill(sandbox.pid, signal.SIGSEGV)
         assert found == [True] * 60

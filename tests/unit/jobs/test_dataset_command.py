@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from jobs.cli import main
-from pipeline.base.disk_table import Rows
+from pipeline.base.disk_table import DiskTable
 from pipeline.base.store import open_store
 from pipeline.records.corpus import DUPLICATES_SCHEMA, ClassEntry, Corpus, Reject
 from pipeline.shard.recipe import ShardRecipe
@@ -76,7 +76,7 @@ def photos(tmp_path: Path) -> Path:
         classes=tuple(ClassEntry(name=name, synset=f"n{at:08d}") for at, name in enumerate(NAMES)),
         reader=listed.reader,
         rejects=listed.rejects,
-        duplicates=Rows.of(pa.Table.from_pylist(copies, schema=DUPLICATES_SCHEMA)),
+        duplicates=DiskTable.of(pa.Table.from_pylist(copies, schema=DUPLICATES_SCHEMA)),
         made_of={"split": {"part": "train", "share": 0.9}, "sources": [{"source": "photos/"}]},
     )
     shard_corpus(open_store(str(tmp_path / "ws")), "photos", corpus, ShardRecipe(max_samples=5))

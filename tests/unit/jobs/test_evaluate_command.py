@@ -11,18 +11,18 @@ import pytest
 from typer.testing import CliRunner
 
 import jobs.base.ray_session
-from jobs.base.evaluation_request import Given, from_recipe, of_run, of_weights
+from jobs.base.evaluation_request import EvaluateOptions, from_recipe, of_run, of_weights
 from jobs.cli import app
 from jobs.status import describe_evaluations, evaluations
 from pipeline.base.config import build
 from pipeline.base.errors import InputError, RecipeError, RefusedError
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate.changes import Changes, change, what_is_due
-from pipeline.evaluate.discovery import Asked, keep_suite, plan_all
+from pipeline.evaluate.discovery import EvaluationRequest, keep_suite, plan_all
 from pipeline.evaluate.ledger import Ledger
 from pipeline.evaluate.recipe import EvaluateRecipe
 from pipeline.evaluate.stage import take_weights
-from pipeline.evaluate.worker import perform
+from pipeline.evaluate.worker import run_evaluation
 from pipeline.records.run import read_run_card
 from pipeline.records.score import list_results
 from tests.support.datasets import make_dataset
@@ -38,18 +38,18 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-ASKED = Asked(RUN, "s", lambda: suite_recipe(2))
+ASKED = EvaluationRequest(RUN, "s", lambda: suite_recipe(2))
 
 
 def perform_all(store: Store, generation: int = 0) -> None:
     """Record everything, as workers do."""
     for item in plan_all(store, RUN, [suite_recipe(2)]):
-        perform(store, item, generation)
+        run_evaluation(store, item, generation)
 
 
 def test_a_suite_is_a_file_and_is_read_again_each_time(store: Store, tmp_path: Path) -> None:
     path = put_suite(tmp_path / "probes.yaml", 2)
-    asked = of_run(Given(RUN, suite=str(path), overrides=("max_parallel=7",)), store)
+    asked = of_run(EvaluateOptions(RUN, suite=str(path), overrides=("max_parallel=7",)), store)
     assert (asked.run, asked.suite, asked.read_recipe().max_parallel) == (RUN, "probes", 7)
     put_suite(path, 3)
     assert asked.read_recipe() == suite_recipe(3, max_parallel=7)
@@ -61,35 +61,35 @@ def test_a_suite_is_a_file_and_is_read_again_each_time(store: Store, tmp_path: P
 def test_a_suite_may_be_a_section_of_a_recipe(store: Store, tmp_path: Path) -> None:
     tree = json.loads(put_suite(tmp_path / "s.json", 2).read_text())
     (tmp_path / "chain.yaml").write_text(json.dumps({"workspace": "elsewhere", "evaluate": tree}))
-    asked = of_run(Given(RUN, suite=str(tmp_path / "chain.yaml")), store)
+    asked = of_run(EvaluateOptions(RUN, suite=str(tmp_path / "chain.yaml")), store)
     assert asked.read_recipe() == suite_recipe(2)
 
 
 def test_a_run_that_had_a_suite_needs_none(store: Store) -> None:
     with pytest.raises(InputError, match="has not been evaluated yet"):
-        of_run(Given(RUN), store)
+        of_run(EvaluateOptions(RUN), store)
     keep_suite(store, RUN, "probes", suite_recipe(2))
-    asked = of_run(Given(RUN, overrides=("cpus=2",)), store)
+    asked = of_run(EvaluateOptions(RUN, overrides=("cpus=2",)), store)
     assert (asked.suite, asked.read_recipe()) == ("probes", suite_recipe(2, cpus=2))
     keep_suite(store, RUN, "more", suite_recipe(3))
     with pytest.raises(InputError, match="has several suites - add --suite, one of: more, probes"):
-        of_run(Given(RUN), store)
-    assert of_run(Given(RUN, suite="more"), store).read_recipe() == suite_recipe(3)
+        of_run(EvaluateOptions(RUN), store)
+    assert of_run(EvaluateOptions(RUN, suite="more"), store).read_recipe() == suite_recipe(3)
     with pytest.raises(RecipeError, match=r"no such suite; there are: .*more.*probes"):
-        of_run(Given(RUN, suite="moore"), store)
+        of_run(EvaluateOptions(RUN, suite="moore"), store)
 
 
 def test_what_stands_first_is_a_recipe_or_a_run() -> None:
-    assert Given("tiny").is_recipe(None)
-    assert Given("tiny").is_recipe("ws")
-    assert Given("recipe.yaml").is_recipe("ws"), "one that is missing is named as such"
-    assert not Given(RUN).is_recipe("ws")
-    assert not Given("tiny", suite="s.yaml").is_recipe("ws")
-    assert not Given("tiny", train="a", test="b").is_recipe("ws")
-    for given, said in ((Given("r", train="a"), "both"), (Given("r", "s", "a", "b"), "two suites")):
+    assert EvaluateOptions("tiny").is_recipe(None)
+    assert EvaluateOptions("tiny").is_recipe("ws")
+    assert EvaluateOptions("recipe.yaml").is_recipe("ws"), "one that is missing is named as such"
+    assert not EvaluateOptions(RUN).is_recipe("ws")
+    assert not EvaluateOptions("tiny", suite="s.yaml").is_recipe("ws")
+    assert not EvaluateOptions("tiny", train="a", test="b").is_recipe("ws")
+    for given, said in ((EvaluateOptions("r", train="a"), "both"), (EvaluateOptions("r", "s", "a", "b"), "two suites")):
         with pytest.raises(InputError, match=said):
             given.is_recipe("ws")
-    chain, asked = from_recipe(Given("tiny"), {"workspace": "ws"})
+    chain, asked = from_recipe(EvaluateOptions("tiny"), {"workspace": "ws"})
     assert (asked.run, asked.suite, asked.read_recipe()) == ("tiny", "recipe", chain.evaluate)
 
 
@@ -98,7 +98,7 @@ def test_weights_are_asked_for_like_a_run(store: Store, tmp_path: Path) -> None:
     path = str(tmp_path / "theirs" / own.weights_key)
     suite = str(put_suite(tmp_path / "probes.yaml", 1))
     before = [info.key for info in store.list()]
-    asked = of_weights(Given("", suite=suite), store, path, "", {})
+    asked = of_weights(EvaluateOptions("", suite=suite), store, path, "", {})
     name = f"imported-{own.weights_digest[:12]}"
     shown = f"weights {own.weights_digest[:12]}"
     assert (asked.run, asked.suite) == (name, "probes")
@@ -112,9 +112,9 @@ def test_weights_are_asked_for_like_a_run(store: Store, tmp_path: Path) -> None:
         take_weights(store, replace(missing, read_recipe=lambda: build(EvaluateRecipe, tree)))
     assert [info.key for info in store.list()] == before, "nor of weights whose suite cannot be planned"
     take_weights(store, asked)
-    assert what_is_due(store, of_run(Given(name, suite=suite), store))["due"] == due
+    assert what_is_due(store, of_run(EvaluateOptions(name, suite=suite), store))["due"] == due
     with pytest.raises(InputError, match=f"no run 'typo' in .* - there are: {RUN}, {name}"):
-        of_run(Given("typo", suite=suite), store)
+        of_run(EvaluateOptions("typo", suite=suite), store)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def names(found: dict[str, Any], what: str) -> list[str]:
 def test_a_dry_run_says_what_is_due_in_its_order(store: Store) -> None:
     before = list(store.list())
     recipe = suite_recipe(1, priority=("knn on *",))
-    found = what_is_due(store, Asked(RUN, "s", lambda: recipe))
+    found = what_is_due(store, EvaluationRequest(RUN, "s", lambda: recipe))
     assert found["due"] == [
         "knn on task of step 200",
         "knn on task of step 100",
@@ -267,7 +267,7 @@ def test_status_tells_who_runs_what_failed_and_what_waits(store: Store) -> None:
     for item in (first, second):
         ledger.claim(item.id, item.name)
     ledger.end(second.id, "error", "no memory", max_tries=1)
-    perform(store, third)
+    run_evaluation(store, third)
     found = evaluations(store, [RUN])
     (running,) = found["running"]
     assert (running["id"], running["run"], running["name"]) == (first.id, RUN, first.name)

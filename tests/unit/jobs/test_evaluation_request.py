@@ -10,8 +10,8 @@ import pytest
 import jobs
 from jobs.base.evaluation_request import find_suite, load_suite, shipped_suites
 from pipeline.base.errors import RecipeError
-from pipeline.evaluate.model_ref import Subject
-from pipeline.evaluate.plan import Planned, plan_evaluations
+from pipeline.evaluate.model_ref import ModelRef
+from pipeline.evaluate.plan import PlannedEvaluation, plan_evaluations
 from pipeline.evaluate.recipe import EvaluateRecipe
 from pipeline.evaluate.worker import preparations
 from pipeline.report.tables import published_for
@@ -19,7 +19,7 @@ from pipeline.report.tables import published_for
 FOLDER = Path(jobs.__file__).parent / "recipes" / "suites"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 TRANSFORM = {"size": 224, "resize": 256, "mode": "short", "filter": "bicubic"}
-CHECKPOINTS = [Subject(f"weights-{step}", f"key-{step}", TRANSFORM, step) for step in (0, 100, 200)]
+CHECKPOINTS = [ModelRef(f"weights-{step}", f"key-{step}", TRANSFORM, step) for step in (0, 100, 200)]
 SMALL = [0.001, 0.003, 0.01, 0.03]
 # ViT Table 4: steps, learning rates; and the share held out to choose on
 TABLE_4 = {
@@ -36,7 +36,7 @@ def suite(name: str, *overrides: str) -> EvaluateRecipe:
     return find_suite(name, {}, list(overrides))[1]()
 
 
-def planned(name: str, *overrides: str) -> list[Planned]:
+def planned(name: str, *overrides: str) -> list[PlannedEvaluation]:
     """What it asks for on made-up checkpoints and datasets."""
     recipe = suite(name, *overrides)
     datasets = {name for task in recipe.tasks.values() for name in (task.train, task.test)}
@@ -143,7 +143,7 @@ def test_probes_of_the_demo_share_their_features() -> None:
     recipe = load_suite(FOLDER.parent / "tiny.yaml", [])
     own = {"size": 28, "resize": 28, "mode": "square", "filter": "bicubic"}
     digests = {name: name for task in recipe.tasks.values() for name in (task.train, task.test)}
-    items = plan_evaluations([Subject("w", "k", own, 100)], recipe, digests)
+    items = plan_evaluations([ModelRef("w", "k", own, 100)], recipe, digests)
     assert {item.key.evaluator for item in items} >= {"linear", "knn", "fewshot"}
     assert all(item.key.transform == own for item in items)
 

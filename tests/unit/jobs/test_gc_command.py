@@ -18,14 +18,14 @@ from pipeline.base.store import Store, open_store
 from pipeline.base.store.local import LocalStore
 from pipeline.records.dataset import WORK, dataset_prefix
 from pipeline.records.run import list_steps, step_prefix
-from pipeline.shard.commit import CLAIM, Claim, Identity, claim
+from pipeline.shard.commit import CLAIM, DatasetFingerprint, ShardLease, take_lease
 from tests.support.command import vitpipe
 from tests.support.datasets import make_dataset
 from tests.support.faults import content
 from tests.support.states import RUN, new_saving, save_steps
 
 DAY = 86_400.0
-MINE = Identity(recipe={"max_samples": 3}, listing_digest="l", fingerprint="f")
+MINE = DatasetFingerprint(recipe={"max_samples": 3}, listing_digest="l", fingerprint="f")
 
 
 class Silent:
@@ -72,7 +72,7 @@ def litter(store: Store) -> set[str]:
     store.put(lost, b"12345")
     new_saving(store)
     begun = f"{dataset_prefix('begun')}/{CLAIM}"
-    store.put(begun, Claim(**MINE.model_dump(), place=here(), pid=dead_pid()).to_json())
+    store.put(begun, ShardLease(**MINE.model_dump(), place=here(), pid=dead_pid()).to_json())
     names = ("shard-000000.tar", "shard-000000.parquet", f"{WORK}/made-000000")
     given_up = {f"{dataset_prefix('old')}/{name}" for name in names}
     shared = f"{dataset_prefix('split')}/{WORK}/scan/000000.images"  # of a split whose parts nobody makes any more
@@ -135,8 +135,12 @@ def test_what_is_young_may_be_somebodys(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     fill(store)
     litter(store)
-    store.put(f"{dataset_prefix('elsewhere')}/{CLAIM}", Claim(**MINE.model_dump(), place="another", pid=1).to_json())
-    store.put(f"{dataset_prefix('here')}/{CLAIM}", Claim(**MINE.model_dump(), place=here(), pid=os.getpid()).to_json())
+    store.put(
+        f"{dataset_prefix('elsewhere')}/{CLAIM}", ShardLease(**MINE.model_dump(), place="another", pid=1).to_json()
+    )
+    store.put(
+        f"{dataset_prefix('here')}/{CLAIM}", ShardLease(**MINE.model_dump(), place=here(), pid=os.getpid()).to_json()
+    )
     store.put(f"{dataset_prefix('older')}/{CLAIM}", MINE.to_json())
     found = gc(store, DAY, True, Silent())["found"]
     assert not found["features"]
@@ -159,7 +163,9 @@ def test_what_the_parts_of_a_split_share_stays_while_one_is_made(tmp_path: Path,
         store.put(f"{dataset_prefix(name)}/{WORK}/old", b"123")
     age(store, 2 * DAY)
     place, pid = (here(), os.getpid()) if alive else ("another", 1)
-    store.put(f"{dataset_prefix('split-train')}/{CLAIM}", Claim(**MINE.model_dump(), place=place, pid=pid).to_json())
+    store.put(
+        f"{dataset_prefix('split-train')}/{CLAIM}", ShardLease(**MINE.model_dump(), place=place, pid=pid).to_json()
+    )
     if alive:
         age(store, 2 * DAY)
     found = gc(store, DAY, True, Silent())["found"]["datasets"]
@@ -220,10 +226,10 @@ def test_on_a_bucket(s3_workspace: str) -> None:
 
 def test_who_goes_on_takes_the_claim_over(tmp_path: Path) -> None:
     target = LocalStore(tmp_path / "datasets" / "d")
-    target.put(CLAIM, Claim(**MINE.model_dump(), place=here(), pid=dead_pid()).to_json())
+    target.put(CLAIM, ShardLease(**MINE.model_dump(), place=here(), pid=dead_pid()).to_json())
     workspace = LocalStore(tmp_path)
     assert gc(workspace, DAY, True, Silent())["found"]["datasets"]
-    claim(target, MINE)
+    take_lease(target, MINE)
     assert not gc(workspace, DAY, True, Silent())["found"]["datasets"]
 
 

@@ -14,7 +14,7 @@ from jobs.base.recipe import load_chain
 from jobs.cli import main
 from pipeline.base.errors import RecipeError
 from pipeline.base.store import open_store
-from pipeline.models.config import named
+from pipeline.models.config import config_by_name
 from pipeline.models.cost import activation_bytes_per_image, count_parameters, training_flops_per_image
 from pipeline.pretrain.estimate import Assumed, plan
 from pipeline.train.deepspeed_config import model_state_bytes
@@ -62,7 +62,7 @@ def test_steps_samples_epochs_and_tokens(recipe: Path) -> None:
 
 def test_flops_and_time(recipe: Path) -> None:
     compute = _plan(recipe, Assumed(51_200, 1000, mfu=0.5, peak_tflops=100))["compute"]
-    an_image = training_flops_per_image(named("B/16", num_classes=1000))
+    an_image = training_flops_per_image(config_by_name("B/16", num_classes=1000))
     assert compute["flops_per_image_training"] == an_image
     assert compute["flops_total"] == an_image * 512_000
     assert compute["total_seconds"] == pytest.approx(an_image * 512_000 / (4 * 50e12))
@@ -84,7 +84,7 @@ def test_batches_of_each_world_size(recipe: Path) -> None:
 
 def test_memory_by_stage(recipe: Path) -> None:
     """Adam in bf16: 12 bytes of float32 state for each parameter, divided by the ranks from stage 1 on."""
-    config = named("B/16", num_classes=1000)
+    config = config_by_name("B/16", num_classes=1000)
     n = count_parameters(config)
     rows = _plan(recipe, Assumed(51_200, 1000))["memory"]
     assert [(row["world_size"], row["zero_stage"]) for row in rows] == [(w, s) for w in (2, 4) for s in range(4)]
@@ -122,7 +122,7 @@ def test_a_moving_average_costs_memory_and_a_file(recipe: Path) -> None:
 def test_checkpoints(recipe: Path) -> None:
     found = _plan(recipe, Assumed(51_200, 1000))
     n, checkpoints = found["model"]["parameters"], found["checkpoints"]
-    assert n == count_parameters(named("B/16", num_classes=1000)) == 86_567_656
+    assert n == count_parameters(config_by_name("B/16", num_classes=1000)) == 86_567_656
     assert checkpoints["fragments_bytes"] == 12 * n
     assert checkpoints["bytes"] == 16 * n
     assert checkpoints["written"] == 5  # 0, 300, 600, 900, 1000
@@ -131,7 +131,7 @@ def test_checkpoints(recipe: Path) -> None:
 
 def test_masked_patches_have_a_decoder_and_no_classes(recipe: Path) -> None:
     found = _plan(recipe, Assumed(51_200), "pretrain.objective=masked_patches")
-    bare = named("B/16")
+    bare = config_by_name("B/16")
     assert found["model"]["parameters"] == count_parameters(bare) + 768 + 768 * 512 + 512
     assert found["compute"]["flops_by_part_forward"]["objective"] == 2 * 98 * 768 * 512
 

@@ -11,7 +11,7 @@ import pytest
 import jobs
 from jobs.base.recipe import ChainRecipe, load_chain
 from pipeline.base.store import open_store
-from pipeline.models.config import named
+from pipeline.models.config import config_by_name
 from pipeline.models.cost import count_parameters
 from pipeline.pretrain.estimate import Assumed, plan
 from pipeline.pretrain.recipe import PretrainRecipe
@@ -60,7 +60,7 @@ def test_a_recipe_can_be_planned_and_its_batches_divide(name: str, tmp_path: Pat
     _, recipe = _of(name)
     _, size, data = _parts(name)
     found = plan(open_store(str(tmp_path)), recipe, Assumed(images=IMAGES[data], classes=CLASSES[data]))
-    expected = named(SIZES[size])
+    expected = config_by_name(SIZES[size])
     assert {key: getattr(recipe.model, key) for key in ("width", "depth", "mlp_width", "heads", "patch_size")} == {
         key: getattr(expected, key) for key in ("width", "depth", "mlp_width", "heads", "patch_size")
     }

@@ -12,7 +12,7 @@ from jobs.status import run_status as status
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate.discovery import keep_suite, plan_all
 from pipeline.evaluate.imported_weights import keep_weights, read_weights
-from pipeline.evaluate.worker import perform
+from pipeline.evaluate.worker import run_evaluation
 from pipeline.records.run import Extension, checkpoint_card_key, extension_key
 from tests.support.evaluations import RUN, make_workspace, suite_recipe
 from tests.support.subjects import put_network, tiny
@@ -39,7 +39,7 @@ def filled(folder: Path) -> Store:
     for name in (RUN, "theirs"):
         keep_suite(store, name, "s", suite_recipe(1))
     item, *_ = plan_all(store, RUN, [suite_recipe(1)])
-    perform(store, item)
+    run_evaluation(store, item)
     return store
 
 

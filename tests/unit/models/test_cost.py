@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.models.config import SIZES, ViTConfig, named
+from pipeline.models.config import SIZES, ViTConfig, config_by_name
 from pipeline.models.cost import activation_bytes_per_image, count_parameters, flops_per_image, training_flops_per_image
 from pipeline.models.vit import ViT
 
@@ -29,7 +29,7 @@ def _network(config: ViTConfig) -> tuple[ViT, torch.Tensor]:
 @pytest.mark.parametrize("variant", _VARIANTS)
 @pytest.mark.parametrize("size", SIZES)
 def test_parameters_and_flops_agree_with_torch(size: str, variant: dict[str, Any]) -> None:
-    config = named(f"{size}/{_PATCHES[size]}", **variant)
+    config = config_by_name(f"{size}/{_PATCHES[size]}", **variant)
     network, images = _network(config)
     assert count_parameters(config) == sum(parameter.numel() for parameter in network.parameters())
     with FlopCounterMode(display=False) as forward:
@@ -41,7 +41,7 @@ def test_parameters_and_flops_agree_with_torch(size: str, variant: dict[str, Any
 
 
 def test_the_parts_are_those_of_the_modules() -> None:
-    config = named("S/16", num_classes=1000, pre_logits=384)
+    config = config_by_name("S/16", num_classes=1000, pre_logits=384)
     network, images = _network(config)
     with FlopCounterMode(display=False, depth=4) as counter:
         network(images)
@@ -55,7 +55,7 @@ def test_the_parts_are_those_of_the_modules() -> None:
 
 
 def test_checkpointing_computes_the_blocks_once_more() -> None:
-    config = named("B/16", num_classes=1000)
+    config = config_by_name("B/16", num_classes=1000)
     forward = flops_per_image(config)
     again = training_flops_per_image(config, checkpointed=True) - training_flops_per_image(config)
     assert again == forward.projections + forward.scores + forward.mlp
@@ -82,7 +82,7 @@ def test_kept_activations_are_within_a_tenth(dtype: torch.dtype) -> None:
 
 
 def test_checkpointing_keeps_little_more_than_the_blocks_inputs() -> None:
-    config = named("L/16", num_classes=1000)
+    config = config_by_name("L/16", num_classes=1000)
     inputs = 2 * config.depth * config.num_tokens * config.width
     kept = activation_bytes_per_image(config, 2, checkpointed=True)
     assert inputs < kept < activation_bytes_per_image(config, 2) / 8

@@ -13,7 +13,7 @@ from pipeline.models import attention
 from pipeline.models.attention import SelfAttention, attend
 from pipeline.models.config import ViTConfig
 from pipeline.models.layers import Mlp, PatchEmbedding, patchify, sincos_2d
-from pipeline.models.vit import ViT, decayed
+from pipeline.models.vit import ViT, has_weight_decay
 
 SMALL = ViTConfig(image_size=16, patch_size=4, width=24, depth=2, mlp_width=48, heads=3, num_classes=5)
 
@@ -163,7 +163,7 @@ def test_the_order_of_patches_matters_through_positions_alone() -> None:
 
 def test_decay_touches_matrices_only() -> None:
     model = ViT(small(pre_logits=11))
-    touched = {name for name, parameter in model.named_parameters() if decayed(name, parameter)}
+    touched = {name for name, parameter in model.named_parameters() if has_weight_decay(name, parameter)}
     per_block = ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
     expected = {f"blocks.{number}.{layer}.weight" for number in range(2) for layer in per_block}
     assert touched == expected | {"patches.projection.weight", "pre_logits.weight", "head.weight"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.models.config import SIZES, ViTConfig, named
+from pipeline.models.config import SIZES, ViTConfig, config_by_name
 from pipeline.models.vit import ViT
 
 PUBLISHED = {
@@ -26,7 +26,7 @@ PUBLISHED = {
 @pytest.mark.parametrize(("name", "expected"), PUBLISHED.items())
 def test_a_named_size_has_the_published_parameter_count(name: str, expected: int) -> None:
     with torch.device("meta"):
-        model = ViT(named(name, num_classes=1000))
+        model = ViT(config_by_name(name, num_classes=1000))
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
@@ -38,7 +38,7 @@ def test_every_size_is_counted() -> None:
 @pytest.mark.parametrize("name", ["XL/16", "B", "B/", "B/x", "b/16", ""])
 def test_an_unknown_name_tells_the_known_ones(name: str) -> None:
     with pytest.raises(ValueError, match=r"no model .*Ti, S, B, L, H, g, G"):
-        named(name)
+        config_by_name(name)
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_an_impossible_shape_is_refused(change: dict[str, object], said: str) ->
     ("name", "pool", "tokens"), [("B/16", "cls", 197), ("B/16", "gap", 196), ("H/14", "cls", 257), ("B/32", "cls", 50)]
 )
 def test_tokens_of_an_image(name: str, pool: str, tokens: int) -> None:
-    assert named(name, pool=pool).num_tokens == tokens
+    assert config_by_name(name, pool=pool).num_tokens == tokens

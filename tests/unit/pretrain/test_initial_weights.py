@@ -18,9 +18,9 @@ from pipeline.base.store import Store, open_store
 from pipeline.models.config import ViTConfig
 from pipeline.models.vit import ViT
 from pipeline.models.weights import ModelDescription, pack_weights
-from pipeline.pretrain.initial_weights import check_initial, first_network, take_initial
-from pipeline.pretrain.objectives.objective import make_objective
-from pipeline.pretrain.run_card import open_run
+from pipeline.pretrain.initial_weights import check_initial, first_network, load_initial_weights
+from pipeline.pretrain.objectives.objective import build_objective
+from pipeline.pretrain.run_card import open_run_card
 from pipeline.records.run import CheckpointCard, StoredFile, checkpoint_card_key, step_prefix
 from tests.support.datasets import make_dataset
 from tests.support.networks import images, randomised
@@ -69,7 +69,10 @@ def begun(store: Store, init: str | Path, config: ViTConfig = CONFIG, sha256: st
     made = recipe(f"init={init}", *overrides)
     names = card(config.num_classes).class_names
     network = first_network(
-        made, config, make_objective(made.objective), lambda vit: take_initial(vit, names, store, {}, made, sha256)
+        made,
+        config,
+        build_objective(made.objective),
+        lambda vit: load_initial_weights(vit, names, store, {}, made, sha256),
     )
     assert isinstance(network, ViT)
     return network.eval()
@@ -127,11 +130,11 @@ def test_the_run_card_records_it_and_it_is_another_run(store: Store, tmp_path: P
     made = recipe(f"init={path}")
     digest = check_initial(store, {}, made)
     assert digest == sha256_hex(path.read_bytes())
-    run = open_run(store, made, card(), "code", init_sha256=digest)
+    run = open_run_card(store, made, card(), "code", init_sha256=digest)
     assert (run.recipe["init"], run.init_sha256) == (path.as_uri(), digest)
-    assert run.fingerprint != open_run(store, recipe("run=s"), card(), "code").fingerprint
+    assert run.fingerprint != open_run_card(store, recipe("run=s"), card(), "code").fingerprint
     with pytest.raises(MismatchError, match=r"'r' exists with another recipe: init:"):
-        open_run(store, recipe(), card(), "code")
+        open_run_card(store, recipe(), card(), "code")
 
 
 def test_weights_that_change_after_the_run_was_made_are_refused(store: Store, tmp_path: Path) -> None:
@@ -232,7 +235,10 @@ def test_masked_patches_may_begin_with_weights_that_have_a_head(store: Store, tm
         recipe(f"init={weights_of(tmp_path, randomised(CONFIG))}", "objective=masked_patches"),
     )
     network = first_network(
-        made, made.model, make_objective(made.objective), lambda vit: take_initial(vit, (), store, {}, made, "")
+        made,
+        made.model,
+        build_objective(made.objective),
+        lambda vit: load_initial_weights(vit, (), store, {}, made, ""),
     )
     inner = network.get_submodule("vit").state_dict()
     assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in inner.items())

@@ -13,7 +13,7 @@ from pipeline.base.errors import InputError, MismatchError, RecipeError
 from pipeline.base.store import Store, open_store
 from pipeline.pretrain.plan import read_training_data
 from pipeline.pretrain.recipe import PretrainRecipe
-from pipeline.pretrain.run_card import open_run
+from pipeline.pretrain.run_card import open_run_card
 from pipeline.records.run import read_run_card
 from tests.support.datasets import make_dataset
 
@@ -82,12 +82,12 @@ def test_weights_and_names_that_cannot_be_are_refused(dataset: Any, told: str) -
 
 def test_the_run_remembers_its_mixture_and_refuses_another(store: Store) -> None:
     first = recipe({"b": 1, "a": 3})
-    open_run(store, first, read_training_data(store, first), "code")
+    open_run_card(store, first, read_training_data(store, first), "code")
     card = read_run_card(store, "r")
     assert card.dataset_weights == {"a": 3.0, "b": 1.0}
     assert card.dataset_name == "3 a + 1 b"
     again = recipe({"a": 3, "b": 1}, workers=2, ahead=5, audit=True, stall_seconds=3, cache_bytes="1 GB")
-    assert open_run(store, again, read_training_data(store, again), "code") == card
+    assert open_run_card(store, again, read_training_data(store, again), "code") == card
     other = recipe({"a": 1, "b": 1})
     with pytest.raises(MismatchError, match=r"dataset\.a: 3\.0 -> 1\.0"):
-        open_run(store, other, read_training_data(store, other), "code")
+        open_run_card(store, other, read_training_data(store, other), "code")

@@ -9,7 +9,7 @@ import pytest
 from pipeline.base.config import apply_overrides, build
 from pipeline.base.digests import fingerprint
 from pipeline.base.errors import InputError, RecipeError
-from pipeline.models.config import named
+from pipeline.models.config import config_by_name
 from pipeline.pretrain.plan import architecture, check_recipe, world_sizes
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.records.dataset import DatasetCard
@@ -120,7 +120,7 @@ def test_warm_up_longer_than_the_run() -> None:
 
 def test_a_named_model_is_filled_in_and_can_be_changed() -> None:
     found = recipe("model={name: S/4, image_size: 8, pool: gap}")
-    assert found.model == named("S/4", image_size=8, pool="gap")
+    assert found.model == config_by_name("S/4", image_size=8, pool="gap")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from pipeline.base.errors import InputError, MismatchError
 from pipeline.base.store import Store, open_store
 from pipeline.pretrain.recipe import PretrainRecipe
-from pipeline.pretrain.run_card import extend, open_run
+from pipeline.pretrain.run_card import extend, open_run_card
 from pipeline.records.run import CheckpointCard, RunCard, StoredFile, checkpoint_card_key, extended, read_run_card
 from tests.unit.pretrain.test_recipe import card, recipe
 
@@ -18,7 +18,7 @@ from tests.unit.pretrain.test_recipe import card, recipe
 def store(tmp_path: Path) -> Store:
     """With run ``r`` of 100 steps and its checkpoint of step 40."""
     store = open_store(str(tmp_path))
-    open_run(store, recipe(), card(), "code")
+    open_run_card(store, recipe(), card(), "code")
     checkpoint(store, "r", 40)
     return store
 
@@ -46,7 +46,7 @@ def checkpoint(store: Store, run: str, step: int) -> None:
 
 def forked(store: Store, *overrides: str, parent: str | None = "r@40", digest: str = "digest") -> RunCard:
     """Run ``s``, made from run ``r``."""
-    return open_run(store, recipe("run=s", *overrides), card(digest=digest), "code", parent)
+    return open_run_card(store, recipe("run=s", *overrides), card(digest=digest), "code", parent)
 
 
 def test_a_fork_names_its_parent_for_good(store: Store) -> None:
@@ -58,7 +58,7 @@ def test_a_fork_names_its_parent_for_good(store: Store) -> None:
 
 
 def test_a_run_that_is_there_is_no_fork(store: Store) -> None:
-    open_run(store, recipe("run=s"), card(), "code")
+    open_run_card(store, recipe("run=s"), card(), "code")
     with pytest.raises(MismatchError, match=r"run 's' exists with another recipe: forked from: nothing -> r@40"):
         forked(store)
 
@@ -129,7 +129,7 @@ def test_a_fork_with_nothing_to_do(store: Store) -> None:
 def run_with(store: Store, *overrides: str) -> tuple[RunCard, PretrainRecipe]:
     """Run ``long`` with *overrides*, trained to step 40."""
     made = recipe("run=long", *overrides)
-    found = open_run(store, made, card(), "code")
+    found = open_run_card(store, made, card(), "code")
     checkpoint(store, "long", 40)
     return found, made
 
@@ -177,6 +177,6 @@ def test_the_recipe_of_an_extended_run_may_say_either_length(store: Store) -> No
     run, made = run_with(store, "schedule.decay=constant")
     extend(store, run, made, 200)
     for steps in (100, 200):
-        assert open_run(store, recipe("run=long", "schedule.decay=constant", f"steps={steps}"), card(), "c") == run
+        assert open_run_card(store, recipe("run=long", "schedule.decay=constant", f"steps={steps}"), card(), "c") == run
     with pytest.raises(MismatchError, match="steps: 100 -> 150"):
-        open_run(store, recipe("run=long", "schedule.decay=constant", "steps=150"), card(), "code")
+        open_run_card(store, recipe("run=long", "schedule.decay=constant", "steps=150"), card(), "code")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from pipeline.base.errors import InterruptedRunError
-from pipeline.base.world import Alone
+from pipeline.base.world import SingleProcess
 from pipeline.pretrain import trainer as rank_module
-from pipeline.pretrain.trainer import Rank
+from pipeline.pretrain.trainer import Trainer
 from pipeline.train.preemption import INTERRUPT
 from tests.unit.pretrain.test_recipe import recipe
 
@@ -43,9 +43,9 @@ def test_what_is_left_counts(
             return True
 
     nothing: Any = SimpleNamespace(mark=lambda *_: None, finish=lambda: None)
-    rank = Rank(nothing, {}, recipe(), Alone(), "0001", nothing, nothing, nothing)
+    rank = Trainer(nothing, {}, recipe(), SingleProcess(), "0001", nothing, nothing, nothing)
     rank.agreement, rank.writer, rank.read_seconds = nothing, Writer(), read  # type: ignore[assignment]
-    monkeypatch.setattr(Rank, "_save", lambda _self, step, wait: saved.append(step))
+    monkeypatch.setattr(Trainer, "_save", lambda _self, step, wait: saved.append(step))
     monkeypatch.setattr(rank_module, "time", SimpleNamespace(monotonic=lambda: now))
     with pytest.raises(InterruptedRunError, match="was saved" if is_saved else "no time to save step 7"):
         rank._leave(7, INTERRUPT, until=ASKED + GRACE)

@@ -20,7 +20,7 @@ from pipeline.report.collect import collect
 from pipeline.report.formatting import ORACLE_PREFIX, is_share, metric_name, number
 from pipeline.report.stage import build_report
 from pipeline.report.tables import published_for, task_tables
-from pipeline.report.verdicts import Progressed
+from pipeline.report.verdicts import CheckpointComparison
 from tests.support.example_run import RUN, build_example, weights_digest
 from tests.support.judged import pattern, put_judged
 from tests.unit.report.conftest import report
@@ -176,7 +176,7 @@ def test_without_comparisons_the_page_says_so(judged: Store) -> None:
 
 
 def test_better_is_said_only_after_adjusting() -> None:
-    one = Progressed("t", "linear", "Linear probe", "top1", 2, 1, "", 0.99, 10.0, 2.0, 19.0, 0.11)
+    one = CheckpointComparison("t", "linear", "Linear probe", "top1", 2, 1, "", 0.99, 10.0, 2.0, 19.0, 0.11)
     assert (one.badge, one.odds, one.change) == ("Not clear", "99.0 %", "+10.00 [+2.00, +19.00]")
     assert replace(one, p=0.049).badge == "Better"
     assert replace(one, p=0.049, probability=0.01).badge == "Worse"

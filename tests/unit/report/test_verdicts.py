@@ -8,11 +8,11 @@ import pytest
 
 from pipeline.report.collect import collect
 from pipeline.report.tables import task_tables
-from pipeline.report.verdicts import Verdict, verdicts
+from pipeline.report.verdicts import BaselineVerdict, verdicts
 from tests.support.example_run import DOWNSTREAM, RUN, build_example
 
 
-def _verdict(root: Path, pixels: float | None, values: tuple[float, ...], steps=(0, 100, 200, 300)) -> Verdict:
+def _verdict(root: Path, pixels: float | None, values: tuple[float, ...], steps=(0, 100, 200, 300)) -> BaselineVerdict:
     curves = {("linear", DOWNSTREAM): (pixels, values)}
     collected = collect(build_example(root, curves=curves, artefacts=False, steps=steps), RUN)
     (found,) = verdicts(task_tables(collected.joined), collected.last_step)

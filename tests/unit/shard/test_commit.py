@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.base.digests import sha256_hex
-from pipeline.base.disk_table import Rows
+from pipeline.base.disk_table import DiskTable
 from pipeline.base.errors import ConflictError, DamageError, TooManyRejectsError
 from pipeline.base.store import Store, open_store
 from pipeline.records.corpus import DUPLICATES_SCHEMA, Reject, rejects_table
@@ -67,7 +67,7 @@ def test_a_copy_of_the_source_gives_the_same_card_and_files(tmp_path: Path) -> N
         etags = pa.array([f"{copy} {number}" for number in range(table.num_rows)])
         table = table.set_column(table.schema.get_field_index("etag"), "etag", etags)
         workspace = open_store(str(tmp_path / copy))
-        shard_corpus(workspace, "tiny", replace(corpus, entries=Rows.of(table)), ShardRecipe(max_samples=16))
+        shard_corpus(workspace, "tiny", replace(corpus, entries=DiskTable.of(table)), ShardRecipe(max_samples=16))
         contents.append({info.key: sha256_hex(workspace.read(info.key)) for info in workspace.list()})
     assert contents[0] == contents[1]
 
@@ -167,13 +167,13 @@ def test_a_cut_card_is_damage(workspace: Store, cut: int) -> None:
 def test_how_many_rejects_fail_the_stage(
     workspace: Store, num_rejected: int, num_input: int, recipe: dict, passes: bool
 ) -> None:
-    from pipeline.shard.stage import Sharding, Written, check_rejects
+    from pipeline.shard.stage import ShardProgress, ShardRequest, check_rejects
 
     rejects = [Reject(f"image {at:03d}", "empty" if at % 2 else "truncated") for at in reversed(range(num_rejected))]
     images: dict[str, bytes | None] = {str(at): b"" for at in range(num_input)}
     corpus, plain = corpus_of(images, {}, ()), ShardRecipe(**recipe)
-    work = Sharding("x", corpus, plain, workspace, identity_of(corpus, plain, {}))
-    written = Written()
+    work = ShardRequest("x", corpus, plain, workspace, identity_of(corpus, plain, {}))
+    written = ShardProgress()
     written.add_rejects(0, rejects)
     if num_rejected < num_input:
         written.entries[0] = ShardEntry(name="", num_bytes=1, sha256="", num_samples=1, index_sha256="")

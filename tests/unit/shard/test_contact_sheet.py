@@ -14,7 +14,7 @@ from pipeline.base.errors import DamageError
 from pipeline.base.store import Store, open_store
 from pipeline.base.store.local import LocalStore
 from pipeline.records.dataset import DatasetCard
-from pipeline.shard.contact_sheet import Picked, draw_sheet, pick, read_picked
+from pipeline.shard.contact_sheet import DrawnSample, draw_samples, read_picked, render_contact_sheet
 from pipeline.shard.recipe import ShardRecipe
 from tests.support.damage import flip, index_rows
 from tests.support.datasets import corpus_of, make_dataset, shard_corpus
@@ -39,7 +39,7 @@ def square(colour: tuple[int, int, int], width: int = 30, height: int = 30) -> b
 def test_every_sample_is_as_likely(made: tuple[Store, DatasetCard]) -> None:
     """400 draws of 6 of 60: each sample is in 40 of them, give or take 6 (one standard deviation)."""
     target, card = made
-    counts = Counter(row["key"] for seed in range(400) for row in pick(target, card, 6, seed))
+    counts = Counter(row["key"] for seed in range(400) for row in draw_samples(target, card, 6, seed))
     assert len(counts) == 60
     assert min(counts.values()) > 40 - 5 * 6
     assert max(counts.values()) < 40 + 5 * 6
@@ -47,7 +47,7 @@ def test_every_sample_is_as_likely(made: tuple[Store, DatasetCard]) -> None:
 
 def test_every_sample_of_a_class_is_as_likely(made: tuple[Store, DatasetCard]) -> None:
     target, card = made
-    drawn = [pick(target, card, 5, seed, label=2) for seed in range(200)]
+    drawn = [draw_samples(target, card, 5, seed, label=2) for seed in range(200)]
     assert {tuple(row["labels"]) for rows in drawn for row in rows} == {(2,)}
     counts = Counter(row["key"] for rows in drawn for row in rows)
     assert len(counts) == card.statistics.label_counts[2] == 15
@@ -57,19 +57,19 @@ def test_every_sample_of_a_class_is_as_likely(made: tuple[Store, DatasetCard]) -
 
 def test_a_draw_depends_on_the_seed_alone_and_has_no_sample_twice(made: tuple[Store, DatasetCard]) -> None:
     target, card = made
-    assert pick(target, card, 20, 1) == pick(target, card, 20, 1)
-    assert pick(target, card, 20, 1) != pick(target, card, 20, 2)
-    assert len({row["key"] for row in pick(target, card, 20, 1)}) == 20
+    assert draw_samples(target, card, 20, 1) == draw_samples(target, card, 20, 1)
+    assert draw_samples(target, card, 20, 1) != draw_samples(target, card, 20, 2)
+    assert len({row["key"] for row in draw_samples(target, card, 20, 1)}) == 20
 
 
 @pytest.mark.parametrize("count", [1, 59, 60, 61, 1_000])
 def test_no_more_samples_than_there_are(made: tuple[Store, DatasetCard], count: int) -> None:
     target, card = made
-    rows = pick(target, card, count, 0)
+    rows = draw_samples(target, card, count, 0)
     assert len({row["key"] for row in rows}) == min(60, count)
     if count >= 60:
         assert [row["key"] for row in rows] == [row["key"] for at in range(4) for row in index_rows(target, at)]
-        assert len(pick(target, card, count, 0, label=1)) == 15
+        assert len(draw_samples(target, card, count, 0, label=1)) == 15
 
 
 def test_samples_with_several_labels_belong_to_each_class(tmp_path: Path) -> None:
@@ -79,8 +79,8 @@ def test_samples_with_several_labels_belong_to_each_class(tmp_path: Path) -> Non
         open_store(str(tmp_path)), "x", corpus_of(images, labels, ("a", "b")), ShardRecipe(max_samples=5)
     )
     target = open_store(str(tmp_path / "datasets" / "x"))
-    assert [sorted(row["labels"]) for row in pick(target, card, 50, 0, label=1)] == 4 * [[0, 1]]
-    assert len(pick(target, card, 50, 0, label=0)) == 8
+    assert [sorted(row["labels"]) for row in draw_samples(target, card, 50, 0, label=1)] == 4 * [[0, 1]]
+    assert len(draw_samples(target, card, 50, 0, label=0)) == 8
 
 
 def test_only_the_drawn_samples_are_read_of_the_shards(
@@ -97,7 +97,7 @@ def test_only_the_drawn_samples_are_read_of_the_shards(
     def refuse(_self: LocalStore, key: str, etag: str = "") -> bytes:
         raise AssertionError(f"{key} was read whole")
 
-    rows = pick(target, card, 3, 0)
+    rows = draw_samples(target, card, 3, 0)
     monkeypatch.setattr(LocalStore, "read_range", noted)
     monkeypatch.setattr(LocalStore, "read", refuse)
     assert len(read_picked(target, rows)) == 3
@@ -106,7 +106,7 @@ def test_only_the_drawn_samples_are_read_of_the_shards(
 
 def test_damage_is_told(made: tuple[Store, DatasetCard]) -> None:
     target, card = made
-    rows = pick(target, card, 60, 0)
+    rows = draw_samples(target, card, 60, 0)
     flip(target, "shard-000002.tar", next(row["image_offset"] for row in rows if row["shard"] == "shard-000002.tar"))
     with pytest.raises(DamageError, match=r"shard-000002\.tar: sample [0-9a-f]{20} is damaged"):
         read_picked(target, rows)
@@ -116,15 +116,15 @@ def test_damage_is_told(made: tuple[Store, DatasetCard]) -> None:
     for label in (None, 1):
         target.put("shard-000003.parquet", b"no parquet")
         with pytest.raises(DamageError, match=r"shard-000003\.parquet is damaged"):
-            pick(target, card, 60, 0, label)
+            draw_samples(target, card, 60, 0, label)
         target.delete("shard-000003.parquet")
         with pytest.raises(DamageError, match=r"shard-000003\.parquet is missing"):
-            pick(target, card, 60, 0, label)
+            draw_samples(target, card, 60, 0, label)
 
 
 def sheet_of(target: Store, card: DatasetCard, count: int) -> bytes:
     """A sheet of *count* samples."""
-    return draw_sheet(card, read_picked(target, pick(target, card, count, 0)), "some samples")
+    return render_contact_sheet(card, read_picked(target, draw_samples(target, card, count, 0)), "some samples")
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 48])
@@ -143,9 +143,11 @@ def test_every_picture_is_shown_whole_and_once(tmp_path: Path) -> None:
     sizes = [(30, 30), (300, 300), (600, 150), (150, 600), (2, 2), (1, 900), (160, 160), (161, 161)]
     shown = [(150, 150), (160, 160), (160, 40), (40, 160), (10, 10), (1, 160), (160, 160), (160, 160)]
     colours = [(200, 10 * at, 0) for at in range(len(sizes))]
-    samples = [Picked([0], *size, "png", square(colour, *size)) for colour, size in zip(colours, sizes, strict=True)]
+    samples = [
+        DrawnSample([0], *size, "png", square(colour, *size)) for colour, size in zip(colours, sizes, strict=True)
+    ]
     card = make_dataset(open_store(str(tmp_path)), "x", num_samples=4)
-    sheet = np.asarray(Image.open(io.BytesIO(draw_sheet(card, samples, "shapes"))))
+    sheet = np.asarray(Image.open(io.BytesIO(render_contact_sheet(card, samples, "shapes"))))
     for colour, (width, height) in zip(colours, shown, strict=True):
         rows, columns = np.nonzero((sheet == colour).all(axis=2))
         assert (np.ptp(columns) + 1, np.ptp(rows) + 1) == (width, height)
@@ -172,17 +174,19 @@ def test_captions_differ_by_class_also_where_the_font_has_no_letter(tmp_path: Pa
     """Two classes in a script that the font lacks are told apart by their numbers."""
     card = make_dataset(open_store(str(tmp_path)), "x", num_samples=4, num_classes=3)
     foreign = card.model_copy(update={"class_names": ("犬", "猫", "cat")})
-    sheets = [draw_sheet(foreign, [Picked([at], 30, 30, "png", square((1, 2, 3)))], "") for at in range(3)]
+    sheets = [
+        render_contact_sheet(foreign, [DrawnSample([at], 30, 30, "png", square((1, 2, 3)))], "") for at in range(3)
+    ]
     assert len(set(sheets)) == 3
     accented = card.model_copy(update={"class_names": ("", "", "c\u0327at")})
-    assert sheets[2] == draw_sheet(accented, [Picked([2], 30, 30, "png", square((1, 2, 3)))], "")
+    assert sheets[2] == render_contact_sheet(accented, [DrawnSample([2], 30, 30, "png", square((1, 2, 3)))], "")
 
 
 def test_an_image_that_does_not_decode_has_its_reason_in_its_place(tmp_path: Path) -> None:
     card = make_dataset(open_store(str(tmp_path)), "x", num_samples=4)
     whole, cut = square((9, 9, 9), 200, 200), square((9, 9, 9), 200, 200)[:-30]
-    good, bad, good_again = (Picked([0], 200, 200, "png", data) for data in (whole, cut, whole))
-    sheet = np.asarray(Image.open(io.BytesIO(draw_sheet(card, [good, bad, good_again], ""))))
+    good, bad, good_again = (DrawnSample([0], 200, 200, "png", data) for data in (whole, cut, whole))
+    sheet = np.asarray(Image.open(io.BytesIO(render_contact_sheet(card, [good, bad, good_again], ""))))
     assert np.count_nonzero((sheet == (9, 9, 9)).all(axis=2)) == 2 * 160 * 160
 
 
@@ -191,9 +195,11 @@ def test_a_name_that_is_too_long_stays_below_its_picture(tmp_path: Path) -> None
     card = make_dataset(open_store(str(tmp_path)), "x", num_samples=4)
     long = "animals/" + 60 * "very-" + "small"
     names = (long, "", long.replace("small", "large"), long.replace("animals", "insects"))
-    one = [Picked([0], 30, 30, "png", square((1, 2, 3)))]
+    one = [DrawnSample([0], 30, 30, "png", square((1, 2, 3)))]
     sheets = [
-        np.asarray(Image.open(io.BytesIO(draw_sheet(card.model_copy(update={"class_names": (name,)}), one, ""))))
+        np.asarray(
+            Image.open(io.BytesIO(render_contact_sheet(card.model_copy(update={"class_names": (name,)}), one, "")))
+        )
         for name in names
     ]
     for other in sheets[1:]:
@@ -207,5 +213,7 @@ def test_the_pixels_of_a_small_picture_stay_sharp(tmp_path: Path) -> None:
     card = make_dataset(open_store(str(tmp_path)), "x", num_samples=4)
     pixels = np.zeros((16, 16, 3), dtype=np.uint8)
     pixels[::2, ::2] = (255, 0, 255)
-    sheet = np.asarray(Image.open(io.BytesIO(draw_sheet(card, [Picked([0], 16, 16, "png", png(pixels))], ""))))
+    sheet = np.asarray(
+        Image.open(io.BytesIO(render_contact_sheet(card, [DrawnSample([0], 16, 16, "png", png(pixels))], "")))
+    )
     assert np.count_nonzero((sheet == (255, 0, 255)).all(axis=2)) == 64 * 5 * 5

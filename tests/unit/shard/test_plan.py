@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.base.config import build
-from pipeline.base.disk_table import Rows, RowsWriter
+from pipeline.base.disk_table import DiskTable, DiskTableWriter
 from pipeline.base.errors import InputError, RecipeError
 from pipeline.records.corpus import LISTING_SCHEMA, ClassEntry
 from pipeline.shard.plan import PlannedShard, listing_digest, num_shards, plan_shards, table_bytes, table_from_bytes
@@ -49,9 +49,9 @@ def table_of(entries: list[Any]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=LISTING_SCHEMA)
 
 
-def rows_of(table: pa.Table, chunk: int = 1_000) -> Rows:
+def rows_of(table: pa.Table, chunk: int = 1_000) -> DiskTable:
     """*table* as the rows of a corpus, added in pieces of *chunk*."""
-    writer = RowsWriter(LISTING_SCHEMA)
+    writer = DiskTableWriter(LISTING_SCHEMA)
     for start in range(0, table.num_rows, chunk):
         writer.add(table.slice(start, chunk))
     return writer.close()

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.base.disk_table import Rows
+from pipeline.base.disk_table import DiskTable
 from pipeline.base.errors import DamageError
 from pipeline.base.seeds import generator
 from pipeline.base.store import Store, open_store
@@ -41,7 +41,7 @@ def planted(tmp_path: Path) -> tuple[Store, DatasetCard]:
     labels = {"0.png": [0], "1.png": [0, 1], **{f"{at}.png": [at % 3] for at in range(3, 20)}}
     listed = corpus_of(images, labels, ("a", "b", "c"), (Reject("z", "unreadable"),))
     rows = [{"origin": f"copy-{at}", "reason": "same-file", "of": "0.png", "labels_differ": False} for at in range(2)]
-    duplicates = Rows.of(pa.Table.from_pylist(rows, schema=DUPLICATES_SCHEMA))
+    duplicates = DiskTable.of(pa.Table.from_pylist(rows, schema=DUPLICATES_SCHEMA))
     corpus = Corpus(listed.entries, listed.classes, listed.reader, listed.rejects, duplicates)
     workspace = open_store(str(tmp_path))
     card = shard_corpus(workspace, "planted", corpus, ShardRecipe(max_samples=8))

@@ -23,7 +23,7 @@ from pipeline.shard import writer as write_module
 from pipeline.shard.index import index_name
 from pipeline.shard.plan import PlannedShard
 from pipeline.shard.recipe import ShardRecipe
-from pipeline.shard.writer import Expected, WrittenShard, find_undamaged, find_written, write_shard
+from pipeline.shard.writer import ExpectedDigests, WrittenShard, find_undamaged, find_written, write_shard
 from tests.support.datasets import MemoryReader, listing_of
 from tests.support.pictures import bmp, noise, png, png_that_claims
 
@@ -234,12 +234,12 @@ def test_a_shard_that_is_made_again_must_have_the_digest_of_the_card(target: Sto
     target.put(CARD, b"{}")
     tar = target.read(entry.name)
     shard, reader = shard_of(PICTURES, LABELS), MemoryReader(PICTURES)
-    expected = Expected(entry.sha256, entry.index_sha256)
+    expected = ExpectedDigests(entry.sha256, entry.index_sha256)
     again = write_shard(shard, reader, target, "another plan", ShardRecipe(), expected)
     assert again.entry == entry
-    assert find_undamaged(3, target, expected) == find_undamaged(3, target, Expected()) == again
+    assert find_undamaged(3, target, expected) == find_undamaged(3, target, ExpectedDigests()) == again
     with pytest.raises(DamageError, match=r"shard-000003\.tar cannot be made again: the source has changed"):
-        write_shard(shard, reader, target, "plan", ShardRecipe(), Expected("0" * 64))
+        write_shard(shard, reader, target, "plan", ShardRecipe(), ExpectedDigests("0" * 64))
     assert target.read(entry.name) == tar
 
 
@@ -250,7 +250,7 @@ def test_an_index_that_comes_out_otherwise_is_not_put(target: Store) -> None:
     target.put(CARD, b"{}")
     before = {info.key: target.read(info.key) for info in target.list()}
     changed = {**PICTURES, "bad": b""}
-    expected = Expected(entry.sha256, entry.index_sha256)
+    expected = ExpectedDigests(entry.sha256, entry.index_sha256)
     with pytest.raises(DamageError, match=r"shard-000003\.parquet cannot be made again: the source has changed"):
         write_shard(shard_of(changed), MemoryReader(changed), target, "plan", ShardRecipe(), expected)
     assert entry.sha256 == sha256_hex(target.read(entry.name))
@@ -261,11 +261,11 @@ def test_an_index_that_comes_out_otherwise_is_not_put(target: Store) -> None:
 def test_what_stands_of_a_dataset_is_looked_at(target: Store) -> None:
     entry = write(target, PICTURES, LABELS).entry
     assert entry is not None
-    assert find_undamaged(3, target, Expected(entry.sha256, "0" * 64)) is None
+    assert find_undamaged(3, target, ExpectedDigests(entry.sha256, "0" * 64)) is None
     target.put(entry.name, b"cut")
-    assert find_undamaged(3, target, Expected()) is None
+    assert find_undamaged(3, target, ExpectedDigests()) is None
     target.delete(index_name(entry.name))
-    assert find_undamaged(3, target, Expected()) is None
+    assert find_undamaged(3, target, ExpectedDigests()) is None
 
 
 def test_the_header_check_reads_no_pixels(target: Store) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.base import retry as waiting
 from pipeline.base.errors import DamageError, FailedError, StoreAccessError
-from pipeline.base.retry import Patience
+from pipeline.base.retry import RetryPolicy
 from pipeline.base.store import Store, open_store
 from pipeline.records.dataset import ShardEntry
 from pipeline.stream import cache as cache_module
@@ -256,7 +256,7 @@ def test_a_fetch_that_fails_leaves_nothing(far: FarStore, folder: Path, entries:
 
     far.mood = refuse
     with pytest.raises(FailedError, match="shard-000000"):
-        fetch(ShardCache(far, folder, patience=Patience(0)), entries[0])
+        fetch(ShardCache(far, folder, patience=RetryPolicy(0)), entries[0])
     assert not [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
     far.mood = None
     assert len(fetch(ShardCache(far, folder), entries[0])) == entries[0].num_bytes
@@ -278,7 +278,7 @@ def test_a_store_that_is_away_is_waited_for_and_that_is_told(
             back.set()
 
     far.mood = away
-    assert len(fetch(ShardCache(far, folder, patience=Patience(60, tell)), entries[1])) == entries[1].num_bytes
+    assert len(fetch(ShardCache(far, folder, patience=RetryPolicy(60, tell)), entries[1])) == entries[1].num_bytes
     assert told[0] == f"waiting for {far.uri}/datasets/tiny/shard-000001.tar for 0 s"
 
 
@@ -289,7 +289,7 @@ def test_a_request_that_hangs_is_told_as_well(
     monkeypatch.setattr(waiting, "_STEP_SECONDS", 0.02)
     back = threading.Event()
     far.mood = lambda key: back.wait(30)
-    patience = Patience(60, lambda text: back.set())
+    patience = RetryPolicy(60, lambda text: back.set())
     assert len(fetch(ShardCache(far, folder, patience=patience), entries[1])) == entries[1].num_bytes
 
 
@@ -299,14 +299,14 @@ def test_patience_ends_with_the_error(far: FarStore, folder: Path, entries: list
 
     far.mood = away
     with pytest.raises(StoreAccessError, match=r"shard-000001\.tar: no answer"):
-        fetch(ShardCache(far, folder, patience=Patience(0.3)), entries[1])
+        fetch(ShardCache(far, folder, patience=RetryPolicy(0.3)), entries[1])
     assert len(far.asked) > 1
 
 
 def test_what_does_not_pass_is_not_waited_for(far: FarStore, folder: Path, entries: list[ShardEntry]) -> None:
     far.delete(key_of(entries[1]))
     with pytest.raises(ObjectMissingError, match=r"shard-000001\.tar is missing"):
-        fetch(ShardCache(far, folder, patience=Patience(3600)), entries[1])
+        fetch(ShardCache(far, folder, patience=RetryPolicy(3600)), entries[1])
     assert len(far.asked) == 1
 
 
@@ -414,7 +414,7 @@ def test_a_shard_that_another_process_fetches_is_waited_for(
     assert ShardCache(far, folder).open_unless_fetched(key_of(entries[1]), entries[1]) is None
     polls = itertools.count()
 
-    class Released(Patience):
+    class Released(RetryPolicy):
         def watch(self, what: str, alive=lambda: None):  # type: ignore[no-untyped-def]
             assert "which another process fetches" in what
             if next(polls) == 0:

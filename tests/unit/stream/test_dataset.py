@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError, StoreAccessError
-from pipeline.base.retry import Patience
+from pipeline.base.retry import RetryPolicy
 from pipeline.base.store import Store, open_store
 from pipeline.records.dataset import CARD, SHARDS_SCHEMA, read_dataset_card
 from pipeline.stream.dataset import DatasetReader, Sample, SampleDamagedError
@@ -149,7 +149,7 @@ def test_read_many_gives_damaged_samples_in_their_place(far: FarStore, tmp_path:
 
 
 def test_a_store_that_stays_away_is_no_damage(far: FarStore, tmp_path: Path) -> None:
-    readers = [reader_of(far, tmp_path, access=access, patience=Patience(0)) for access in ("cached", "ranged")]
+    readers = [reader_of(far, tmp_path, access=access, patience=RetryPolicy(0)) for access in ("cached", "ranged")]
 
     def away(key: str) -> None:
         raise StoreAccessError(f"{key}: no answer")

@@ -16,7 +16,7 @@ from pipeline.base.store import Store, open_store
 from pipeline.base.world import World
 from pipeline.images.transforms import EvaluationTransform
 from pipeline.stream.dataset import DatasetReader, SampleDamagedError
-from pipeline.stream.eval_loader import each_once
+from pipeline.stream.eval_loader import evaluation_batches
 from pipeline.stream.loader import Batch, StreamLoader
 from pipeline.stream.order import Order
 from pipeline.stream.recipe import AugmentRecipe, StreamRecipe
@@ -182,7 +182,7 @@ def test_a_missing_dataset_is_refused_by_name(workspace: Store) -> None:
 def test_an_evaluation_does_not_pass_over_damage(workspace: Store) -> None:
     told = damage(workspace, 3, 9)
     with pytest.raises(DamageError, match=told):
-        list(each_once(DatasetReader(workspace, "tiny"), EvaluationTransform(size=16, resize=16), 8))
+        list(evaluation_batches(DatasetReader(workspace, "tiny"), EvaluationTransform(size=16, resize=16), 8))
 
 
 def test_an_evaluation_names_a_sample_that_cannot_be_decoded(workspace: Store) -> None:
@@ -191,7 +191,7 @@ def test_an_evaluation_names_a_sample_that_cannot_be_decoded(workspace: Store) -
     flip(workspace, "datasets/tiny/shard-000002.tar", facts["image_offset"] + 1)  # of the PNG's signature
     reader = DatasetReader(workspace, "tiny", check="header")
     with pytest.raises(DamageError, match=rf"shard-000002\.tar: sample {facts['key']} at byte .*not-an-image"):
-        list(each_once(reader, EvaluationTransform(size=16, resize=16), 8))
+        list(evaluation_batches(reader, EvaluationTransform(size=16, resize=16), 8))
 
 
 def test_a_reader_that_was_used_can_be_sent_to_another_process(workspace: Store) -> None:

@@ -21,7 +21,7 @@ from pipeline.base.seeds import derive
 from pipeline.base.world import World, allowed_world_sizes
 from pipeline.stream.batch import BatchArrays, BatchBuilder, StreamPlan
 from pipeline.stream.dataset import DatasetReader, Sample, SampleDamagedError
-from pipeline.stream.loader_pool import Desk
+from pipeline.stream.loader_pool import BatchQueue
 from pipeline.stream.recipe import AugmentRecipe, StreamRecipe
 from tests.support.pictures import noise, png
 
@@ -112,7 +112,7 @@ class Layout:
         plan = StreamPlan(self.recipe, self.seed, world, self.weights)
         workers = draw.randint(1, 8)
         builders = [BatchBuilder(self.readers, plan) for _ in range(workers)]
-        desk, done, seen, step = Desk(first, workers, draw.randint(1, 3)), {}, {}, first
+        desk, done, seen, step = BatchQueue(first, workers, draw.randint(1, 3)), {}, {}, first
         while step < first + num_steps:
             desk.assign()
             worker = draw.choice([worker for worker in range(workers) if desk.work_of(worker)])

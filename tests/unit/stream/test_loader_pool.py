@@ -23,7 +23,7 @@ from pipeline.base.world import World
 from pipeline.stream.batch import SlotLayout, StreamPlan, open_readers
 from pipeline.stream.loader import Batch, StreamLoader
 from pipeline.stream.loader_messages import WorkerSettings
-from pipeline.stream.loader_pool import Desk, LoaderPool
+from pipeline.stream.loader_pool import BatchQueue, LoaderPool
 from pipeline.stream.recipe import AugmentRecipe, StreamRecipe
 from tests.support.datasets import make_dataset
 from tests.unit.stream.test_loader_damage import damage, order_of
@@ -220,7 +220,7 @@ def test_the_program_of_the_processes_is_light() -> None:
 def test_the_desk_hands_out_every_batch_once_and_in_order_whoever_is_lost(seed: int) -> None:
     draw = random.Random(seed)
     workers, slots, first = draw.randint(1, 8), draw.randint(1, 4), draw.randint(0, 50)
-    desk = Desk(first, workers, slots)
+    desk = BatchQueue(first, workers, slots)
     asked: list[list[tuple[int, int]]] = [[] for _ in range(workers)]
     step = first
     while step < first + 60:

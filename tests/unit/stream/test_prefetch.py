@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.errors import StoreAccessError
-from pipeline.base.retry import Patience
+from pipeline.base.retry import RetryPolicy
 from pipeline.base.store import open_store
 from pipeline.stream.dataset import DatasetReader
 from pipeline.stream.mixture import Mixture
 from pipeline.stream.order import Order
-from pipeline.stream.prefetch import ReadAhead
+from pipeline.stream.prefetch import Prefetcher
 from tests.support.datasets import make_dataset
 from tests.support.far import FarStore
 
@@ -34,7 +34,7 @@ def far(tmp_path: Path) -> FarStore:
 @pytest.fixture
 def reader(far: FarStore, tmp_path: Path) -> DatasetReader:
     """Reads it."""
-    return DatasetReader(far, "tiny", cache=tmp_path / "cache", patience=Patience(60))
+    return DatasetReader(far, "tiny", cache=tmp_path / "cache", patience=RetryPolicy(60))
 
 
 @pytest.fixture
@@ -44,12 +44,12 @@ def mixture(reader: DatasetReader) -> Mixture:
 
 
 @pytest.fixture
-def begin(reader: DatasetReader, mixture: Mixture) -> Iterator[Callable[..., ReadAhead]]:
+def begin(reader: DatasetReader, mixture: Mixture) -> Iterator[Callable[..., Prefetcher]]:
     """Begins a read-ahead that the fixture ends."""
     begun = []
 
-    def start(position: int = 0, shards: int = 4, share_bytes: int = 10**9, threads: int = 2) -> ReadAhead:
-        made = ReadAhead([reader], mixture, SLOTS, position, shards=shards, share_bytes=share_bytes, threads=threads)
+    def start(position: int = 0, shards: int = 4, share_bytes: int = 10**9, threads: int = 2) -> Prefetcher:
+        made = Prefetcher([reader], mixture, SLOTS, position, shards=shards, share_bytes=share_bytes, threads=threads)
         begun.append(made)
         return made
 
@@ -77,7 +77,7 @@ def until(true: Callable[[], object]) -> None:
 
 
 def test_the_next_shards_are_there_before_they_are_read(
-    begin: Callable[..., ReadAhead], far: FarStore, reader: DatasetReader, mixture: Mixture
+    begin: Callable[..., Prefetcher], far: FarStore, reader: DatasetReader, mixture: Mixture
 ) -> None:
     ahead = begin()
     wanted = distinct(mixture, 0, 4)
@@ -90,7 +90,7 @@ def test_the_next_shards_are_there_before_they_are_read(
 
 
 def test_one_thread_fetches_them_in_the_order_of_need(
-    begin: Callable[..., ReadAhead], far: FarStore, reader: DatasetReader, mixture: Mixture
+    begin: Callable[..., Prefetcher], far: FarStore, reader: DatasetReader, mixture: Mixture
 ) -> None:
     ahead = begin(shards=6, threads=1)
     until(lambda: len(ahead.held) == 6)
@@ -98,7 +98,7 @@ def test_one_thread_fetches_them_in_the_order_of_need(
 
 
 def test_it_follows_the_position_and_lets_go_of_what_was_read(
-    begin: Callable[..., ReadAhead], far: FarStore, mixture: Mixture
+    begin: Callable[..., Prefetcher], far: FarStore, mixture: Mixture
 ) -> None:
     ahead = begin()
     until(lambda: len(ahead.held) == 4)
@@ -111,7 +111,7 @@ def test_it_follows_the_position_and_lets_go_of_what_was_read(
 
 
 def test_it_fetches_no_more_than_its_share(
-    begin: Callable[..., ReadAhead], reader: DatasetReader, mixture: Mixture
+    begin: Callable[..., Prefetcher], reader: DatasetReader, mixture: Mixture
 ) -> None:
     wanted = distinct(mixture, 0, 3)
     share = sum(reader.shards[shard].num_bytes for _, shard in wanted) + 100
@@ -123,14 +123,14 @@ def test_it_fetches_no_more_than_its_share(
     assert tiny.held == set(wanted[:1])
 
 
-def test_more_shards_than_there_are_is_no_endless_search(begin: Callable[..., ReadAhead]) -> None:
+def test_more_shards_than_there_are_is_no_endless_search(begin: Callable[..., Prefetcher]) -> None:
     ahead = begin(shards=100)
     until(lambda: ahead.is_idle)
     assert len(ahead.held) == 12
 
 
 def test_an_error_is_met_by_the_reader_that_needs_the_shard(
-    begin: Callable[..., ReadAhead], far: FarStore, reader: DatasetReader, mixture: Mixture
+    begin: Callable[..., Prefetcher], far: FarStore, reader: DatasetReader, mixture: Mixture
 ) -> None:
     first, second, *_ = (shard for _, shard in distinct(mixture, 0, 4))
     far.delete(f"datasets/tiny/{reader.shards[first].name}")
@@ -143,14 +143,14 @@ def test_an_error_is_met_by_the_reader_that_needs_the_shard(
         reader.read(first, 0)
 
 
-def test_two_share_the_work(begin: Callable[..., ReadAhead], far: FarStore, mixture: Mixture) -> None:
+def test_two_share_the_work(begin: Callable[..., Prefetcher], far: FarStore, mixture: Mixture) -> None:
     both = [begin(shards=8, threads=1) for _ in range(2)]
     wanted = set(distinct(mixture, 0, 8))
     until(lambda: all(ahead.held == wanted for ahead in both))
     assert len(far.fetched()) == 8
 
 
-def test_it_ends_while_the_store_is_away(begin: Callable[..., ReadAhead], far: FarStore, tmp_path: Path) -> None:
+def test_it_ends_while_the_store_is_away(begin: Callable[..., Prefetcher], far: FarStore, tmp_path: Path) -> None:
     asked = threading.Event()
 
     def away(key: str) -> None:
@@ -169,7 +169,7 @@ def test_it_ends_while_the_store_is_away(begin: Callable[..., ReadAhead], far: F
 
 def test_in_a_folder_nothing_is_fetched(tmp_path: Path, far: FarStore, mixture: Mixture) -> None:
     reader = DatasetReader(open_store(far.uri), "tiny", cache=tmp_path / "cache")
-    ahead = ReadAhead([reader], mixture, SLOTS, 0, shards=4, share_bytes=10**9)
+    ahead = Prefetcher([reader], mixture, SLOTS, 0, shards=4, share_bytes=10**9)
     try:
         until(lambda: len(ahead.held) == 4)
     finally:
@@ -180,5 +180,5 @@ def test_in_a_folder_nothing_is_fetched(tmp_path: Path, far: FarStore, mixture: 
 def test_by_range_nothing_is_fetched(tmp_path: Path, far: FarStore, mixture: Mixture) -> None:
     reader = DatasetReader(far, "tiny", cache=tmp_path / "cache", access="ranged")
     far.asked.clear()
-    ReadAhead([reader], mixture, SLOTS, 0, shards=4, share_bytes=10**9).close()
+    Prefetcher([reader], mixture, SLOTS, 0, shards=4, share_bytes=10**9).close()
     assert far.asked == []

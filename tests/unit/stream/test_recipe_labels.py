@@ -19,9 +19,9 @@ from pipeline.images.transforms import EvaluationTransform
 from pipeline.shard.recipe import ShardRecipe
 from pipeline.stream.batch import BatchArrays, SlotLayout, copied, open_readers
 from pipeline.stream.dataset import DatasetReader
-from pipeline.stream.eval_loader import each_once, pass_once
+from pipeline.stream.eval_loader import evaluation_batches, padded_batches
 from pipeline.stream.loader import Batch, StreamLoader
-from pipeline.stream.recipe import AugmentRecipe, Labelling, StreamRecipe
+from pipeline.stream.recipe import AugmentRecipe, LabelEncoder, StreamRecipe
 from tests.support.datasets import corpus_of, shard_corpus
 from tests.support.pictures import noise, png
 
@@ -141,10 +141,10 @@ def test_evaluation_gets_all_labels_of_each_sample(workspace: Store) -> None:
     reader, transform = DatasetReader(workspace, "d"), EvaluationTransform(size=4, resize=4)
     sizes = reader.shards.sizes.tolist()
     expected = [reader.member(shard, row).labels for shard, size in enumerate(sizes) for row in range(size)]
-    batches = list(each_once(reader, transform, 5))
+    batches = list(evaluation_batches(reader, transform, 5))
     assert [labels for batch in batches for labels in batch.label_lists] == expected
     assert [label for batch in batches for label in batch.labels.tolist()] == [(*wanted, -1)[0] for wanted in expected]
-    padded = list(pass_once(reader, transform, 5, World(1, 2)))
+    padded = list(padded_batches(reader, transform, 5, World(1, 2)))
     for batch in padded:
         assert len(batch.label_lists) == 5
         assert [labels for labels, valid in zip(batch.label_lists, batch.valid, strict=True) if not valid] == [
@@ -157,7 +157,7 @@ def test_evaluation_gets_all_labels_of_each_sample(workspace: Store) -> None:
 )
 def test_bits_hold_every_set_of_classes(case: tuple[int, list[set[int]]]) -> None:
     num_classes, wanted = case
-    labelling = Labelling("many", num_classes)
+    labelling = LabelEncoder("many", num_classes)
     arrays = BatchArrays.empty(len(wanted), 2, labelling.num_bytes)
     arrays.bits[:] = 255  # memory that was used before
     for at, labels in enumerate(wanted):
@@ -170,7 +170,7 @@ def test_bits_hold_every_set_of_classes(case: tuple[int, list[set[int]]]) -> Non
 
 @pytest.mark.parametrize(("mode", "num_bytes"), [("one", 0), ("none", 0), ("many", 2)])
 def test_slots_grow_by_the_bits_alone(mode: Any, num_bytes: int) -> None:
-    labelling = Labelling(mode, CLASSES)
+    labelling = LabelEncoder(mode, CLASSES)
     assert labelling.num_bytes == num_bytes
     assert BatchArrays.num_bytes(8, 4, num_bytes) == BatchArrays.num_bytes(8, 4) + 8 * num_bytes
     arrays = BatchArrays.empty(8, 4, num_bytes)
@@ -190,5 +190,5 @@ def test_slots_grow_by_the_bits_alone(mode: Any, num_bytes: int) -> None:
 
 @pytest.mark.parametrize("labels", [(-1,), (11,), (3, 99)])
 def test_labels_beyond_the_classes_are_a_fault(labels: tuple[int, ...]) -> None:
-    assert "none of the 11 classes" in Labelling("many", CLASSES).fault(labels)
-    assert Labelling("none", CLASSES).fault(labels) == ""
+    assert "none of the 11 classes" in LabelEncoder("many", CLASSES).fault(labels)
+    assert LabelEncoder("none", CLASSES).fault(labels) == ""

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from pipeline.base.errors import DivergedError
-from pipeline.train.diagnostics import Sanity, guessing_loss
+from pipeline.train.diagnostics import TrainDiagnostics, guessing_loss
 from pipeline.train.torch_engine import StepResult
 
 GUESSING = math.log(10)
 
 
-def checked(warmup: int = 5, max_skipped: int = 0) -> tuple[Sanity, list[str]]:
+def checked(warmup: int = 5, max_skipped: int = 0) -> tuple[TrainDiagnostics, list[str]]:
     """The checks of a run over ten classes, and what they say."""
     said: list[str] = []
-    return Sanity(said.append, GUESSING, warmup, max_skipped), said
+    return TrainDiagnostics(said.append, GUESSING, warmup, max_skipped), said
 
 
 def test_guessing() -> None:

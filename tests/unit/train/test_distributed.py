@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.train.distributed import Agreement, new_group
+from pipeline.train.distributed import AsyncAllReduce, new_group
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def test_without_ranks_there_is_no_group() -> None:
 @pytest.mark.usefixtures("alone")
 def test_a_group_is_more_patient_than_the_recipe(patience: float) -> None:
     year = timedelta(days=365)
-    for group in (new_group(patience), Agreement(2, patience)._group):
+    for group in (new_group(patience), AsyncAllReduce(2, patience)._group):
         assert min(timedelta(seconds=min(patience, 1e8)), year) < limit_of(group) + timedelta(seconds=1)
         assert timedelta(days=1) < limit_of(group) <= year
 
 
 @pytest.mark.usefixtures("alone")
 def test_a_rank_alone_agrees_in_a_group_too() -> None:
-    agreement = Agreement(2, 3600.0)
+    agreement = AsyncAllReduce(2, 3600.0)
     assert agreement.exchange([1, 2]) is None
     assert agreement.exchange([3, 4]) == [1, 2]
     assert agreement.finish() == [3, 4]

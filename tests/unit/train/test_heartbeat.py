@@ -18,9 +18,9 @@ import pytest
 
 from pipeline.base.process_identity import kill, whoami
 from pipeline.base.world import World
-from pipeline.train.heartbeat import SAVING, STEP, Pulse
+from pipeline.train.heartbeat import SAVING, STEP, RankHeartbeat
 from pipeline.train.preemption import RELOCATING, SIGTERM
-from pipeline.train.watchdog import Supervisor
+from pipeline.train.watchdog import Watchdog
 
 LIMIT_SECONDS = 30.0  # a guard against hanging
 
@@ -37,20 +37,20 @@ def told() -> threading.Event:
 
 
 @pytest.fixture
-def supervisor(heard: list[tuple[str, str]], told: threading.Event) -> Iterator[Supervisor]:
+def supervisor(heard: list[tuple[str, str]], told: threading.Event) -> Iterator[Watchdog]:
     def say(group: str, text: str) -> None:
         heard.append((group, text))
         told.set()
 
-    supervisor = Supervisor(say=say)
+    supervisor = Watchdog(say=say)
     yield supervisor
     supervisor.close()
 
 
 def test_a_rank_speaks_to_people_and_leaves_in_peace(
-    supervisor: Supervisor, heard: list[tuple[str, str]], told: threading.Event
+    supervisor: Watchdog, heard: list[tuple[str, str]], told: threading.Event
 ) -> None:
-    pulse = Pulse(supervisor.address, World(1, 2), "0003")
+    pulse = RankHeartbeat(supervisor.address, World(1, 2), "0003")
     pulse.say("a store is slow")
     assert told.wait(LIMIT_SECONDS)
     pulse.close()
@@ -58,24 +58,24 @@ def test_a_rank_speaks_to_people_and_leaves_in_peace(
     assert supervisor.verdicts == []
 
 
-def test_what_is_said_last_arrives(supervisor: Supervisor, heard: list[tuple[str, str]], told: threading.Event) -> None:
-    pulse = Pulse(supervisor.address, World(), "0001")
+def test_what_is_said_last_arrives(supervisor: Watchdog, heard: list[tuple[str, str]], told: threading.Event) -> None:
+    pulse = RankHeartbeat(supervisor.address, World(), "0001")
     pulse.say("good-bye")
     pulse.close()
     assert told.wait(LIMIT_SECONDS)
     assert heard == [("0001", "good-bye")]
 
 
-def test_a_wish_to_stop_reaches_ranks_that_are_there_and_those_that_come(supervisor: Supervisor) -> None:
+def test_a_wish_to_stop_reaches_ranks_that_are_there_and_those_that_come(supervisor: Watchdog) -> None:
     wishes: list[str] = []
     asked = [threading.Event(), threading.Event()]
 
-    def pulse(rank: int) -> Pulse:
+    def pulse(rank: int) -> RankHeartbeat:
         def on_stop(reason: str) -> None:
             wishes.append(reason)
             asked[rank].set()
 
-        return Pulse(supervisor.address, World(rank, 2), "0001", on_stop)
+        return RankHeartbeat(supervisor.address, World(rank, 2), "0001", on_stop)
 
     first = pulse(0)
     supervisor.stop("SIGTERM")
@@ -87,7 +87,7 @@ def test_a_wish_to_stop_reaches_ranks_that_are_there_and_those_that_come(supervi
         one.close()
 
 
-def test_a_wish_to_relocate_never_takes_the_place_of_an_interruption(supervisor: Supervisor) -> None:
+def test_a_wish_to_relocate_never_takes_the_place_of_an_interruption(supervisor: Watchdog) -> None:
     supervisor.stop(RELOCATING)
     supervisor.stop(SIGTERM)
     supervisor.stop(RELOCATING)
@@ -96,7 +96,7 @@ def test_a_wish_to_relocate_never_takes_the_place_of_an_interruption(supervisor:
     assert supervisor.stopping == SIGTERM
 
 
-def test_after_a_relocation_it_goes_on(supervisor: Supervisor) -> None:
+def test_after_a_relocation_it_goes_on(supervisor: Watchdog) -> None:
     supervisor.stop(RELOCATING)
     assert supervisor.go_on()
     assert supervisor.stopping == ""
@@ -105,7 +105,7 @@ def test_after_a_relocation_it_goes_on(supervisor: Supervisor) -> None:
 
 def test_a_pulse_tells_whether_its_rank_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.train.heartbeat._LOOK_SECONDS", 0.0)
-    locks, made = (threading.Lock(), threading.Lock()), queue.SimpleQueue[Pulse]()
+    locks, made = (threading.Lock(), threading.Lock()), queue.SimpleQueue[RankHeartbeat]()
 
     def first() -> None:
         locks[0].acquire()
@@ -114,7 +114,7 @@ def test_a_pulse_tells_whether_its_rank_has_moved(monkeypatch: pytest.MonkeyPatc
         locks[1].acquire()
 
     def rank() -> None:
-        made.put(Pulse("", World(), "0001"))
+        made.put(RankHeartbeat("", World(), "0001"))
         first()
         second()
 
@@ -142,7 +142,7 @@ def test_a_pulse_tells_whether_its_rank_has_moved(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_phase_inside_a_phase_ends_where_it_began() -> None:
-    pulse = Pulse("", World(), "0001")
+    pulse = RankHeartbeat("", World(), "0001")
     pulse.mark(STEP, 3)
     with suppress(ZeroDivisionError), pulse.during(SAVING):
         assert (pulse._state()["phase"], pulse._state()["step"]) == (SAVING, 3)
@@ -151,13 +151,13 @@ def test_a_phase_inside_a_phase_ends_where_it_began() -> None:
 
 
 def test_without_an_address_nothing_happens() -> None:
-    pulse = Pulse("", World(), "0001")
+    pulse = RankHeartbeat("", World(), "0001")
     pulse.mark("step", 3)
     pulse.say("nobody listens")
     pulse.close()
 
 
-def test_a_stranger_is_not_listened_to(supervisor: Supervisor, heard: list[tuple[str, str]]) -> None:
+def test_a_stranger_is_not_listened_to(supervisor: Watchdog, heard: list[tuple[str, str]]) -> None:
     host, _, port = supervisor.address.rpartition("/")[0].rpartition(":")
     hello = {"token": "guessed", "group": "0001", "rank": 0, "world": 1, **whoami()}
     for sent in (b"GET / HTTP/1.1\r\n\r\n", b"[]\n", json.dumps(hello).encode() + b'\n{"said": ["hi"]}\n'):
@@ -180,7 +180,7 @@ threading.Event().wait()
 
 
 def test_a_rank_that_dies_ends_the_others_who_say_why(
-    supervisor: Supervisor, heard: list[tuple[str, str]], told: threading.Event
+    supervisor: Watchdog, heard: list[tuple[str, str]], told: threading.Event
 ) -> None:
     command = [sys.executable, "-c", CHILD, supervisor.address]
     children = []

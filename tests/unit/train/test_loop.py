@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from pipeline.base.world import World
 from pipeline.stream.mixup import partners
 from pipeline.train.loop import LoopPlan, train
-from pipeline.train.metrics import Watch
+from pipeline.train.metrics import MetricsLogger
 from pipeline.train.recipe import OptimizerRecipe, ScheduleRecipe
-from pipeline.train.torch_engine import Engine, SingleEngine, StepResult
+from pipeline.train.torch_engine import Engine, StepResult, TorchEngine
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def masks(world: World = World(), **changes: object) -> list[Tensor]:  # noqa: B
     """What dropout drew, one mask per forward pass."""
     engine = Recorder()
     asked = plan(batch_size=8 * world.size, **changes)
-    train(engine, batches(asked.first_step), objective, asked, world, Watch(None, 1, 8))
+    train(engine, batches(asked.first_step), objective, asked, world, MetricsLogger(None, 1, 8))
     return engine.module.masks
 
 
@@ -98,14 +98,14 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 def test_the_loss_falls() -> None:
     losses = []
 
-    class Noting(SingleEngine):
+    class Noting(TorchEngine):
         def update(self, *arguments: object) -> StepResult:
             result = super().update(*arguments)  # type: ignore[arg-type]
             losses.append(result.loss)
             return result
 
     engine = Noting(Toy(), OptimizerRecipe(weight_decay=0.0))
-    train(engine, batches(), objective, plan(num_steps=60), World(), Watch(None, 1, 8))
+    train(engine, batches(), objective, plan(num_steps=60), World(), MetricsLogger(None, 1, 8))
     assert len(losses) == 60
     assert sum(losses[-5:]) < 0.3 * sum(losses[:5])
 
@@ -113,14 +113,14 @@ def test_the_loss_falls() -> None:
 def test_rates_follow_the_schedule_and_every_update_is_told() -> None:
     engine, told = Recorder(), []
     schedule = ScheduleRecipe(decay="linear", warmup_steps=2)
-    train(engine, batches(), objective, plan(schedule=schedule), World(), Watch(None, 1, 8), told.append)
+    train(engine, batches(), objective, plan(schedule=schedule), World(), MetricsLogger(None, 1, 8), told.append)
     assert engine.rates == pytest.approx([0.0, 0.05, 0.1, 0.075, 0.05, 0.025])
     assert told == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_resumed_loop_does_only_what_is_left() -> None:
     engine, told = Recorder(), []
-    train(engine, batches(), objective, plan(first_step=4), World(), Watch(None, 1, 8), told.append)
+    train(engine, batches(), objective, plan(first_step=4), World(), MetricsLogger(None, 1, 8), told.append)
     assert told == [5, 6]
     assert engine.rates == pytest.approx(rates_of_all_steps()[4:])
 
@@ -128,13 +128,13 @@ def test_a_resumed_loop_does_only_what_is_left() -> None:
 def rates_of_all_steps() -> list[float]:
     """The rates of an undisturbed loop."""
     engine = Recorder()
-    train(engine, batches(), objective, plan(), World(), Watch(None, 1, 8))
+    train(engine, batches(), objective, plan(), World(), MetricsLogger(None, 1, 8))
     return engine.rates
 
 
 def test_a_batch_is_cut_into_micro_batches() -> None:
     engine = Recorder()
-    train(engine, batches(), objective, plan(micro_batch_size=2), World(), Watch(None, 1, 8))
+    train(engine, batches(), objective, plan(micro_batch_size=2), World(), MetricsLogger(None, 1, 8))
     assert engine.parts == [4] * 6
 
 
@@ -161,7 +161,7 @@ def test_the_network_trains_in_training_mode() -> None:
         objective,
         plan(num_steps=1, schedule=ScheduleRecipe(warmup_steps=0)),
         World(),
-        Watch(None, 1, 8),
+        MetricsLogger(None, 1, 8),
     )
     assert set(engine.module.masks[0].tolist()) == {0.0, 2.0}
 
@@ -206,7 +206,9 @@ class Gradients:
 
 def one_step(engine: Engine, batch: Batch, **changes: object) -> None:
     """Six samples in three slots, as two rows."""
-    train(engine, iter([batch]), objective, plan(num_steps=1, batch_size=6, **changes), World(), Watch(None, 1, 6))
+    train(
+        engine, iter([batch]), objective, plan(num_steps=1, batch_size=6, **changes), World(), MetricsLogger(None, 1, 6)
+    )
 
 
 def six(coefficient: float = 1.0, of_each: Tensor | None = None) -> Batch:
@@ -276,7 +278,9 @@ def test_a_network_that_is_asked_in_mixed_precision_is_asked_so_with_mixup_too()
         return nn.functional.cross_entropy(logits.float(), labels)
 
     batch = six(0.7, torch.from_numpy(partners(2, 3)))
-    train(Gradients(), iter([batch]), mixed_precision, plan(num_steps=1, batch_size=6), World(), Watch(None, 1, 6))
+    train(
+        Gradients(), iter([batch]), mixed_precision, plan(num_steps=1, batch_size=6), World(), MetricsLogger(None, 1, 6)
+    )
     assert seen == [torch.bfloat16] * 2
 
 
@@ -298,7 +302,7 @@ def test_many_labels_are_mixed_as_targets(micro: int) -> None:
     assert engine.module.passes == len(seen) == 6 // (micro or 6)
 
 
-WATCH = Watch(None, 100, 6)
+WATCH = MetricsLogger(None, 100, 6)
 
 
 def test_the_loop_ends_when_it_is_told_to() -> None:
@@ -308,16 +312,16 @@ def test_the_loop_ends_when_it_is_told_to() -> None:
         told.append(step)
         return step == 3
 
-    assert train(engine, batches(), objective, plan(), World(), Watch(None, 1, 8), at_step) == 3
+    assert train(engine, batches(), objective, plan(), World(), MetricsLogger(None, 1, 8), at_step) == 3
     assert told == [1, 2, 3]
     assert len(engine.rates) == 3
-    assert train(engine, batches(3), objective, plan(first_step=3), World(), Watch(None, 1, 8)) == 6
+    assert train(engine, batches(3), objective, plan(first_step=3), World(), MetricsLogger(None, 1, 8)) == 6
     assert engine.rates == pytest.approx(rates_of_all_steps())
 
 
 def test_nothing_is_trained_when_nothing_is_left() -> None:
     engine = Recorder()
-    assert train(engine, iter([]), objective, plan(first_step=6), World(), Watch(None, 1, 8)) == 6
+    assert train(engine, iter([]), objective, plan(first_step=6), World(), MetricsLogger(None, 1, 8)) == 6
     assert engine.rates == []
 
 
@@ -329,7 +333,7 @@ def test_times_are_told_of_every_step_and_forward_is_part_of_the_update() -> Non
         objective,
         plan(micro_batch_size=2),
         World(),
-        Watch(None, 1, 8),
+        MetricsLogger(None, 1, 8),
         timed=lambda phase, seconds: told.append((phase, seconds)),
     )
     assert [phase for phase, _ in told] == ["wait", "forward", "update"] * 6

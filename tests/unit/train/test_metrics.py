@@ -12,7 +12,7 @@ from pipeline.base.journal import Journal, read_journal
 from pipeline.base.store import open_store
 from pipeline.records.run import MetricsRow
 from pipeline.train import metrics as watching
-from pipeline.train.metrics import Watch
+from pipeline.train.metrics import MetricsLogger
 from pipeline.train.torch_engine import StepResult
 
 
@@ -22,7 +22,7 @@ def rows(folder: Path) -> list[MetricsRow]:
 
 
 def test_rows_stand_at_multiples_of_log_every(tmp_path: Path) -> None:
-    watch = Watch(Journal(open_store(str(tmp_path)), "m"), 3, 16)
+    watch = MetricsLogger(Journal(open_store(str(tmp_path)), "m"), 3, 16)
     for number in range(1, 11):
         watch.step(number, StepResult(1 / number, number / 7), 0.1 * number)
     watch.flush()
@@ -39,7 +39,7 @@ def test_rates_count_the_images_since_the_last_row(tmp_path: Path, monkeypatch: 
     clock = iter([0.0, 10.0, 14.0])
     monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: now))
     now = next(clock)
-    watch = Watch(Journal(open_store(str(tmp_path)), "m"), 2, 50)
+    watch = MetricsLogger(Journal(open_store(str(tmp_path)), "m"), 2, 50)
     for number in range(1, 5):
         watch.waited(1.0)
         if number % 2 == 0:
@@ -55,7 +55,7 @@ def test_rates_count_the_images_since_the_last_row(tmp_path: Path, monkeypatch: 
 def test_a_checkpoint_is_left_out_of_the_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: now))
-    watch = Watch(Journal(open_store(str(tmp_path)), "m"), 1, 50)
+    watch = MetricsLogger(Journal(open_store(str(tmp_path)), "m"), 1, 50)
     now = 100.0
     watch.resume_clock()
     now = 101.0
@@ -68,7 +68,7 @@ def test_a_checkpoint_is_left_out_of_the_rates(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("journal", [True, False])
 def test_what_is_not_finite_ends_the_run_at_once(value: float, journal: bool, tmp_path: Path) -> None:
     for result in (StepResult(value, 1.0), StepResult(1.0, value)):
-        watch = Watch(Journal(open_store(str(tmp_path)), "m") if journal else None, 100, 16)
+        watch = MetricsLogger(Journal(open_store(str(tmp_path)), "m") if journal else None, 100, 16)
         watch.step(6, StepResult(1.0, 1.0), 0.1)
         with pytest.raises(DivergedError, match=r"step 7: .*learning_rate") as caught:
             watch.step(7, result, 0.1)

@@ -14,14 +14,14 @@ from pipeline.base.journal import Journal, read_journal
 from pipeline.base.store import open_store
 from pipeline.records.run import MetricsRow
 from pipeline.train.device import measured_peak
-from pipeline.train.distributed import Agreement
-from pipeline.train.metrics import COUNT, EventFiles, Pace, Watch, Work, resident_bytes
-from pipeline.train.rank_log import RankLog
+from pipeline.train.distributed import AsyncAllReduce
+from pipeline.train.metrics import COUNT, MetricsLogger, ModelFlops, StepTimer, TensorBoardWriter, resident_bytes
+from pipeline.train.rank_log import RankLogHandler
 from pipeline.train.torch_engine import StepResult
 
 
 def test_a_rank_gives_its_numbers_of_one_step() -> None:
-    pace = Pace()
+    pace = StepTimer()
     for phase, seconds in (("wait", 0.25), ("forward", 0.5), ("forward", 0.5), ("update", 3.0)):
         pace.timed(phase, seconds)  # type: ignore[arg-type]
     waited, forward, negative, resident = pace.take()
@@ -31,7 +31,7 @@ def test_a_rank_gives_its_numbers_of_one_step() -> None:
 
 
 def test_the_slowest_rank_of_each_step_is_compared_with_its_fastest() -> None:
-    pace = Pace()
+    pace = StepTimer()
     ranks = [[0.1, 1.0, -1.0, 5.0], [0.4, 1.5, -1.5, 9.0]]
     largest = [max(column) for column in zip(*ranks, strict=True)]
     pace.absorb(largest)
@@ -44,7 +44,7 @@ def test_the_slowest_rank_of_each_step_is_compared_with_its_fastest() -> None:
 
 
 def test_one_rank_agrees_with_itself_a_step_late() -> None:
-    agreement = Agreement(COUNT)
+    agreement = AsyncAllReduce(COUNT)
     assert agreement.exchange([1, 2, 3, 4]) is None
     assert agreement.exchange([5, 6, 7, 8]) == [1, 2, 3, 4]
     assert agreement.finish() == [5, 6, 7, 8]
@@ -52,9 +52,9 @@ def test_one_rank_agrees_with_itself_a_step_late() -> None:
 
 
 def test_a_row_tells_utilisation_skew_and_memory(tmp_path: Path) -> None:
-    store, pace = open_store(str(tmp_path)), Pace()
-    events = EventFiles(store, "t")
-    watch = Watch(Journal(store, "m"), 1, 16, pace=pace, events=events, work=Work(1e6, 1e12))
+    store, pace = open_store(str(tmp_path)), StepTimer()
+    events = TensorBoardWriter(store, "t")
+    watch = MetricsLogger(Journal(store, "m"), 1, 16, pace=pace, events=events, work=ModelFlops(1e6, 1e12))
     pace.absorb([0.0, 1.5, -1.0, 123.0])
     watch.step(1, StepResult(1.0, 1.0), 0.1)
     watch.flush()
@@ -69,7 +69,7 @@ def test_a_row_tells_utilisation_skew_and_memory(tmp_path: Path) -> None:
 
 def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    events = EventFiles(store, "t")
+    events = TensorBoardWriter(store, "t")
     events.add(7, 1000.5, {"loss": 0.25})
     events.flush()
     events.flush()
@@ -86,7 +86,7 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
 
 def test_a_rank_keeps_its_log_and_how_it_ended(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    log = RankLog(store, "logs/rank-0.log")
+    log = RankLogHandler(store, "logs/rank-0.log")
     logger = logging.getLogger("pipeline.train.x")
 
     def work() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.models.config import ViTConfig
-from pipeline.models.vit import ViT, decayed
+from pipeline.models.vit import ViT, has_weight_decay
 from pipeline.pretrain.objectives.masked_patches import MaskedPatches
 from pipeline.train.optimizer import lr_scales, parameter_groups
 from pipeline.train.recipe import OptimizerRecipe
@@ -26,7 +26,7 @@ def names_of(module: nn.Module, groups: list[dict[str, Any]]) -> list[set[str]]:
 
 def groups_of(module: nn.Module, **fields: Any) -> list[dict[str, Any]]:
     """The groups for AdamW."""
-    return parameter_groups(module, OptimizerRecipe(**fields), decayed)
+    return parameter_groups(module, OptimizerRecipe(**fields), has_weight_decay)
 
 
 def test_weight_decay_is_for_matrices_alone() -> None:

@@ -10,18 +10,18 @@ import sys
 import pytest
 
 from pipeline.train import preemption as stopping
-from pipeline.train.preemption import INTERRUPT, RELOCATE, RELOCATING, SIGTERM, Stop, listening
+from pipeline.train.preemption import INTERRUPT, RELOCATE, RELOCATING, SIGTERM, StopSignal, listening
 
 
 def test_nobody_asked() -> None:
-    stop = Stop(30.0)
+    stop = StopSignal(30.0)
     assert (stop.strength, stop.seconds_left) == (0.0, 30.0)
 
 
 def test_the_first_wish_counts_but_an_interruption_is_stronger(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now)
-    stop = Stop(30.0)
+    stop = StopSignal(30.0)
     stop.ask(RELOCATING)
     assert stop.strength == RELOCATE
     now = 110.0
@@ -39,7 +39,7 @@ def test_the_first_wish_counts_but_an_interruption_is_stronger(monkeypatch: pyte
 def test_sigterm_is_a_wish_while_somebody_listens() -> None:
     before = signal.getsignal(signal.SIGTERM)
     try:
-        stop = Stop(30.0)
+        stop = StopSignal(30.0)
         with listening(stop):
             os.kill(os.getpid(), signal.SIGTERM)
             assert stop.strength == INTERRUPT

@@ -12,10 +12,10 @@ import pytest
 from pipeline.base.errors import DivergedError, FailedError, InterruptedRunError
 from pipeline.train import ray_executor as launching
 from pipeline.train.preemption import RELOCATING, SIGTERM
-from pipeline.train.ray_executor import Places, _fitting, _sigterm, _until_done
-from pipeline.train.watchdog import Supervisor
+from pipeline.train.ray_executor import ElasticSizes, _fitting, _sigterm, _until_done
+from pipeline.train.watchdog import Watchdog
 
-FIXED, ELASTIC = Places([2], {"CPU": 1.0}, 3, 30.0), Places([4, 2], {"CPU": 1.0}, 3, 30.0)
+FIXED, ELASTIC = ElasticSizes([2], {"CPU": 1.0}, 3, 30.0), ElasticSizes([4, 2], {"CPU": 1.0}, 3, 30.0)
 
 
 class RanksDied(Exception):
@@ -32,9 +32,9 @@ def heard() -> list[str]:
 
 
 @pytest.fixture
-def supervisor(heard: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
+def supervisor(heard: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Watchdog]:
     monkeypatch.setattr(launching, "_draining", dict)
-    supervisor = Supervisor(say=lambda attempt, text: heard.append(f"{attempt}|{text}"))
+    supervisor = Watchdog(say=lambda attempt, text: heard.append(f"{attempt}|{text}"))
     yield supervisor
     supervisor.close()
 
@@ -51,13 +51,13 @@ def die() -> None:
     raise RanksDied(a=RuntimeError("gloo: connection closed by peer"))
 
 
-def run(supervisor: Supervisor, saved: list[int] | None = None) -> None:
+def run(supervisor: Watchdog, saved: list[int] | None = None) -> None:
     """*saved*: the newest step, each time that somebody looks."""
     steps = iter(saved or [0] * 100)
     _until_done(lambda _: None, {}, FIXED, supervisor, lambda: next(steps))
 
 
-def test_ranks_may_die_so_often_without_getting_further(supervisor: Supervisor, attempts: Any) -> None:
+def test_ranks_may_die_so_often_without_getting_further(supervisor: Watchdog, attempts: Any) -> None:
     attempts += [die, die, die]
     run(supervisor)
     attempts += [die, die, die, die, die]
@@ -66,7 +66,7 @@ def test_ranks_may_die_so_often_without_getting_further(supervisor: Supervisor, 
     assert len(attempts) == 1
 
 
-def test_deaths_are_counted_anew_from_a_newer_checkpoint(supervisor: Supervisor, attempts: Any) -> None:
+def test_deaths_are_counted_anew_from_a_newer_checkpoint(supervisor: Watchdog, attempts: Any) -> None:
     attempts += [die] * 10
     run(supervisor, saved=[0, 0, 0, 0, 10, 10, 10, 20, 20, 20, 30])
     assert attempts == []
@@ -77,7 +77,7 @@ def test_deaths_are_counted_anew_from_a_newer_checkpoint(supervisor: Supervisor,
 
 
 @pytest.mark.parametrize("at", [0, 1])
-def test_who_gives_up_for_a_reason_is_not_started_again(supervisor: Supervisor, attempts: Any, at: int) -> None:
+def test_who_gives_up_for_a_reason_is_not_started_again(supervisor: Watchdog, attempts: Any, at: int) -> None:
     def give_up() -> None:
         raise RanksDied(**{str(at): DivergedError("step 6: loss nan"), str(1 - at): RuntimeError("gloo")})
 
@@ -87,14 +87,14 @@ def test_who_gives_up_for_a_reason_is_not_started_again(supervisor: Supervisor, 
     assert attempts == [die]
 
 
-def test_after_a_relocation_the_ranks_begin_anew(supervisor: Supervisor, attempts: Any) -> None:
+def test_after_a_relocation_the_ranks_begin_anew(supervisor: Watchdog, attempts: Any) -> None:
     begun: list[str] = []
     attempts += [lambda: supervisor.stop(RELOCATING), lambda: begun.append(supervisor.stopping)]
     run(supervisor)
     assert begun == [""]
 
 
-def test_a_sigterm_during_a_relocation_ends_the_ranks_and_is_remembered(supervisor: Supervisor, attempts: Any) -> None:
+def test_a_sigterm_during_a_relocation_ends_the_ranks_and_is_remembered(supervisor: Watchdog, attempts: Any) -> None:
     """They had agreed to relocate, so they return as if all were done."""
 
     def relocate() -> None:
@@ -108,7 +108,7 @@ def test_a_sigterm_during_a_relocation_ends_the_ranks_and_is_remembered(supervis
 
 
 def test_two_sigterms_at_once_are_one_and_a_later_one_is_impatience(
-    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+    supervisor: Watchdog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken_for_one = []
 
@@ -125,9 +125,7 @@ def test_two_sigterms_at_once_are_one_and_a_later_one_is_impatience(
     assert len(taken_for_one) == 3
 
 
-def test_waiting_for_room_is_told_once(
-    supervisor: Supervisor, heard: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_waiting_for_room_is_told_once(supervisor: Watchdog, heard: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     rooms = iter([1] * 5 + [4] * 5)
     monkeypatch.setattr(launching, "_room", lambda _: next(rooms))
     monkeypatch.setattr(launching, "_QUIET_SECONDS", -1.0)

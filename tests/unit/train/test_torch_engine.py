@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.train.recipe import OptimizerRecipe
-from pipeline.train.torch_engine import SingleEngine
+from pipeline.train.torch_engine import TorchEngine
 
 RATES = (0.01, 0.03, 0.02)
 
@@ -84,7 +84,7 @@ def test_three_updates_equal_those_by_hand(name: str, by_hand: Callable[..., lis
     recipe = OptimizerRecipe(name=name, learning_rate=9.0, weight_decay=0.3, beta1=0.8, beta2=0.9, clip=clip)
     module = network()
     expected = by_hand([parameter.detach().clone() for parameter in module.parameters()], recipe, 3)
-    engine = SingleEngine(module, recipe, is_matrix)
+    engine = TorchEngine(module, recipe, is_matrix)
     for step, rate in enumerate(RATES):
         loss, _, norm = gradients([parameter.detach().clone() for parameter in module.parameters()], step)
         result = engine.update([partial(loss_of, module, *data(step))], rate)
@@ -101,7 +101,7 @@ def test_micro_batches_equal_the_whole_batch(name: str, micro: int) -> None:
     curves = []
     for size in (12, micro):
         module = network().float()
-        engine = SingleEngine(module, recipe, is_matrix)
+        engine = TorchEngine(module, recipe, is_matrix)
         for step, rate in enumerate(RATES):
             inputs, labels = data(step)
             pieces = zip(inputs.float().split(size), labels.split(size), strict=True)
@@ -116,6 +116,6 @@ def test_frozen_parameters_stay() -> None:
     module = network()
     module[0].weight.requires_grad_(False)
     before = [parameter.detach().clone() for parameter in module.parameters()]
-    SingleEngine(module, OptimizerRecipe()).update([partial(loss_of, module, *data(0))], 0.1)
+    TorchEngine(module, OptimizerRecipe()).update([partial(loss_of, module, *data(0))], 0.1)
     changed = [not torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True)]
     assert changed == [False, True, True, True]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.base.errors import MismatchError
 from pipeline.checkpoints.state import EMA, WEIGHT
 from pipeline.train.recipe import OptimizerRecipe
-from pipeline.train.torch_engine import SingleEngine
+from pipeline.train.torch_engine import TorchEngine
 
 SHAPES = {"0.weight": (8, 6), "0.bias": (8,), "2.weight": (3, 8), "2.bias": (3,)}
 
@@ -19,7 +19,7 @@ SHAPES = {"0.weight": (8, 6), "0.bias": (8,), "2.weight": (3, 8), "2.bias": (3,)
 class State:
     """A FragmentReader over copies of an engine's fragments."""
 
-    def __init__(self, engine: SingleEngine) -> None:
+    def __init__(self, engine: TorchEngine) -> None:
         self.updates = engine.updates
         self._shapes = dict(engine.shapes())
         self.whole = {(fragment.kind, fragment.name): fragment.values.clone() for fragment in engine.fragments()}
@@ -31,21 +31,21 @@ class State:
         return self.whole[kind, name][start:stop]
 
 
-def engine_of(recipe: OptimizerRecipe, seed: int = 0, *, autocast: bool = False) -> SingleEngine:
+def engine_of(recipe: OptimizerRecipe, seed: int = 0, *, autocast: bool = False) -> TorchEngine:
     """Over a small network."""
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-    return SingleEngine(module, recipe, lambda _, p: p.ndim == 2, autocast=autocast)
+    return TorchEngine(module, recipe, lambda _, p: p.ndim == 2, autocast=autocast)
 
 
-def loss_of(engine: SingleEngine, step: int) -> Tensor:
+def loss_of(engine: TorchEngine, step: int) -> Tensor:
     """Mean cross-entropy on the samples of *step*."""
     generator = torch.Generator().manual_seed(step)
     inputs, labels = torch.randn(12, 6, generator=generator), torch.randint(0, 3, (12,), generator=generator)
     return nn.functional.cross_entropy(engine.module(inputs), labels)
 
 
-def train(engine: SingleEngine, last: int, first: int = 0, rate: float = 0.05) -> list[str]:
+def train(engine: TorchEngine, last: int, first: int = 0, rate: float = 0.05) -> list[str]:
     """The losses of updates *first* to *last*, in hex."""
     return [engine.update([partial(loss_of, engine, step)], rate).loss.hex() for step in range(first, last)]
 
@@ -141,6 +141,6 @@ def test_every_group_has_its_share_of_the_rate() -> None:
     module = Tiny()
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     recipe = OptimizerRecipe(name="sgd", weight_decay=0, clip=0, layer_decay=0.5)
-    SingleEngine(module, recipe).update([lambda: module()], 0.8)
+    TorchEngine(module, recipe).update([lambda: module()], 0.8)
     moved = {name: (before[name] - p.detach()).mean().item() for name, p in module.named_parameters()}
     assert moved == pytest.approx({"blocks.0.weight": 0.2, "blocks.1.weight": 0.4, "head.weight": 0.8}, rel=1e-5)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from pipeline.train.heartbeat import DATA, FIRST_STEP, SAVING, STARTING, STEP
-from pipeline.train.watchdog import Seen, judge
+from pipeline.train.watchdog import RankStatus, diagnose_hang
 
 
-def seen(rank: int, **fields: Any) -> Seen:
+def seen(rank: int, **fields: Any) -> RankStatus:
     """A rank that waits for the others in a step."""
-    plain = Seen(
+    plain = RankStatus(
         rank=rank,
         host=f"host-{rank}",
         pid=100 + rank,
@@ -27,9 +27,9 @@ def seen(rank: int, **fields: Any) -> Seen:
     return replace(plain, **fields)
 
 
-def blamed(*ranks: Seen, world: int = 0) -> list[int] | None:
+def blamed(*ranks: RankStatus, world: int = 0) -> list[int] | None:
     """The ranks that are blamed; None: all is well."""
-    verdict = judge(ranks, world or len(ranks))
+    verdict = diagnose_hang(ranks, world or len(ranks))
     return None if verdict is None else [one.rank for one in verdict.culprits]
 
 
@@ -58,7 +58,7 @@ def test_a_silent_rank_is_found_as_soon_as_is_certain(state: str, seconds: float
 
 
 def test_every_silent_rank_is_blamed_and_the_reason_is_told() -> None:
-    verdict = judge([seen(0, silent_seconds=8.0), seen(1), seen(2, silent_seconds=9.0)], 3)
+    verdict = diagnose_hang([seen(0, silent_seconds=8.0), seen(1), seen(2, silent_seconds=9.0)], 3)
     assert verdict is not None
     assert [one.rank for one in verdict.culprits] == [0, 2]
     assert "rank 0 (host host-0, pid 100, step 7, step)" in str(verdict)
@@ -69,7 +69,7 @@ def test_every_silent_rank_is_blamed_and_the_reason_is_told() -> None:
 def test_a_silent_rank_that_runs_is_stuck_when_all_others_wait_for_it(phase: str) -> None:
     """It may hold the interpreter's lock, so that its pulse cannot say where it is."""
 
-    def silent(seconds: float) -> Seen:
+    def silent(seconds: float) -> RankStatus:
         return seen(1, silent_seconds=seconds, state="R", phase=phase, waits=False)
 
     waiting = [seen(rank, phase_seconds=20.0) for rank in (0, 2)]
@@ -84,7 +84,7 @@ def test_a_silent_rank_that_runs_is_stuck_when_all_others_wait_for_it(phase: str
     assert blamed(replace(slow, longest_seconds=60.0), silent(31.0), waiting[1]) == [1]
 
 
-def stuck(seconds: float, still: bool = False, **fields: Any) -> list[Seen]:
+def stuck(seconds: float, still: bool = False, **fields: Any) -> list[RankStatus]:
     """Rank 1 of three is at work in a step, the others wait, all for *seconds*."""
     return [seen(rank, phase_seconds=seconds, waits=rank != 1, still=still, **fields) for rank in range(3)]
 

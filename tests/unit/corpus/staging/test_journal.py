@@ -8,15 +8,15 @@ import pytest
 
 from pipeline.base.store import Store, open_store
 from pipeline.corpus.staging import journal as journal_module
-from pipeline.corpus.staging.journal import StageJournal, still_to_copy
-from pipeline.corpus.staging.manifest import DATA, JOURNAL, Copied, Entry
+from pipeline.corpus.staging.journal import StageJournal, pending_entries
+from pipeline.corpus.staging.manifest import DATA, JOURNAL, CopiedObject, CopyEntry
 
 A, B = "etag a", "etag b"
 
 
-def copied(key: str, etag: str) -> Copied:
+def copied(key: str, etag: str) -> CopiedObject:
     """A row of the journal, for an object of three bytes."""
-    return Copied(key, 3, etag, f"sha256 of {key} {etag}", "none")
+    return CopiedObject(key, 3, etag, f"sha256 of {key} {etag}", "none")
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def target(tmp_path: Path) -> Store:
 
 def ask(target: Store, **etags: str) -> dict[str, str]:
     """By key: the state that is believed to be copied, or "" when the object has to be copied."""
-    entries = (Entry(key, 3, etags.get(key, A)) for key in "abcde")
-    return {item.key: item.etag if isinstance(item, Copied) else "" for item in still_to_copy(entries, target)}
+    entries = (CopyEntry(key, 3, etags.get(key, A)) for key in "abcde")
+    return {item.key: item.etag if isinstance(item, CopiedObject) else "" for item in pending_entries(entries, target)}
 
 
 def test_what_is_noted_is_not_copied_again_and_notes_nothing(target: Store) -> None:
@@ -48,8 +48,8 @@ def test_a_note_is_taken_back_before_the_object_is_given_to_be_copied(
     target: Store, monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
     monkeypatch.setattr(journal_module, "_AHEAD", ahead)
-    for item in still_to_copy((Entry(key, 3, B if key == "c" else A) for key in "abcde"), target):
-        if isinstance(item, Entry):
+    for item in pending_entries((CopyEntry(key, 3, B if key == "c" else A) for key in "abcde"), target):
+        if isinstance(item, CopyEntry):
             break  # killed, with other bytes put and not noted
     assert ask(target) == dict.fromkeys("abde", A) | {"c": ""}
     noted = StageJournal(target)

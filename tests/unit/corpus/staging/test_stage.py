@@ -15,8 +15,8 @@ from pipeline.base.errors import InputError, MismatchError, RecipeError, TooMany
 from pipeline.base.progress import Silent
 from pipeline.base.store import open_store
 from pipeline.corpus.staging import journal as journal_module
-from pipeline.corpus.staging.journal import StageJournal, read_journal, still_to_copy
-from pipeline.corpus.staging.manifest import DATA, Copied, Entry
+from pipeline.corpus.staging.journal import StageJournal, pending_entries, read_journal
+from pipeline.corpus.staging.manifest import DATA, CopiedObject, CopyEntry
 from pipeline.corpus.staging.recipe import StageRecipe
 from tests.support.staging import QUICK, content_of, digests_of, make_corpus, put_corpus, rejects_of, stage_quietly
 
@@ -142,7 +142,7 @@ def test_a_journal_that_is_nearly_sorted_is_read_sorted(tmp_path: Path, monkeypa
     monkeypatch.setattr(journal_module, "WINDOW", 20)
     monkeypatch.setattr(journal_module, "_FLUSH_ROWS", 7)
     store, draw = open_store(str(tmp_path)), random.Random(1)
-    rows = [Copied(f"{number:05d}", number, "etag", "sha", "none") for number in range(500)]
+    rows = [CopiedObject(f"{number:05d}", number, "etag", "sha", "none") for number in range(500)]
     for attempt in (rows[:300], rows[200:]):
         writer = StageJournal(store)
         ahead = sorted(attempt, key=lambda copied: copied.num_bytes + draw.uniform(0, 20))
@@ -158,13 +158,13 @@ def test_only_what_stands_in_the_listed_state_is_passed_over(tmp_path: Path) -> 
     store = open_store(str(tmp_path))
     writer = StageJournal(store)
     for key in ("a", "b", "c", "d"):
-        writer.add(Copied(key, 1, "old" if key == "b" else "now", "sha", "none"))
+        writer.add(CopiedObject(key, 1, "old" if key == "b" else "now", "sha", "none"))
     writer.flush()
     for key, data in {"a": b"x", "b": b"x", "c": b"longer", "e": b"x"}.items():
         store.put(DATA + key, data)
-    entries = [Entry(key, 1, "now") for key in "abcde"]
-    found = list(still_to_copy(iter(entries), store))
-    assert [item.key for item in found if isinstance(item, Copied)] == ["a"]
+    entries = [CopyEntry(key, 1, "now") for key in "abcde"]
+    found = list(pending_entries(iter(entries), store))
+    assert [item.key for item in found if isinstance(item, CopiedObject)] == ["a"]
     assert [item.key for item in found] == list("abcde")
 
 

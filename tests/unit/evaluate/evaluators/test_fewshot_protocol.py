@@ -14,10 +14,10 @@ from pipeline.evaluate.evaluators import fewshot
 from pipeline.evaluate.evaluators.registry import EVALUATORS
 from pipeline.evaluate.features import load_features
 from pipeline.evaluate.metrics import top1
-from pipeline.evaluate.model_ref import Subject
-from pipeline.evaluate.plan import Planned, plan_evaluations
+from pipeline.evaluate.model_ref import ModelRef
+from pipeline.evaluate.plan import PlannedEvaluation, plan_evaluations
 from pipeline.evaluate.recipe import EvaluateRecipe
-from pipeline.evaluate.worker import perform, preparations, prepare
+from pipeline.evaluate.worker import preparations, run_evaluation, run_feature_job
 from pipeline.records.dataset import read_dataset_card
 from tests.support.subjects import planned_of, put_network, put_pictures, tiny
 
@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-def plan(store: Store, subject: Subject, *entries: dict[str, Any]) -> list[Planned]:
+def plan(store: Store, subject: ModelRef, *entries: dict[str, Any]) -> list[PlannedEvaluation]:
     """What a suite of these asks for."""
     suite = [{"tasks": ["task"]} | entry for entry in entries]
     tasks = {"task": {"train": "train", "test": "test", "validation": 0.3}}
@@ -48,7 +48,7 @@ def plan(store: Store, subject: Subject, *entries: dict[str, Any]) -> list[Plann
 
 def test_both_sides_are_resized_in_the_proportion_of_256_to_224(store: Store) -> None:
     for size, resize in ((224, 256), (384, 439), (8, 9)):
-        subject = Subject("w", "k", {"size": size, "resize": size, "mode": "short", "filter": "bicubic"}, 100)
+        subject = ModelRef("w", "k", {"size": size, "resize": size, "mode": "short", "filter": "bicubic"}, 100)
         (item,) = plan(store, subject, {"evaluator": "fewshot"})
         assert item.key.transform == {"size": size, "resize": resize, "mode": "square", "filter": "bilinear"}
         assert item.key.transform == item.subject.transform
@@ -59,7 +59,7 @@ def test_both_sides_are_resized_in_the_proportion_of_256_to_224(store: Store) ->
 
 def test_the_linear_probe_sees_the_short_side_at_the_size_of_the_crop(store: Store) -> None:
     for size in (224, 28):
-        subject = Subject("w", "k", {"size": size, "resize": 2 * size, "mode": "square", "filter": "bilinear"}, 100)
+        subject = ModelRef("w", "k", {"size": size, "resize": 2 * size, "mode": "square", "filter": "bilinear"}, 100)
         (item,) = plan(store, subject, {"evaluator": "linear"})
         assert item.key.transform == {"size": size, "resize": size, "mode": "short", "filter": "bicubic"}
         assert item.key.transform == item.subject.transform
@@ -84,10 +84,10 @@ def test_its_features_are_stored_apart(store: Store) -> None:
     assert wanted[knn.id] == wanted[own.id]
     assert {one.id for one in wanted[knn.id]}.isdisjoint(one.id for one in wanted[few.id])
     for one in (*wanted[knn.id], *wanted[few.id]):
-        prepare(store, one)
+        run_feature_job(store, one)
     before = sorted(info.key for info in store.list("features/"))
     assert sum(key.endswith("features.json") for key in before) == 4, "two datasets, seen in two ways"
-    assert all(perform(store, item) for item in (knn, few, own))
+    assert all(run_evaluation(store, item) for item in (knn, few, own))
     assert sorted(info.key for info in store.list("features/")) == before
     seen = [load_features(store, item.subject, "test").features for item in (few, own)]
     assert not np.array_equal(*seen)

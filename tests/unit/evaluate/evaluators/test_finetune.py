@@ -16,9 +16,9 @@ from pipeline.evaluate.evaluators.finetune import at_tuning_size, finetuned, net
 from pipeline.evaluate.finetuning import data as samples
 from pipeline.evaluate.finetuning import trainer as keep
 from pipeline.evaluate.finetuning.data import TuningSamples, each_image, epochs
-from pipeline.evaluate.finetuning.trainer import Keep, Predictions, finetune, predict
+from pipeline.evaluate.finetuning.trainer import FinetuneCheckpoint, Predictions, finetune, predict
 from pipeline.evaluate.model_loader import load_network
-from pipeline.evaluate.model_ref import Subject, at_size
+from pipeline.evaluate.model_ref import ModelRef, at_size
 from pipeline.evaluate.recipe import FinetuneSettings
 from pipeline.evaluate.splits import validation_mask
 from pipeline.evaluate.task_data import open_task
@@ -49,7 +49,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def tuned(
-    store: Store, subject: Subject, rate: float, seed: int = 0, keep: Keep | None = None, **settings: Any
+    store: Store, subject: ModelRef, rate: float, seed: int = 0, keep: FinetuneCheckpoint | None = None, **settings: Any
 ) -> tuple[torch.nn.Module, Predictions]:
     """One training, and its predictions of the test pictures."""
     given = FinetuneSettings(**({"batch_size": 32} | settings))
@@ -252,7 +252,7 @@ def test_a_killed_training_goes_on_where_it_was(
     settings = {"steps": 8, "augment": augment} | optimizer
     calm, _ = tuned(store, subject, 0.01, **settings)
 
-    class Killed(Keep):
+    class Killed(FinetuneCheckpoint):
         def at_step(self, engine: Any, step: int, num_steps: int) -> None:
             super().at_step(engine, step, num_steps)
             if step == 5:
@@ -263,7 +263,7 @@ def test_a_killed_training_goes_on_where_it_was(
         tuned(store, subject, 0.01, keep=Killed(store, name, "x"), **settings)
     steps: list[int] = []
 
-    class Counting(Keep):
+    class Counting(FinetuneCheckpoint):
         def at_step(self, engine: Any, step: int, num_steps: int) -> None:
             steps.append(step)
 

@@ -21,10 +21,10 @@ from pipeline.evaluate.evaluators.registry import EVALUATORS
 from pipeline.evaluate.evaluators.ridge import Moments, fit_ridge
 from pipeline.evaluate.features import load_features
 from pipeline.evaluate.metrics import mean_ap
-from pipeline.evaluate.metrics.outcomes import Finding
+from pipeline.evaluate.metrics.outcomes import EvalOutput
 from pipeline.evaluate.recipe import SgdSettings, Task
 from pipeline.evaluate.splits import validation_mask
-from pipeline.evaluate.worker import perform
+from pipeline.evaluate.worker import run_evaluation
 from pipeline.models.vit import ViT
 from pipeline.records.score import ARTEFACTS, OUTCOMES, OUTCOMES_SCHEMA, file_key, list_results
 from tests.support.datasets import make_dataset
@@ -65,7 +65,7 @@ CHOOSING: list[tuple[str, str, list[float], dict[str, Any]]] = [
 def test_settings_are_never_chosen_on_test_data(
     noisy: Store, evaluator: str, setting: str, candidates: list[float], rest: dict[str, Any]
 ) -> None:
-    def find(values: list[float], test: str = "test") -> Finding:
+    def find(values: list[float], test: str = "test") -> EvalOutput:
         return EVALUATORS[evaluator](noisy, planned_of(evaluator, test=test, **{setting: values}, **rest))
 
     honest = find(candidates)
@@ -258,7 +258,7 @@ def test_a_head_of_other_classes_is_refused(noisy: Store, evaluator: str) -> Non
 
 def test_performing_records_what_belongs_together(store: Store) -> None:
     asked = planned_of("inspect", put_network(store, tiny(pool="cls"), seed=4))
-    assert perform(store, asked)
+    assert run_evaluation(store, asked)
     (result,) = (item for item in list_results(store) if item.id == asked.key.id)
     assert set(result.files) == {"outcomes.parquet", "artefacts.safetensors"}
     for name, digest in result.files.items():
@@ -269,22 +269,22 @@ def test_performing_records_what_belongs_together(store: Store) -> None:
     table = pq.read_table(store.local_path(outcomes))
     assert table.schema.equals(OUTCOMES_SCHEMA)
     assert table.num_rows == 30
-    assert not perform(store, asked), "the first result stands"
+    assert not run_evaluation(store, asked), "the first result stands"
     assert [item for item in list_results(store) if item.id == asked.key.id] == [result]
 
 
 def test_what_goes_wrong_is_raised_and_nothing_is_recorded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = planned_of("knn", put_network(store, tiny(), seed=5), k=[3])
 
-    def broken(*_: object) -> Finding:
+    def broken(*_: object) -> EvalOutput:
         raise ZeroDivisionError("by zero")
 
     with monkeypatch.context() as patched:
         patched.setitem(EVALUATORS, "knn", broken)
         with pytest.raises(ZeroDivisionError):
-            perform(store, asked)
+            run_evaluation(store, asked)
     assert not list(store.list(f"evaluations/{asked.key.id}/"))
-    assert perform(store, asked)
+    assert run_evaluation(store, asked)
     (result,) = (item for item in list_results(store) if item.id == asked.key.id)
     assert [metric.name for metric in result.metrics][:1] == ["top1"]
     assert result.chosen == {"k": 3}

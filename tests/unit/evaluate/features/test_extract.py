@@ -25,10 +25,10 @@ from pipeline.evaluate.features import (
 from pipeline.evaluate.features import extract as forward
 from pipeline.evaluate.features import storage as parts
 from pipeline.evaluate.model_loader import PixelNetwork, load_network
-from pipeline.evaluate.model_ref import Subject
+from pipeline.evaluate.model_ref import ModelRef
 from pipeline.records.score import PIXELS
 from pipeline.stream.dataset import DatasetReader
-from pipeline.stream.eval_loader import each_once
+from pipeline.stream.eval_loader import evaluation_batches
 from pipeline.train.device import normalise
 from tests.support.datasets import make_dataset
 from tests.support.subjects import TRANSFORM, put_network, tiny
@@ -66,7 +66,7 @@ def stored(store: Store) -> set[str]:
 def test_they_are_the_networks_features_of_every_sample_in_order(store: Store, several_parts: None) -> None:
     subject = put_network(store, tiny())
     found = load_features(store, subject, "d")
-    (batch,) = each_once(DatasetReader(store, "d"), subject.evaluation_transform, 100)
+    (batch,) = evaluation_batches(DatasetReader(store, "d"), subject.evaluation_transform, 100)
     with torch.inference_mode():
         expected = load_network(store, subject).features(normalise(batch.images, torch.float32))
     assert found.keys == tuple(batch.keys)
@@ -170,7 +170,7 @@ def test_several_layers_and_poolings_come_from_one_pass(
     specs = [FeatureSpec(spec.layer, spec.pooling, dtype) for spec in SPECS]
     prepare_features(store, subject, "d", specs)
     assert sum(passes) == 23, "each image went through the network once"
-    (batch,) = each_once(DatasetReader(store, "d"), subject.evaluation_transform, 100)
+    (batch,) = evaluation_batches(DatasetReader(store, "d"), subject.evaluation_transform, 100)
     network, images = load_network(store, subject), normalise(batch.images, torch.float32)
     with torch.inference_mode():
         first, last = (network.intermediate(images, [1, 2], normed=True)[block] for block in (1, 2))
@@ -245,13 +245,13 @@ def test_they_are_named_by_weights_dataset_and_transform(store: Store) -> None:
     assert len(stored(store)) == 1
     load_features(store, subject, "same")  # the same samples under another name
     assert len(stored(store)) == 1
-    load_features(store, Subject(subject.weights_digest, subject.weights_key, TRANSFORM, 7), "d")
+    load_features(store, ModelRef(subject.weights_digest, subject.weights_key, TRANSFORM, 7), "d")
     assert len(stored(store)) == 1
     load_features(store, subject, "other")
     assert len(stored(store)) == 2
     load_features(store, second, "d")
     assert len(stored(store)) == 3
-    load_features(store, Subject(subject.weights_digest, subject.weights_key, TRANSFORM | {"resize": 9}, 100), "d")
+    load_features(store, ModelRef(subject.weights_digest, subject.weights_key, TRANSFORM | {"resize": 9}, 100), "d")
     assert len(stored(store)) == 4
 
 
@@ -280,15 +280,17 @@ def test_damage_is_told(store: Store, several_parts: None, harm: str) -> None:
 def test_weights_that_are_not_those_of_the_digest_are_refused(store: Store) -> None:
     subject, other = put_network(store, tiny()), put_network(store, tiny(), seed=1)
     with pytest.raises(DamageError, match="not those that the checkpoint's card names"):
-        load_features(store, Subject(subject.weights_digest, other.weights_key, TRANSFORM, 100), "d")
+        load_features(store, ModelRef(subject.weights_digest, other.weights_key, TRANSFORM, 100), "d")
     with pytest.raises(DamageError, match="nowhere vanished"):
-        load_features(store, Subject(subject.weights_digest, "nowhere", TRANSFORM, 100), "d")
+        load_features(store, ModelRef(subject.weights_digest, "nowhere", TRANSFORM, 100), "d")
     assert not stored(store)
 
 
 def test_raw_pixels_stand_in_for_features(store: Store) -> None:
-    found = load_features(store, Subject(PIXELS, "", TRANSFORM, None), "d")
-    (batch,) = each_once(DatasetReader(store, "d"), Subject(PIXELS, "", TRANSFORM, None).evaluation_transform, 100)
+    found = load_features(store, ModelRef(PIXELS, "", TRANSFORM, None), "d")
+    (batch,) = evaluation_batches(
+        DatasetReader(store, "d"), ModelRef(PIXELS, "", TRANSFORM, None).evaluation_transform, 100
+    )
     assert found.features.shape == (23, 3 * 8 * 8)
     np.testing.assert_allclose(found.features, batch.images.flatten(1).numpy() / 127.5 - 1, atol=1e-6)
     assert PixelNetwork(5, 8)(torch.zeros(2, 3, 8, 8)).tolist() == [[0.0] * 5] * 2

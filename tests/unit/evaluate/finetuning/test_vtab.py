@@ -16,7 +16,7 @@ from pipeline.evaluate import splits as split
 from pipeline.evaluate.evaluators.registry import EVALUATORS
 from pipeline.evaluate.features import HEAD_INPUT, load_features
 from pipeline.evaluate.finetuning.data import TuningSamples
-from pipeline.evaluate.plan import Planned
+from pipeline.evaluate.plan import PlannedEvaluation
 from pipeline.evaluate.recipe import FinetuneSettings, Task
 from pipeline.evaluate.task_data import open_task
 from pipeline.stream.dataset import DatasetReader
@@ -59,7 +59,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.evaluate.task_data.VTAB_TRAIN", 80)
 
 
-def asked(evaluator: str, train: str = "train", allow: bool = False, by: Any = "vtab", **settings: Any) -> Planned:
+def asked(
+    evaluator: str, train: str = "train", allow: bool = False, by: Any = "vtab", **settings: Any
+) -> PlannedEvaluation:
     """An evaluation with this split."""
     task = Task(train=train, test="test", split=by, allow_missing_classes=allow)
     return replace(planned_of(evaluator, **settings), task=task)

@@ -13,7 +13,7 @@ from pipeline.evaluate.evaluators.registry import EVALUATORS
 from pipeline.evaluate.metrics import Outcomes, of_probabilities, top1
 from pipeline.evaluate.metrics.classification import is_oracle, over_runs
 from pipeline.evaluate.metrics.intervals import bootstrap_mean, grouped_sums, percentiles, resampled
-from pipeline.evaluate.worker import perform
+from pipeline.evaluate.worker import run_evaluation
 from pipeline.records.score import EvaluationResult, list_results
 from tests.support.subjects import planned_of, put_network, put_pictures, tiny
 
@@ -72,7 +72,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def recorded(store: Store, evaluator: str, **settings: Any) -> EvaluationResult:
     """The result of performing it."""
     asked = planned_of(evaluator, put_network(store, tiny(CLASSES, pool="cls")), **settings)
-    assert perform(store, asked)
+    assert run_evaluation(store, asked)
     return next(result for result in list_results(store) if result.id == asked.id)
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.base.errors import InputError
-from pipeline.models.config import ViTConfig, named
+from pipeline.models.config import ViTConfig, config_by_name
 from pipeline.models.convert.tensor_map import fold_normalisation
 from pipeline.models.convert.timm import export_timm, import_timm, timm_config
 from pipeline.models.vit import ViT
@@ -60,7 +60,7 @@ TINY = {
 
 
 def test_names_and_shapes_are_timms() -> None:
-    found = export_timm(ViT(named("Ti/16", num_classes=1000)))
+    found = export_timm(ViT(config_by_name("Ti/16", num_classes=1000)))
     others = [name for name in found if name.startswith("blocks.") and not name.startswith("blocks.0.")]
     assert len(others) == 11 * 12
     assert {name: tuple(found[name].shape) for name in found if name not in others} == TINY
@@ -122,8 +122,8 @@ def test_heads_of_no_named_size_have_to_be_told() -> None:
         import_timm(export_timm(model), {}, "here")
     assert import_timm(export_timm(model), {}, "here", heads=3).config == model.config
     assert import_timm(export_timm(model), {}, "here", heads=3, gelu="tanh").config.gelu == "tanh"
-    tiny = export_timm(ViT(named("Ti/16", num_classes=1000)))
-    assert import_timm(tiny, {}, "here").config == named("Ti/16", num_classes=1000, gelu="exact")
+    tiny = export_timm(ViT(config_by_name("Ti/16", num_classes=1000)))
+    assert import_timm(tiny, {}, "here").config == config_by_name("Ti/16", num_classes=1000, gelu="exact")
 
 
 def test_a_class_token_without_a_position_of_its_own_gets_one_of_zeros() -> None:

@@ -14,9 +14,9 @@ from pipeline.base.errors import RecipeError
 from pipeline.base.world import World
 from pipeline.models.config import ViTConfig
 from pipeline.models.cost import activation_bytes_per_image, flops_per_image
-from pipeline.models.vit import ViT, decayed
+from pipeline.models.vit import ViT, has_weight_decay
 from pipeline.pretrain.objectives.masked_patches import MaskedPatches, MaskedPatchLoss, draw_corruption, mean_colours
-from pipeline.pretrain.objectives.objective import make_objective
+from pipeline.pretrain.objectives.objective import build_objective
 from pipeline.pretrain.objectives.recipe import (
     MaskedPatchesRecipe,
     ObjectiveRecipe,
@@ -28,9 +28,9 @@ from pipeline.pretrain.objectives.recipe import (
     reads_all_tokens,
 )
 from pipeline.train.loop import DrawingLoss, LoopPlan, train
-from pipeline.train.metrics import Watch
+from pipeline.train.metrics import MetricsLogger
 from pipeline.train.recipe import OptimizerRecipe, ScheduleRecipe
-from pipeline.train.torch_engine import SingleEngine
+from pipeline.train.torch_engine import TorchEngine
 
 CONFIG = ViTConfig(image_size=16, patch_size=4, width=32, depth=2, mlp_width=64, heads=2)
 
@@ -146,7 +146,7 @@ def test_the_weights_of_the_vit_come_out_by_its_own_names() -> None:
     torch.testing.assert_close(again(images()), vit(images()), rtol=0, atol=0)
     extra = {name for name, _ in network.named_parameters()} - {f"vit.{name}" for name in found}
     assert extra == {"mask", "decoder.weight", "decoder.bias"}
-    assert [name for name in sorted(extra) if decayed(name, network.get_parameter(name))] == ["decoder.weight"]
+    assert [name for name in sorted(extra) if has_weight_decay(name, network.get_parameter(name))] == ["decoder.weight"]
 
 
 def test_every_parameter_has_a_gradient() -> None:
@@ -186,7 +186,7 @@ class Plain(Batch):
 def test_it_learns_the_colours_from_the_patches_around() -> None:
     losses: list[float] = []
 
-    class Noting(SingleEngine):
+    class Noting(TorchEngine):
         def update(self, *arguments: Any) -> Any:
             result = super().update(*arguments)
             losses.append(result.loss)
@@ -196,7 +196,7 @@ def test_it_learns_the_colours_from_the_patches_around() -> None:
     engine = Noting(objective.network(ViT(CONFIG)), OptimizerRecipe(weight_decay=0.0))
     plan = LoopPlan(0, 60, 0, 1e-2, ScheduleRecipe(decay="constant", warmup_steps=5), 16)
     assert isinstance(objective.loss, DrawingLoss)
-    train(engine, (Plain(step, 16) for step in range(60)), objective.loss, plan, World(), Watch(None, 1, 16))
+    train(engine, (Plain(step, 16) for step in range(60)), objective.loss, plan, World(), MetricsLogger(None, 1, 16))
     assert losses[0] == pytest.approx(np.log(512), rel=1e-4)
     assert sum(losses[-5:]) / 5 < 0.5 * np.log(6), "without its neighbours a masked patch costs log(6)"
 
@@ -216,8 +216,8 @@ def test_draws_are_the_same_at_every_world_size_and_micro_batch() -> None:
         count = 8 // world.size
         batch = Batch(0, 8, world.rank * count, count)
         plan = LoopPlan(0, 1, 5, 1e-3, ScheduleRecipe(warmup_steps=0), 8, micro)
-        engine = SingleEngine(network, OptimizerRecipe())
-        train(engine, iter([batch]), MaskedPatchLoss(), plan, world, Watch(None, 1, 8))
+        engine = TorchEngine(network, OptimizerRecipe())
+        train(engine, iter([batch]), MaskedPatchLoss(), plan, world, MetricsLogger(None, 1, 8))
         for position, patches in zip(batch.positions, torch.cat(queue), strict=True):
             found[position] = patches
         return found
@@ -240,7 +240,7 @@ def test_flops_are_those_that_torch_counts(objective: ObjectiveRecipe, pool: str
     """Forward and backward, the decoder included; with a class token the last block computes what is read."""
     is_masked = isinstance(objective, MaskedPatchesRecipe)
     config = ViTConfig.model_validate(CONFIG.model_dump() | {"pool": pool, "num_classes": 0 if is_masked else 7})
-    made = make_objective(objective)
+    made = build_objective(objective)
     network, labels = made.network(ViT(config)), torch.zeros(4, dtype=torch.int64)
     if isinstance(objective, SigmoidRecipe):
         labels = torch.zeros(4, 7)

@@ -13,9 +13,9 @@ from pipeline.base.config import Config, build
 from pipeline.base.errors import RecipeError
 from pipeline.models.config import ViTConfig
 from pipeline.models.vit import ViT
-from pipeline.pretrain.objectives.classification import Sigmoid, Softmax
+from pipeline.pretrain.objectives.classification import SigmoidObjective, SoftmaxObjective
 from pipeline.pretrain.objectives.masked_patches import MaskedPatches
-from pipeline.pretrain.objectives.objective import make_objective
+from pipeline.pretrain.objectives.objective import build_objective
 from pipeline.pretrain.objectives.recipe import MaskedPatchesRecipe, ObjectiveRecipe, SigmoidRecipe, SoftmaxRecipe
 
 CONFIG = ViTConfig(image_size=8, patch_size=4, width=16, depth=1, mlp_width=32, heads=2, num_classes=5)
@@ -53,7 +53,7 @@ MANY = torch.tensor(
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
 def test_softmax_is_cross_entropy_with_smoothed_targets(smoothing: float) -> None:
-    found = Softmax(smoothing).loss(Fixed(logits()), IMAGES, ONE)
+    found = SoftmaxObjective(smoothing).loss(Fixed(logits()), IMAGES, ONE)
     targets = nn.functional.one_hot(ONE, 5) * (1 - smoothing) + smoothing / 5
     expected = -(targets * logits().double().log_softmax(dim=1)).sum(dim=1).mean()
     assert found.dtype == torch.float32
@@ -62,13 +62,13 @@ def test_softmax_is_cross_entropy_with_smoothed_targets(smoothing: float) -> Non
 
 def test_softmax_takes_soft_targets_too() -> None:
     targets = nn.functional.one_hot(ONE, 5).float()
-    hard = Softmax(0.1).loss(Fixed(logits()), IMAGES, ONE)
-    assert Softmax(0.1).loss(Fixed(logits()), IMAGES, targets).item() == pytest.approx(hard.item(), rel=1e-6)
+    hard = SoftmaxObjective(0.1).loss(Fixed(logits()), IMAGES, ONE)
+    assert SoftmaxObjective(0.1).loss(Fixed(logits()), IMAGES, targets).item() == pytest.approx(hard.item(), rel=1e-6)
 
 
 def test_sigmoid_sums_over_classes_and_takes_the_mean_over_images() -> None:
     """big_vision's sigmoid_xent: -sum(y log p + (1 - y) log(1 - p)), then the mean."""
-    found = Sigmoid().loss(Fixed(logits()), IMAGES, MANY.float())
+    found = SigmoidObjective().loss(Fixed(logits()), IMAGES, MANY.float())
     p = logits().double().sigmoid()
     expected = -(MANY * p.log() + (1 - MANY) * (1 - p).log()).sum(dim=1).mean()
     assert found.dtype == torch.float32
@@ -78,7 +78,7 @@ def test_sigmoid_sums_over_classes_and_takes_the_mean_over_images() -> None:
 @pytest.mark.parametrize("size", [100.0, -100.0])
 def test_sigmoid_is_exact_far_from_zero(size: float) -> None:
     module = Fixed(torch.full((6, 5), size))
-    loss = Sigmoid().loss(module, IMAGES, MANY.float())
+    loss = SigmoidObjective().loss(module, IMAGES, MANY.float())
     loss.backward()
     wrong = (5 - MANY.sum(1)) if size > 0 else MANY.sum(1)
     assert loss.item() == pytest.approx(100 * wrong.float().mean().item())
@@ -89,19 +89,19 @@ def test_a_head_bias_makes_the_first_loss_small() -> None:
     """Without it an untrained network of K classes begins at K log 2; the ViT has no say yet, its head being zero."""
     for bias, expected in ((0.0, 5 * math.log(2)), (-10.0, 10 * MANY.sum(1).float().mean().item())):
         vit = ViT(CONFIG.model_copy(update={"head_bias": bias}))
-        assert Sigmoid().loss(vit, IMAGES, MANY.float()).item() == pytest.approx(expected, rel=1e-3)
+        assert SigmoidObjective().loss(vit, IMAGES, MANY.float()).item() == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("objective", [Softmax(), Sigmoid()])
+@pytest.mark.parametrize("objective", [SoftmaxObjective(), SigmoidObjective()])
 def test_losses_are_computed_in_float32(objective: Any) -> None:
-    labels = ONE if isinstance(objective, Softmax) else MANY.float()
+    labels = ONE if isinstance(objective, SoftmaxObjective) else MANY.float()
     low = objective.loss(Fixed(logits(dtype=torch.bfloat16)), IMAGES, labels)
     high = objective.loss(Fixed(logits(dtype=torch.bfloat16).float()), IMAGES, labels)
     assert low.dtype == torch.float32
     assert low.item() == high.item()
 
 
-@pytest.mark.parametrize("objective", [Softmax(), Sigmoid()])
+@pytest.mark.parametrize("objective", [SoftmaxObjective(), SigmoidObjective()])
 def test_classification_trains_the_vit_itself(objective: Any) -> None:
     vit = ViT(CONFIG)
     assert objective.network(vit) is vit
@@ -113,9 +113,9 @@ def test_classification_trains_the_vit_itself(objective: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "recipe", "made", "labels"),
     [
-        ("softmax", SoftmaxRecipe(), Softmax(0.0), "one"),
-        ({"name": "softmax", "label_smoothing": 0.1}, SoftmaxRecipe(label_smoothing=0.1), Softmax(0.1), "one"),
-        ("sigmoid", SigmoidRecipe(), Sigmoid(), "many"),
+        ("softmax", SoftmaxRecipe(), SoftmaxObjective(0.0), "one"),
+        ({"name": "softmax", "label_smoothing": 0.1}, SoftmaxRecipe(label_smoothing=0.1), SoftmaxObjective(0.1), "one"),
+        ("sigmoid", SigmoidRecipe(), SigmoidObjective(), "many"),
         ({"name": "masked_patches"}, MaskedPatchesRecipe(), MaskedPatches(0.5), "none"),
         (
             {"name": "masked_patches", "corrupted": 0.25},
@@ -128,7 +128,7 @@ def test_classification_trains_the_vit_itself(objective: Any) -> None:
 def test_a_recipe_names_an_objective_or_gives_its_settings(given: Any, recipe: Any, made: Any, labels: str) -> None:
     held = build(Holder, {"objective": given})
     assert held.objective == recipe
-    assert make_objective(held.objective) == made
+    assert build_objective(held.objective) == made
     assert held.objective.labels == labels
     assert build(Holder, held.model_dump(mode="json")) == held
     assert Holder(objective=recipe) == held
