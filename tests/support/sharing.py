@@ -5,6 +5,7 @@ from __future__ import annotations
 from xdist.scheduler import LoadScopeScheduling
 
 _CLUSTERS = (
+    "tests/golden/",
     "tests/end_to_end/",
     "tests/faults/test_evaluate",
     "tests/faults/test_pretrain_cluster",
