@@ -1,6 +1,7 @@
 # Everything runs in .venv, which each target makes from pyproject.toml and the pins in constraints.txt.
 #
 #   make demo [OUT=DIR] [SEED=n] [STORE=s3]   the whole chain on embedded images, up to DIR/report.html
+#   make check                                lint, types and the tests without Ray, server or process group: while working
 #   make test                                 the tests, under 15 minutes on two cores
 #   make test-all                             the long ones too, under an hour
 #   make lint                                 ruff and mypy
@@ -15,7 +16,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test test-all lint bench bench-accuracy clean
+.PHONY: demo check test test-all lint bench bench-accuracy clean
 
 .venv/made: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -25,6 +26,9 @@ PYTEST := $(BIN)/python -m pytest -n 2
 
 demo: .venv/made
 	$(BIN)/vitpipe demo --out "$(OUT)" --seed $(SEED) --store $(STORE)
+
+check: lint
+	$(PYTEST) -m "not long and not service" tests/unit tests/structure
 
 test: .venv/made
 	$(PYTEST) -m "not long"

@@ -21,8 +21,16 @@ from tests.support.sharing import Sharing, starts_cluster
 __all__ = ["calm", "s3_server", "s3_workspace"]
 
 
+_NO_SERVICE = ("tests/unit/", "tests/structure/")
+_SERVICE_FIXTURES = {"calm", "s3_server", "s3_workspace", "process_group"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests with a cluster take longest, so they begin."""
+    """The tests with a cluster take longest, so they begin. What needs a service is marked, so that others go alone."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if not item.nodeid.startswith(_NO_SERVICE) or _SERVICE_FIXTURES.intersection(fixtures):
+            item.add_marker("service")
     items.sort(key=lambda item: not starts_cluster(item.nodeid))
 
 
