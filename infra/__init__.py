@@ -1,1 +1,1 @@
-"""Where the house stands: clusters, stores, container images. Host and bucket names live only here."""
+"""Where vitpipe runs: clusters, stores, container images. Only this folder names hosts and buckets."""

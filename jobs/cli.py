@@ -43,6 +43,7 @@ COMMANDS = {
         "evaluate",
         "Evaluate every checkpoint of a run that is not evaluated yet, or weights from anywhere.",
     ),
+    "evaluations": ("evaluations", "The evaluations of a run by name: list, redo, retry, cancel, invalidate."),
     "probe": ("probe", "Probe frozen features on one task: linear, k-NN and few-shot, or those that are named."),
     "transfer": ("transfer", "Fine-tune all weights on one task, as ViT's Table 4 does."),
     "scores": (

@@ -2,83 +2,28 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.base import evaluation_request as asking
-from jobs.base.console import make_progress, print_text
+from jobs.base.console import make_progress, print_note, print_result, print_text
 from jobs.base.entrypoint import main
-from jobs.base.evaluation_request import RECIPE_SUITE, EvaluateOptions
-from jobs.base.options import (
-    Address,
-    Debug,
-    Endpoint,
-    Json,
-    Workspace,
-    changes,
-    print_result,
-    require_workspace,
-    stores_of,
-)
+from jobs.base.evaluation_request import EvaluateOptions, request_for_run, request_for_weights
+from jobs.base.options import Address, Debug, Endpoint, Json, Workspace
 from jobs.base.ray_session import connected, import_torch_first, require_cpus
 from jobs.base.recipe import ChainRecipe
-from pipeline.base.errors import InputError, RecipeError, RefusedError
+from pipeline.base.errors import InputError, RefusedError
 from pipeline.base.progress import Progress
 from pipeline.base.store.open import open_store
 from pipeline.base.units import parse_seconds
-from pipeline.evaluate import changes as names
-from pipeline.evaluate.discovery import EvaluationRequest
+from pipeline.evaluate import stage
+from pipeline.evaluate.changes import Changes, apply_changes, describe_due
+from pipeline.evaluate.discovery import CheckedRequest, EvaluationRequest
 from pipeline.evaluate.recipe import EvaluateRecipe
-from pipeline.evaluate.scheduler import Outcome
-from pipeline.evaluate.stage import _check_planned
-from pipeline.pretrain.recipe import NAME_PATTERN
 
-
-def run_evaluate(
-    chain: ChainRecipe, asked: EvaluationRequest, progress: Progress, address: str | None, debug: bool
-) -> Outcome:
-    """Check, connect, evaluate."""
-    _check_planned(open_store(chain.workspace, chain.stores), asked)
-    import_torch_first()
-    with connected(address, debug):
-        return evaluate_asked(chain, asked, progress)
-
-
-def evaluate_connected(chain: ChainRecipe, run: str, recipe: EvaluateRecipe, progress: Progress) -> Outcome:
-    """Evaluate the suite of a recipe on the cluster that ray is connected to. Raises as ``evaluate_asked``."""
-    return evaluate_asked(chain, EvaluationRequest(run, RECIPE_SUITE, lambda: recipe), progress)
-
-
-def evaluate_asked(chain: ChainRecipe, asked: EvaluationRequest, progress: Progress) -> Outcome:
-    """Evaluate on the cluster that ray is connected to. Raises FailedError when something failed, in the end."""
-    # Imported here: it brings ray and torch along, which a refused recipe does without.
-    from pipeline.evaluate.stage import check_evaluated
-    from pipeline.evaluate.stage import evaluate as evaluate_stage
-
-    _require_share(asked.read_recipe())
-    workspace = open_store(chain.workspace, chain.stores)
-    outcome = evaluate_stage(workspace, asked.run, asked.read_recipe, progress, asked.every_seconds, asked.suite)
-    check_evaluated(outcome)
-    return outcome
-
-
-def _require_share(recipe: EvaluateRecipe) -> None:
-    """Refuse what the cluster can never place, instead of waiting for it for ever."""
-    from pipeline.evaluate.ray_executor import cluster_resources
-
-    require_cpus("evaluate", recipe.cpus)
-    there = cluster_resources()
-    for name, required in {"GPU": recipe.gpus, **recipe.resources}.items():
-        if required > there.get(name, 0):
-            raise RefusedError(
-                f"evaluate needs {required:g} of {name!r} for each worker, the cluster has {there.get(name, 0):g}",
-                "lower gpus or resources of the suite, or start nodes with it",
-            )
-
-
+_COMMANDS = {"uncancel": "cancel --undo"}  # of `vitpipe evaluations`, where an old option has another name
+if TYPE_CHECKING:  # it brings ray and torch along
+    from pipeline.evaluate.scheduler import ScheduleSummary
 _SHOWN = 40  # names of a kind, on a terminal; --json has them all
 
 
@@ -109,21 +54,13 @@ def evaluate(
     priority: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="names that go first, like 'knn on *'; repeatable")
     ] = None,
-    redo: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="make what is recorded of these void, and run")
-    ] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="try again what failed for good, and run")] = False,
-    invalidate: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="make what is recorded of these void; runs nothing")
-    ] = None,
-    cancel: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="these are not wanted from now on; runs nothing")
-    ] = None,
-    uncancel: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="take back a --cancel; runs nothing")
-    ] = None,
-    reason: Annotated[str, typer.Option(help="why something is made void; it is kept")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what is due or matches, and change nothing")] = False,
+    redo: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
+    retry: Annotated[bool, typer.Option("--retry", hidden=True)] = False,
+    invalidate: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
+    cancel: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
+    uncancel: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
+    reason: Annotated[str, typer.Option(hidden=True)] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what is due, and change nothing")] = False,
     endpoint: Endpoint = None,
     address: Address = None,
     as_json: Json = False,
@@ -138,99 +75,30 @@ def evaluate(
     weights are copied into the workspace, and have a name there (`--name`) that stands where a run's does.
 
     Evaluations are called like `linear on digits of step 100`; a PATTERN is such a name, with `*` and `?`.
+    `vitpipe evaluations` lists them, and redoes, retries, cancels or invalidates them by name.
     """
-    from pipeline.evaluate.stage import take_weights
-
     if weights and watch:
         raise InputError("--watch is for a run that goes on; weights do not change", "leave it out")
-    given = asking.EvaluateOptions(run_or_recipe or "", suite, train, test, tuple(overrides or ()))
+    options = EvaluateOptions(run_or_recipe or "", suite, train, test, tuple(overrides or ()))
     if weights:
-        chain, asked = _of_weights(given, weights, name, workspace, endpoint)
+        chain, request = request_for_weights(options, weights, name, workspace, endpoint)
     else:
-        chain, asked = _of_run(given, name, workspace, endpoint)
-    asked = asked.with_options(max_parallel, priority, _seconds(every) if watch else None)
-    store = open_store(chain.workspace, chain.stores)
-    marks = names.Changes(
+        chain, request = request_for_run(options, name, workspace, endpoint)
+    request = request.with_options(max_parallel, priority, _seconds(every) if watch else None)
+    changes = Changes(
         tuple(redo or ()), tuple(invalidate or ()), tuple(cancel or ()), tuple(uncancel or ()), retry, reason
     )
-    if not dry_run:
-        take_weights(store, asked)
-    found: dict[str, Any] = {}
-    if marks != names.Changes(reason=reason):
-        found = names.change(store, asked, marks, dry_run=dry_run)
-    if dry_run and not found:
-        found = names.what_is_due(store, asked)
-    if dry_run or marks.only_marks:
-        print_result(as_json, found, lambda: print_text(_shown(found, dry_run)))
-        return
-    done = run_evaluate(chain, asked, make_progress(), address, debug)
-    result = found | {
-        "run": asked.run,
-        "planned": done.num_planned,
-        "recorded": done.num_recorded,
-        "done": done.num_done,
-        "cancelled": list(done.cancelled),
-        "skipped": {str(step): reason for step, reason in done.skipped.items()},
-    }
-    also = f", {len(done.cancelled)} cancelled" if done.cancelled else ""
-    text = f"{asked.run}: {done.num_done} evaluations done now, {done.num_planned} in all{also}"
-    print_result(as_json, result, lambda: print_text(text))
+    _point_to_commands({"redo": redo, "retry": retry, "invalidate": invalidate, "cancel": cancel, "uncancel": uncancel})
+    change_and_evaluate(chain, request, changes, dry_run=dry_run, address=address, as_json=as_json, debug=debug)
 
 
-def _of_run(
-    given: EvaluateOptions, name: str | None, workspace: str | None, endpoint: str | None
-) -> tuple[ChainRecipe, EvaluationRequest]:
-    """A run, or weights that were imported before, or a recipe that names run and suite.
-
-    With ``-w``, as in ``report``, a run of that name wins over a recipe that ships with vitpipe.
-    """
-
-    if not given.run_or_recipe:
-        raise InputError("what is to be evaluated?", "name a run, a recipe, or --weights")
-    if name:
-        raise InputError("--name is for --weights; a run has its own", "leave it out")
-    is_recipe = given.is_recipe(workspace)
-    if is_recipe and not (workspace and _is_there(given.run_or_recipe, workspace, endpoint)):
-        return asking.from_recipe(given, changes(workspace, endpoint))
-    chain = ChainRecipe(workspace=require_workspace(workspace), stores=stores_of(workspace, endpoint))
-    try:
-        return chain, asking.of_run(given, open_store(chain.workspace, chain.stores))
-    except (InputError, RecipeError) as error:
-        if not is_recipe:
-            raise
-        other = f"{given.run_or_recipe} is a run there; the recipe is meant with workspace={workspace} instead of -w"
-        raise InputError(error.what, f"{error.way_out}; {other}" if error.way_out else other) from None
-
-
-def _is_there(name: str, workspace: str, endpoint: str | None) -> bool:
-    """True when *workspace* has a run, or imported weights, of that name: they win over a recipe of the same."""
-    from pipeline.base.progress import Silent
-    from pipeline.evaluate.discovery import planner_of
-
-    if not re.fullmatch(NAME_PATTERN, name):
-        return False
-    try:
-        planner_of(open_store(workspace, stores_of(workspace, endpoint)), name, Silent())
-    except InputError:
-        return False
-    return True
-
-
-def _of_weights(
-    given: EvaluateOptions, weights: str, name: str | None, workspace: str | None, endpoint: str | None
-) -> tuple[ChainRecipe, EvaluationRequest]:
-    """Weights from anywhere, to be told under *name*."""
-
-    first = given.run_or_recipe
-    if first and "=" not in first:
-        raise InputError(f"{first!r} and --weights are two things to evaluate", "leave one out")
-    if name is not None and not re.fullmatch(NAME_PATTERN, name):
-        raise InputError(f"--name {name!r} cannot be a name", "letters, digits, '.', '_' and '-', like vit-b16")
-    given = replace(given, overrides=((first,) if first else ()) + given.overrides)
-    given.check()
-    chain = ChainRecipe(workspace=require_workspace(workspace), stores=stores_of(workspace, endpoint))
-    store = open_store(chain.workspace, chain.stores)
-    return chain, asking.of_weights(given, store, weights, name or "", chain.stores)
+def _point_to_commands(options: dict[str, list[str] | bool | None]) -> None:
+    """Say on stderr which command does what the old *options* still do, if any of them is used."""
+    used = [name for name, value in options.items() if value]
+    if used:
+        flags = ", ".join(f"--{name}" for name in used)
+        commands = ", ".join(f"vitpipe evaluations {_COMMANDS.get(name, name)}" for name in used)
+        print_note(f"{flags}: use {commands}")
 
 
 def _seconds(text: str) -> float:
@@ -240,18 +108,103 @@ def _seconds(text: str) -> float:
         raise InputError(f"--every: {error}") from None
 
 
-def _shown(found: dict[str, Any], dry_run: bool) -> str:
+def run_evaluate(
+    chain: ChainRecipe, request: EvaluationRequest, progress: Progress, address: str | None, debug: bool
+) -> ScheduleSummary:
+    """Check, connect, evaluate. Raises FailedError when something failed, in the end."""
+    checked = stage.check_request(open_store(chain.workspace, chain.stores), request)
+    import_torch_first()
+    with connected(address, debug):
+        return evaluate_connected(chain, request, progress, checked)
+
+
+def evaluate_connected(
+    chain: ChainRecipe, request: EvaluationRequest, progress: Progress, checked: CheckedRequest | None = None
+) -> ScheduleSummary:
+    """Evaluate on the cluster that ray is connected to. Raises FailedError when something failed, in the end."""
+    _require_share(checked.recipe if checked else request.read_recipe())
+    summary = stage.evaluate(open_store(chain.workspace, chain.stores), request, progress, checked)
+    stage.raise_failed(summary)
+    return summary
+
+
+def change_and_evaluate(
+    chain: ChainRecipe,
+    request: EvaluationRequest,
+    changes: Changes,
+    *,
+    dry_run: bool,
+    address: str | None,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """Make *changes* to what is recorded, evaluate unless they are only marks, and print the result.
+
+    *dry_run*: print which names match, or without changes all names of the suite by state, and change nothing.
+    """
+    workspace = open_store(chain.workspace, chain.stores)
+    if not dry_run:
+        stage.import_requested_weights(workspace, request)
+    names: dict[str, Any] = {}
+    if changes != Changes(reason=changes.reason):
+        names = apply_changes(workspace, request, changes, dry_run=dry_run)
+    elif dry_run:
+        names = describe_due(workspace, request)
+    if dry_run or changes.only_marks:
+        text = names_text(names) + ("\nnothing was changed" if dry_run else "")
+        print_result(as_json, names, lambda: print_text(text))
+        return
+    summary = run_evaluate(chain, request, make_progress(), address, debug)
+    print_result(as_json, names | _summary_json(request, summary), lambda: print_text(_summary_text(request, summary)))
+
+
+def names_text(names: dict[str, Any], *, with_done: bool = False) -> str:
+    """Names of evaluations below their state, or below what is done with them.
+
+    Of *done* only the number, unless *with_done*. *names* are those of ``apply_changes`` or ``describe_due``.
+    """
     lines = []
-    for what, value in found.items():
-        if what == "done":
+    for kind, value in names.items():
+        if kind == "done" and not with_done:
             lines.append(f"done: {len(value)}")
         elif isinstance(value, list) and value:
-            lines.append(f"{what.replace('_', ' ')} ({len(value)}):")
+            lines.append(f"{kind.replace('_', ' ')} ({len(value)}):")
             lines += [f"  {name}" for name in value[:_SHOWN]]
             lines += [f"  and {len(value) - _SHOWN} more"] if len(value) > _SHOWN else []
         elif isinstance(value, list):
-            lines.append(f"{what.replace('_', ' ')}: nothing")
-    return "\n".join([*lines, "nothing was changed"] if dry_run else lines)
+            lines.append(f"{kind.replace('_', ' ')}: nothing")
+    return "\n".join(lines)
+
+
+def _summary_json(request: EvaluationRequest, summary: ScheduleSummary) -> dict[str, Any]:
+    return {
+        "run": request.run,
+        "planned": summary.num_planned,
+        "recorded": summary.num_recorded,
+        "done": summary.num_done,
+        "cancelled": list(summary.cancelled),
+        "skipped": {str(step): reason for step, reason in summary.skipped.items()},
+    }
+
+
+def _summary_text(request: EvaluationRequest, summary: ScheduleSummary) -> str:
+    cancelled = f", {len(summary.cancelled)} cancelled" if summary.cancelled else ""
+    return f"{request.run}: {summary.num_done} evaluations done now, {summary.num_planned} in all{cancelled}"
+
+
+def _require_share(recipe: EvaluateRecipe) -> None:
+    """Raise RefusedError when the cluster has less than a worker needs, instead of waiting for it for ever."""
+    # Imported here: it brings ray along.
+    from pipeline.evaluate.ray_executor import cluster_resources
+
+    require_cpus("evaluate", recipe.cpus)
+    available = cluster_resources()
+    for name, required in {"GPU": recipe.gpus, **recipe.resources}.items():
+        if required > available.get(name, 0):
+            raise RefusedError(
+                f"evaluate needs {required:g} of {name!r} for each worker, the cluster has {available.get(name, 0):g}",
+                "lower gpus or resources of the suite, or start nodes with it",
+            )
 
 
 if __name__ == "__main__":

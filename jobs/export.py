@@ -1,4 +1,4 @@
-"""``vitpipe export``: a checkpoint's weights for others: Hugging Face transformers, timm, or the official npz."""
+"""``vitpipe export``: write a checkpoint's weights for others: Hugging Face transformers, timm, or the official npz."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from jobs.base.console import print_text
+from jobs.base.console import print_result, print_text
 from jobs.base.entrypoint import main
-from jobs.base.options import Debug, Endpoint, Json, Workspace, print_result, stores_of
+from jobs.base.options import Debug, Endpoint, Json, Workspace, stores_of
 
 
 def export(
@@ -31,15 +31,13 @@ def export(
     `timm.create_model("local-dir:PATH", pretrained=True)`. **npz**: a file of vision_transformer's naming. What the
     other side does not compute, such as average pooling in transformers, is refused.
     """
-    from pipeline.evaluate.interop import export as run_export
+    # Imported here: it brings torch along, which --help does without.
+    from pipeline.evaluate import interop
 
-    where = checkpoint if "://" in checkpoint else workspace
-    found = run_export(checkpoint, form, out, workspace, stores_of(where, endpoint), ema=ema)
-    print_result(
-        as_json,
-        found,
-        lambda: print_text(f"{found['checkpoint']}: {found['num_parameters']:,} weights: {found['out']}"),
-    )
+    stores = stores_of(checkpoint if "://" in checkpoint else workspace, endpoint)
+    result = interop.export(checkpoint, form, out, workspace, stores, ema=ema)
+    text = f"{result['checkpoint']}: {result['num_parameters']:,} weights: {result['out']}"
+    print_result(as_json, result, lambda: print_text(text))
 
 
 if __name__ == "__main__":

@@ -10,24 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.base.console import print_text
+from jobs.base.console import print_result, print_text
 from jobs.base.entrypoint import main
-from jobs.base.options import Debug, Endpoint, Evaluator, Json, Task, Workspace, _open, print_result
-from pipeline.evaluate.comparison import comparison_json as compared_json
-from pipeline.evaluate.gate import GateLimits, GateResult, _missing, judge, raise_unless_passed, sentence
-
-
-def gate_json(found: GateResult) -> dict[str, Any]:
-    """Plain values."""
-    return compared_json(found.compared) | {
-        "passed": found.exit_code == 0,
-        "exit_code": found.exit_code,
-        "metric": found.limits.metric,
-        "max_drop": found.limits.max_drop,
-        "confident": found.limits.confident,
-        "worse": [sentence(line, found.limits) for line in found.failing],
-        "missing": [_missing(one, found.compared) for one in found.missing],
-    }
+from jobs.base.options import Debug, Endpoint, Evaluator, Json, Task, Workspace, open_workspace
+from pipeline.evaluate.comparison import comparison_json
+from pipeline.evaluate.gate import (
+    GateLimits,
+    GateResult,
+    describe_missing,
+    describe_row,
+    judge,
+    raise_unless_passed,
+)
+from pipeline.records.score import ResultFilter
 
 
 def gate(
@@ -60,20 +55,30 @@ def gate(
     What was measured decides. On small test sets that fails by chance now and then; --confident fails only when the
     drop is beyond doubt, and lets pass what may be one. Compared is as in `vitpipe scores --compare`.
     """
-    from pipeline.records.score import ResultFilter
-
-    store = _open(workspace, endpoint)
-    found = judge(store, baseline, candidate, GateLimits(metric, max_drop, confident), ResultFilter(task, evaluator))
+    store = open_workspace(workspace, endpoint)
+    verdict = judge(store, baseline, candidate, GateLimits(metric, max_drop, confident), ResultFilter(task, evaluator))
 
     def show() -> None:
-        for line in found.compared.lines:
-            if line not in found.failing:
-                print_text(f"ok: {sentence(line, found.limits)}")
-        if found.exit_code == 0:
-            print_text(f"passed: {found.compared.b.name} may replace {found.compared.a.name}")
+        for line in verdict.table.rows:
+            if line not in verdict.failing:
+                print_text(f"ok: {describe_row(line, verdict.limits)}")
+        if verdict.exit_code == 0:
+            print_text(f"passed: {verdict.table.b.name} may replace {verdict.table.a.name}")
 
-    print_result(as_json, {"workspace": store.uri} | gate_json(found), show)
-    raise_unless_passed(found)
+    print_result(as_json, {"workspace": store.uri} | _verdict_json(verdict), show)
+    raise_unless_passed(verdict)
+
+
+def _verdict_json(verdict: GateResult) -> dict[str, Any]:
+    return comparison_json(verdict.table) | {
+        "passed": verdict.exit_code == 0,
+        "exit_code": verdict.exit_code,
+        "metric": verdict.limits.metric,
+        "max_drop": verdict.limits.max_drop,
+        "confident": verdict.limits.confident,
+        "worse": [describe_row(line, verdict.limits) for line in verdict.failing],
+        "missing": [describe_missing(row, verdict.table) for row in verdict.missing],
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``vitpipe import``: others' weights as a model.safetensors of ours, to be evaluated and tuned without a run."""
+"""``vitpipe import``: read others' weights as a model.safetensors of ours, to be evaluated and tuned without a run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from jobs.base.console import print_text
+from jobs.base.console import print_result, print_text
 from jobs.base.entrypoint import main
-from jobs.base.options import Debug, Json, bucket_settings, print_result
+from jobs.base.options import Debug, Json, bucket_settings
 from pipeline.base.errors import InputError
 
 
@@ -32,22 +32,22 @@ def import_(
 
     The architecture comes from the shapes of tensors and the config.json beside them; what does not fit is named.
     """
+    # Imported here: it brings torch along, which --help does without.
     from pipeline.evaluate.interop import ImportHints, import_weights
 
     if gelu not in (None, "tanh", "exact"):
         raise InputError(f"--gelu {gelu}: there are tanh and exact")
     kind: Literal["tanh", "exact"] | None = None if gelu is None else ("tanh" if gelu == "tanh" else "exact")
-    told = ImportHints(heads=heads, gelu=kind, image_size=image_size)
-    found = import_weights(file, out, bucket_settings(file, {"endpoint": endpoint}, {}), told)
+    hints = ImportHints(heads=heads, gelu=kind, image_size=image_size)
+    result = import_weights(file, out, bucket_settings(file, {"endpoint": endpoint}, {}), hints)
 
     def show() -> None:
-        for note in found["notes"]:
+        for note in result["notes"]:
             print_text(f"note: {note}")
-        print_text(
-            f"{found['format']}: {found['num_parameters']:,} weights, {found['num_classes']} classes: {found['out']}"
-        )
+        counts = f"{result['num_parameters']:,} weights, {result['num_classes']} classes"
+        print_text(f"{result['format']}: {counts}: {result['out']}")
 
-    print_result(as_json, found, show)
+    print_result(as_json, result, show)
 
 
 if __name__ == "__main__":

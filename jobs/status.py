@@ -7,30 +7,122 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from jobs.base.console import print_table
+from jobs.base.console import print_result, print_table
 from jobs.base.entrypoint import main
-from jobs.base.options import Debug, Endpoint, Json, Workspace, print_result, require_workspace, stores_of
-from jobs.verify import dataset_names
+from jobs.base.options import Debug, Endpoint, Json, Workspace, open_workspace
 from pipeline.base.errors import DamageError, InputError, VitpipeError
-from pipeline.base.store.open import open_store
 from pipeline.base.store.protocol import Store
 from pipeline.base.units import format_bytes
-from pipeline.evaluate.discovery import by_state, kept_suites, plan_all
-from pipeline.evaluate.ledger import Ledger
-from pipeline.records.dataset import read_dataset_card
+from pipeline.evaluate.discovery import group_by_state, plan_all, stored_suites
+from pipeline.evaluate.ledger import Ledger, State
+from pipeline.records.dataset import list_datasets, read_dataset_card
 from pipeline.records.imported import ImportedCard, list_imported_cards
 from pipeline.records.ledger import Claim, Failure, suite_prefix
 from pipeline.records.run import extended, list_steps, read_checkpoint_card, read_run_card
 
 Rows = list[tuple[str, ...]]
+Table = tuple[str, list[str], Rows]  # title, columns, rows
 _SHOWN = 20  # lines of a table, on a terminal; --json has them all
-_STATES = ("due", "waiting", "running", "done", "failed", "cancelled")
+STATES: tuple[State, ...] = ("due", "waiting", "running", "done", "failed", "cancelled")
 
 
-def evaluations(workspace: Store, runs: Iterable[str]) -> dict[str, Any]:
-    """One listing of the ledger, and small reads of what is neither recorded nor untouched.
+def status(
+    workspace: Workspace = None,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """What a workspace holds: datasets, runs and their checkpoints, imported weights, evaluations, reports."""
+    values = workspace_status(open_workspace(workspace, endpoint))
 
-    *runs*: of which suites are told; names of imported weights too.
+    def show() -> None:
+        for title, columns, rows in status_tables(values):
+            print_table(title, columns, rows)
+
+    print_result(as_json, values, show)
+
+
+def status_tables(values: dict[str, Any]) -> list[Table]:
+    """What ``workspace_status`` returned."""
+    datasets: Rows = [
+        (
+            row["name"],
+            f"{row['samples']:,}",
+            str(row["rejected"]),
+            str(row["classes"]),
+            str(row["shards"]),
+            format_bytes(row["bytes"]),
+        )
+        for row in values["datasets"]
+    ]
+    runs: Rows = [
+        (row["name"], row["dataset"], str(row["steps"]), ", ".join(map(str, row["checkpoints"])) or "-", row["state"])
+        for row in values["runs"]
+    ]
+    tables: list[Table] = [
+        ("Datasets", ["name", "samples", "rejected", "classes", "shards", "size"], datasets),
+        ("Runs", ["name", "dataset", "steps", "checkpoints", "state"], runs),
+    ]
+    imported: Rows = [
+        (row["name"], row["weights_digest"][:12], format_bytes(row["bytes"]), row["source"])
+        for row in values["imported"]
+    ]
+    if imported:
+        tables.append(("Imported weights", ["name", "digest", "size", "from"], imported))
+    tables += evaluations_tables(values["evaluations"])
+    if values["reports"]:
+        tables.append(("Reports", ["page"], [(page,) for page in values["reports"]]))
+    return tables
+
+
+def evaluations_tables(values: dict[str, Any]) -> list[Table]:
+    """What ``evaluations_status`` returned."""
+    suites: Rows = [
+        (row["run"], row["suite"], *(str(len(row.get(state, []))) for state in STATES)) for row in values["suites"]
+    ]
+    tables: list[Table] = [(f"Evaluations: {values['recorded']} recorded", ["run", "suite", *STATES], suites)]
+    problems: Rows = [(row["run"], row["suite"], row["problem"]) for row in values["suites"] if "problem" in row]
+    if problems:
+        tables.append(("Suites that cannot be planned", ["run", "suite", "problem"], problems))
+    running: Rows = [(row["run"], row["name"], row["who"], row["since"]) for row in values["running"]]
+    failed: Rows = [
+        (row["run"], row["name"], str(row["tries"]), row["retry_after"] or "never by itself", row["reason"])
+        for row in values["failed"]
+    ]
+    queue: Rows = [(row["run"], name) for row in values["suites"] for name in row.get("due", [])]
+    listed = (
+        ("Running", ["run", "evaluation", "who", "since"], running),
+        ("Failed", ["run", "evaluation", "tries", "next try", "reason"], failed),
+        ("Queue", ["run", "evaluation"], queue),
+    )
+    return tables + [(_title(kind, rows), columns, rows[:_SHOWN]) for kind, columns, rows in listed if rows]
+
+
+def _title(kind: str, rows: Rows) -> str:
+    return f"{kind}: {len(rows)}" + (f", the first {_SHOWN}" if len(rows) > _SHOWN else "")
+
+
+def workspace_status(workspace: Store) -> dict[str, Any]:
+    """Datasets, runs, imported weights, evaluations and reports."""
+    keys = [info.key for prefix in ("runs/", "reports/") for info in workspace.list(prefix)]
+    runs = _names(keys, "runs/", "/run.json")
+    imported = list_imported_cards(workspace)
+    return {
+        "workspace": workspace.uri,
+        "datasets": [_dataset(workspace, name) for name in list_datasets(workspace)],
+        "runs": [_run(workspace, name) for name in runs],
+        "imported": [_imported(card) for card in imported],
+        "evaluations": evaluations_status(workspace, [*runs, *(card.name for card in imported)]),
+        "reports": [
+            f"{workspace.uri}/reports/{name}/report.html" for name in _names(keys, "reports/", "/summary.json")
+        ],
+    }
+
+
+def evaluations_status(workspace: Store, runs: Iterable[str]) -> dict[str, Any]:
+    """By one listing of the ledger, and small reads of what is neither recorded nor untouched.
+
+    *runs*: those whose suites are shown; names of imported weights too.
     """
     ledger, now = Ledger(workspace, ""), time.time()
     ledger.refresh()
@@ -44,98 +136,8 @@ def evaluations(workspace: Store, runs: Iterable[str]) -> dict[str, Any]:
     return {
         "recorded": sum(entry.is_recorded for entry in ledger.view.values()),
         "running": running,
-        "failed": [one for one in failed if one["kind"] != "released"],
+        "failed": [row for row in failed if row["kind"] != "released"],
         "suites": [suite for run in runs for suite in _suites(workspace, ledger, run)],
-    }
-
-
-def _running(evaluation_id: str, claim: Claim) -> dict[str, Any]:
-    who = f"{claim.owner.place.partition(' ')[0]}:{claim.owner.pid}"
-    return {"id": evaluation_id, "run": claim.run, "name": claim.name, "who": who, "since": _moment(claim.since)}
-
-
-def _failed(evaluation_id: str, failure: Failure, state: str) -> dict[str, Any]:
-    return {
-        "id": evaluation_id,
-        "run": failure.run,
-        "name": failure.name,
-        "kind": failure.kind,
-        "reason": failure.reason,
-        "tries": failure.errors + failure.losses,
-        "at": _moment(failure.at),
-        "state": state,
-        "retry_after": None if failure.retry_after is None else _moment(failure.retry_after),
-    }
-
-
-def _suites(workspace: Store, ledger: Ledger, run: str) -> list[dict[str, Any]]:
-    """The suites that *run* was last asked to be judged on, and the names of their evaluations by state."""
-    if not any(True for _ in workspace.list(suite_prefix(run))):
-        return []
-    seen = Ledger(workspace, run)
-    seen.view = ledger.view
-    seen.refresh_cancelled()
-    found = []
-    for name, recipe in kept_suites(workspace, run).items():
-        row: dict[str, Any] = {"run": run, "suite": name}
-        try:
-            states = by_state(plan_all(workspace, run, [recipe]), seen)
-        except VitpipeError as error:  # a dataset of it is gone
-            found.append(row | {"problem": str(error)})
-            continue
-        found.append(row | {state: [item.name for item in states[state]] for state in _STATES})  # type: ignore[index]
-    return found
-
-
-def describe_evaluations(found: dict[str, Any]) -> list[tuple[str, list[str], Rows]]:
-    """As tables: (title, columns, rows)."""
-    suites: Rows = [
-        (one["run"], one["suite"], *(str(len(one.get(state, []))) for state in _STATES)) for one in found["suites"]
-    ]
-    title = f"Evaluations: {found['recorded']} recorded"
-    tables = [(title, ["run", "suite", *_STATES], suites)]
-    problems: Rows = [(one["run"], one["suite"], one["problem"]) for one in found["suites"] if "problem" in one]
-    if problems:
-        tables.append(("Suites that cannot be planned", ["run", "suite", "problem"], problems))
-    running: Rows = [(one["run"], one["name"], one["who"], one["since"]) for one in found["running"]]
-    failed: Rows = [
-        (one["run"], one["name"], str(one["tries"]), one["retry_after"] or "never by itself", one["reason"])
-        for one in found["failed"]
-    ]
-    if running:
-        tables.append((_title("Running", running), ["run", "evaluation", "who", "since"], running[:_SHOWN]))
-    if failed:
-        columns = ["run", "evaluation", "tries", "next try", "reason"]
-        tables.append((_title("Failed", failed), columns, failed[:_SHOWN]))
-    queue: Rows = [(one["run"], name) for one in found["suites"] for name in one.get("due", [])]
-    if queue:
-        tables.append((_title("Queue", queue), ["run", "evaluation"], queue[:_SHOWN]))
-    return tables
-
-
-def _title(what: str, rows: Rows) -> str:
-    return f"{what}: {len(rows)}" + (f", the first {_SHOWN}" if len(rows) > _SHOWN else "")
-
-
-def _moment(seconds: float) -> str:
-    """As people of any time zone read it."""
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def run_status(workspace: Store) -> dict[str, Any]:
-    """Datasets, runs, imported weights, evaluations and reports, as plain values."""
-    keys = [info.key for prefix in ("runs/", "reports/") for info in workspace.list(prefix)]
-    runs = _names(keys, "runs/", "/run.json")
-    imported = list_imported_cards(workspace)
-    return {
-        "workspace": workspace.uri,
-        "datasets": [_dataset(workspace, name) for name in dataset_names(workspace)],
-        "runs": [_run(workspace, name) for name in runs],
-        "imported": [_imported(card) for card in imported],
-        "evaluations": evaluations(workspace, [*runs, *(card.name for card in imported)]),
-        "reports": [
-            f"{workspace.uri}/reports/{name}/report.html" for name in _names(keys, "reports/", "/summary.json")
-        ],
     }
 
 
@@ -165,12 +167,18 @@ def _run(workspace: Store, name: str) -> dict[str, Any]:
     state = "complete" if total in steps else f"at step {steps[-1]}" if steps else "no checkpoint yet"
     if damaged:
         state += f"; damaged: {', '.join(map(str, damaged))}"
-    told = {"name": name, "dataset": run.dataset_name, "steps": total, "checkpoints": steps}
-    return told | {"damaged": damaged, "state": state}
+    return {
+        "name": name,
+        "dataset": run.dataset_name,
+        "steps": total,
+        "checkpoints": steps,
+        "damaged": damaged,
+        "state": state,
+    }
 
 
 def _has_card(workspace: Store, run: str, step: int) -> bool:
-    """Whether the card there is whole: who asks how things stand is told of damage, not refused for it."""
+    """Whether the card can be read: status shows damage, and does not fail for it."""
     try:
         read_checkpoint_card(workspace, run, step)
     except (DamageError, InputError):
@@ -187,53 +195,47 @@ def _imported(card: ImportedCard) -> dict[str, Any]:
     }
 
 
-def describe(found: dict[str, Any]) -> list[tuple[str, list[str], Rows]]:
-    """The status as tables: (title, columns, rows)."""
-    datasets: Rows = [
-        (
-            d["name"],
-            f"{d['samples']:,}",
-            str(d["rejected"]),
-            str(d["classes"]),
-            str(d["shards"]),
-            format_bytes(d["bytes"]),
-        )
-        for d in found["datasets"]
-    ]
-    runs: Rows = [
-        (r["name"], r["dataset"], str(r["steps"]), ", ".join(map(str, r["checkpoints"])) or "-", r["state"])
-        for r in found["runs"]
-    ]
-    tables: list[tuple[str, list[str], Rows]] = [
-        ("Datasets", ["name", "samples", "rejected", "classes", "shards", "size"], datasets),
-        ("Runs", ["name", "dataset", "steps", "checkpoints", "state"], runs),
-    ]
-    imported: Rows = [
-        (w["name"], w["weights_digest"][:12], format_bytes(w["bytes"]), w["source"]) for w in found["imported"]
-    ]
-    if imported:
-        tables.append(("Imported weights", ["name", "digest", "size", "from"], imported))
-    tables += describe_evaluations(found["evaluations"])
-    if found["reports"]:
-        tables.append(("Reports", ["page"], [(where,) for where in found["reports"]]))
-    return tables
+def _running(evaluation_id: str, claim: Claim) -> dict[str, Any]:
+    owner = f"{claim.owner.place.partition(' ')[0]}:{claim.owner.pid}"
+    return {"id": evaluation_id, "run": claim.run, "name": claim.name, "who": owner, "since": _time_text(claim.since)}
 
 
-def status(
-    workspace: Workspace = None,
-    endpoint: Endpoint = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """What a workspace holds: datasets, runs and their checkpoints, imported weights, evaluations, reports."""
+def _failed(evaluation_id: str, failure: Failure, state: str) -> dict[str, Any]:
+    return {
+        "id": evaluation_id,
+        "run": failure.run,
+        "name": failure.name,
+        "kind": failure.kind,
+        "reason": failure.reason,
+        "tries": failure.errors + failure.losses,
+        "at": _time_text(failure.at),
+        "state": state,
+        "retry_after": None if failure.retry_after is None else _time_text(failure.retry_after),
+    }
 
-    found = run_status(open_store(require_workspace(workspace), stores_of(workspace, endpoint)))
 
-    def show() -> None:
-        for title, columns, rows in describe(found):
-            print_table(title, columns, rows)
+def _suites(workspace: Store, ledger: Ledger, run: str) -> list[dict[str, Any]]:
+    """The suites that are stored with *run*, and the names of their evaluations by state."""
+    if not any(True for _ in workspace.list(suite_prefix(run))):
+        return []
+    own_ledger = Ledger(workspace, run)
+    own_ledger.view = ledger.view
+    own_ledger.refresh_cancelled()
+    suites = []
+    for name, recipe in stored_suites(workspace, run).items():
+        row: dict[str, Any] = {"run": run, "suite": name}
+        try:
+            states = group_by_state(plan_all(workspace, run, [recipe]), own_ledger)
+        except VitpipeError as error:  # a dataset of it is gone
+            suites.append(row | {"problem": str(error)})
+            continue
+        suites.append(row | {state: [evaluation.name for evaluation in states[state]] for state in STATES})
+    return suites
 
-    print_result(as_json, found, show)
+
+def _time_text(seconds: float) -> str:
+    """Seconds since 1970 as a date and time in UTC, which people of any time zone read."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 if __name__ == "__main__":

@@ -13,18 +13,43 @@ from urllib.parse import urlsplit
 import typer
 import yaml
 
-from jobs.base.console import make_progress, print_text
+from jobs.base.console import make_progress, print_result, print_text
 from jobs.base.entrypoint import main
-from jobs.base.options import Debug, Endpoint, Json, Overrides, Recipe, Workspace, changes, print_result
+from jobs.base.options import Debug, Endpoint, Json, Overrides, Recipe, Workspace, recipe_changes
 from jobs.base.recipe import ChainRecipe, load_chain
 from pipeline.base.digests import fingerprint
 from pipeline.base.errors import FailedError, InputError, RefusedError
 from pipeline.base.progress import Progress
 from pipeline.base.store.open import normalise_uri
 
-STAGES = ("run", "shard", "pretrain", "evaluate", "report")
+_STAGES = ("run", "shard", "pretrain", "evaluate", "report")
 _RECIPE = "recipe.yaml"
 _AGENT_SECONDS = 60.0  # a cluster that has just started answers 500 until the agent of its head is up
+
+
+def submit(
+    stage: Annotated[str, typer.Argument(help="run, shard, pretrain, evaluate or report")],
+    recipe: Recipe,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(help="dashboard of the cluster; default: RAY_API_SERVER_ADDRESS, else local")
+    ] = None,
+    workspace: Workspace = None,
+    wait: Annotated[bool, typer.Option(help="follow the job's log to its end")] = True,
+    endpoint: Endpoint = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Send a stage, or the whole chain (`run`), to a cluster as a Ray job.
+
+    `vitpipe submit run recipe.yaml --address http://127.0.0.1:8265`
+    """
+    if stage not in _STAGES:
+        raise InputError(f"{stage!r} cannot be submitted", f"there are: {', '.join(_STAGES)}")
+    chain = load_chain(recipe, overrides or [], recipe_changes(workspace, endpoint))
+    dashboard = address or os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    result = run_submit(stage, chain, dashboard, wait, make_progress())
+    print_result(as_json, result, lambda: print_text(f"{result['submission_id']}: {result['status']}"))
 
 
 def run_submit(stage: str, chain: ChainRecipe, address: str, wait: bool, progress: Progress) -> dict[str, Any]:
@@ -35,10 +60,10 @@ def run_submit(stage: str, chain: ChainRecipe, address: str, wait: bool, progres
     """
     client = _client(address)
     with tempfile.TemporaryDirectory(prefix="vitpipe-submit-") as scratch:
-        tree = absolute(chain)
+        tree = _with_absolute_paths(chain)
         (Path(scratch) / _RECIPE).write_text(yaml.safe_dump(tree, sort_keys=False))
         submission = _submit(client, stage, fingerprint([stage, tree])[:12], scratch)
-    progress.say(f"submitted {submission} to {address}")
+    progress.message(f"submitted {submission} to {address}")
     if not wait:
         return {"submission_id": submission, "status": "SUBMITTED"}
     asyncio.run(_follow(client, submission, progress))
@@ -51,16 +76,14 @@ def run_submit(stage: str, chain: ChainRecipe, address: str, wait: bool, progres
     return {"submission_id": submission, "status": "SUCCEEDED"}
 
 
-def absolute(chain: ChainRecipe) -> dict[str, Any]:
+def _with_absolute_paths(chain: ChainRecipe) -> dict[str, Any]:
     """The recipe as plain JSON with every local path absolute: the job starts in another folder."""
     tree = chain.model_dump(mode="json", exclude_none=True)
     for stage in tree["shard"]:
-        places = (
-            [(stage, "source")] if isinstance(stage["source"], str) else [(one, "source") for one in stage["source"]]
-        )
-        for holder, name in [*places, (stage, "classes")]:
-            if holder[name] and "://" not in holder[name]:
-                holder[name] = normalise_uri(holder[name])
+        sources = [stage] if isinstance(stage["source"], str) else stage["source"]
+        for section, key in [*((source, "source") for source in sources), (stage, "classes")]:
+            if section[key] and "://" not in section[key]:
+                section[key] = normalise_uri(section[key])
     return tree
 
 
@@ -102,33 +125,7 @@ def _submit(client: Any, stage: str, name: str, working_dir: str) -> str:
 
 async def _follow(client: Any, submission: str, progress: Progress) -> None:
     async for text in client.tail_job_logs(submission):
-        progress.say(text.rstrip("\n"))
-
-
-def submit(
-    stage: Annotated[str, typer.Argument(help="run, shard, pretrain, evaluate or report")],
-    recipe: Recipe,
-    overrides: Overrides = None,
-    address: Annotated[
-        str | None, typer.Option(help="dashboard of the cluster; default: RAY_API_SERVER_ADDRESS, else local")
-    ] = None,
-    workspace: Workspace = None,
-    wait: Annotated[bool, typer.Option(help="follow the job's log to its end")] = True,
-    endpoint: Endpoint = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Send a stage, or the whole chain (`run`), to a cluster as a Ray job.
-
-    `vitpipe submit run recipe.yaml --address http://127.0.0.1:8265`
-    """
-
-    if stage not in STAGES:
-        raise InputError(f"{stage!r} cannot be submitted", f"there are: {', '.join(STAGES)}")
-    chain = load_chain(recipe, overrides or [], changes(workspace, endpoint))
-    where = address or os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
-    result = run_submit(stage, chain, where, wait, make_progress())
-    print_result(as_json, result, lambda: print_text(f"{result['submission_id']}: {result['status']}"))
+        progress.message(text.rstrip("\n"))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,20 @@
-"""``vitpipe transfer`` as a module, for ``ray job submit``; what it does stands in ``jobs/one_task.py``."""
+"""``vitpipe transfer``: fine-tune a run's last checkpoint, or imported weights, on one task."""
 
 from __future__ import annotations
 
 from jobs.base.entrypoint import main
 from jobs.base.options import Address, Debug, Endpoint, Json, Workspace
-from jobs.probe import MaxParallel, Name, Run, Settings, Test, Train, Weights, _judge
+from jobs.probe import (
+    MaxParallel,
+    Name,
+    ProbeRequest,
+    Run,
+    Settings,
+    Test,
+    Train,
+    Weights,
+    run_probe,
+)
 
 
 def transfer(
@@ -26,10 +36,10 @@ def transfer(
     `vitpipe transfer RUN steps=500 image_size=384 -w ws --train birds-train --test birds-test`: the learning rate is
     chosen on a held-out part of the training samples, then three runs on all of them are tested.
     """
-    from jobs.probe import ProbeRequest
-
-    wish = ProbeRequest(run or "", weights, name, train, test, ("finetune",), settings or (), max_parallel=max_parallel)
-    _judge(wish, workspace, endpoint, address, as_json, debug)
+    request = ProbeRequest(
+        run or "", weights, name, train, test, ("finetune",), settings or (), max_parallel=max_parallel
+    )
+    run_probe(request, workspace, endpoint, address, as_json, debug)
 
 
 if __name__ == "__main__":

@@ -2,59 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from jobs.base.console import make_progress, print_text
+from jobs.base.console import make_progress, print_result, print_text
 from jobs.base.entrypoint import main
-from jobs.base.options import Debug, Endpoint, Json, Workspace, print_result, require_workspace, stores_of
+from jobs.base.options import Debug, Endpoint, Json, Workspace, require_workspace, stores_of
 from pipeline.base.errors import FailedError, InputError
 from pipeline.base.progress import Progress
 from pipeline.base.store.open import open_store
 from pipeline.base.store.protocol import Store, Stores
-from pipeline.corpus.staging.manifest import MANIFEST
+from pipeline.corpus.staging.manifest import CORPORA, list_corpora
 from pipeline.corpus.staging.verify import verify_staged
-from pipeline.records.dataset import CARD, dataset_prefix
+from pipeline.records.dataset import dataset_prefix, list_datasets
 from pipeline.shard.verify import Depth, verify_dataset
-
-_CORPORA = "corpora/"  # leads the name of a staged corpus, so that a dataset may have the same
-
-
-def run_verify(
-    workspace: Store, stores: Stores, names: list[str], depth: Depth, progress: Progress
-) -> dict[str, list[str]]:
-    """The problems of each dataset or corpus in *names*, or of all. Raises InputError when there is none of that name.
-
-    Of a corpus ``fast`` compares sizes; the other depths compare digests.
-    """
-    present = [*dataset_names(workspace), *corpus_names(workspace)]
-    missing = sorted(set(names) - set(present))
-    if missing or not present:
-        what = f"no dataset {missing[0]!r}" if missing else "no datasets"
-        known = f"there are: {', '.join(present)}" if present else "shard one first"
-        raise InputError(f"{what} in {workspace.uri}", known)
-    return {name: _verify_one(workspace.uri, stores, name, depth, progress) for name in names or present}
-
-
-def _verify_one(workspace: str, stores: Stores, name: str, depth: Depth, progress: Progress) -> list[str]:
-    if name.startswith(_CORPORA):
-        return verify_staged(
-            open_store(f"{workspace}/{name}", stores), "sizes" if depth == "fast" else "digests", progress
-        )
-    return verify_dataset(open_store(f"{workspace}/{dataset_prefix(name)}", stores), depth, progress)
-
-
-def corpus_names(workspace: Store) -> list[str]:
-    """``corpora/NAME`` of the staged corpora that have a manifest."""
-    keys = (info.key for info in workspace.list(_CORPORA))
-    return sorted(key.rpartition("/")[0] for key in keys if key.endswith(f"/{MANIFEST}") and key.count("/") == 2)
-
-
-def dataset_names(workspace: Store) -> list[str]:
-    """Names of the datasets that have a card."""
-    keys = (info.key for info in workspace.list("datasets/"))
-    return sorted(key.split("/")[1] for key in keys if key.endswith(f"/{CARD}") and key.count("/") == 2)
 
 
 def verify(
@@ -71,15 +33,38 @@ def verify(
     debug: Debug = False,
 ) -> None:
     """Compare datasets and staged corpora with their cards: every byte by default. Names damage, and exits 1."""
-
-    depth: Literal["fast", "bytes", "full"] = "full" if full else "fast" if fast else "bytes"
+    depth: Depth = "full" if full else "fast" if fast else "bytes"
     uri, stores = require_workspace(workspace), stores_of(workspace, endpoint)
     problems = run_verify(open_store(uri, stores), stores, names or [], depth, make_progress())
-    found = [f"{name}: {problem}" for name, rows in problems.items() for problem in rows]
+    lines = [f"{name}: {problem}" for name, rows in problems.items() for problem in rows]
     result = {"workspace": uri, "depth": depth, "problems": problems}
-    print_result(as_json, result, lambda: print_text("\n".join(found) or f"whole ({depth}): {', '.join(problems)}"))
-    if found:
-        raise FailedError(f"{len(found)} problems; first: {found[0]}", "shard the dataset again, or stage the corpus")
+    print_result(as_json, result, lambda: print_text("\n".join(lines) or f"whole ({depth}): {', '.join(problems)}"))
+    if lines:
+        raise FailedError(f"{len(lines)} problems; first: {lines[0]}", "shard the dataset again, or stage the corpus")
+
+
+def run_verify(
+    workspace: Store, stores: Stores, names: list[str], depth: Depth, progress: Progress
+) -> dict[str, list[str]]:
+    """The problems of each dataset or corpus in *names*, or of all. Raises InputError when there is none of that name.
+
+    Of a corpus ``fast`` compares sizes; the other depths compare digests.
+    """
+    present = [*list_datasets(workspace), *list_corpora(workspace)]
+    missing = sorted(set(names) - set(present))
+    if missing or not present:
+        problem = f"no dataset {missing[0]!r}" if missing else "no datasets"
+        known = f"there are: {', '.join(present)}" if present else "shard one first"
+        raise InputError(f"{problem} in {workspace.uri}", known)
+    return {name: _problems(workspace.uri, stores, name, depth, progress) for name in names or present}
+
+
+def _problems(workspace: str, stores: Stores, name: str, depth: Depth, progress: Progress) -> list[str]:
+    """*name* is a dataset's; one that begins with ``corpora/`` is a corpus's, as a dataset may have the same name."""
+    if name.startswith(CORPORA):
+        corpus = open_store(f"{workspace}/{name}", stores)
+        return verify_staged(corpus, "sizes" if depth == "fast" else "digests", progress)
+    return verify_dataset(open_store(f"{workspace}/{dataset_prefix(name)}", stores), depth, progress)
 
 
 if __name__ == "__main__":

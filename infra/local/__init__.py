@@ -1,1 +1,1 @@
-"""Object stores: a real S3 server on this machine, and the policy of a bucket."""
+"""This machine: a real S3 server on loopback."""

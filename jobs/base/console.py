@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +15,8 @@ from rich.text import Text
 
 from pipeline.base.units import format_seconds
 
-_PLAIN_SECONDS = 10.0  # between two lines of one piece of work
+_PLAIN_SECONDS = 10.0  # between two lines about the same work
+_PLAIN_WIDTH = 160  # columns of a table where stdout is no terminal
 
 
 class Bars:
@@ -53,7 +54,7 @@ class Bars:
             self._progress.stop()
             self._progress = None
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """See Progress."""
         self._console.print(text, highlight=False, markup=False)
 
@@ -67,31 +68,31 @@ class Lines:
     def start(self, label: str, total: int | None = None) -> None:
         """See Progress."""
         self._label, self._total, self._done = label, total, 0
-        self._started = self._told = time.monotonic()
+        self._started = self._printed = time.monotonic()
         self._note = ""
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """See Progress."""
         self._done += count
         self._note = note or self._note
-        if time.monotonic() - self._told > _PLAIN_SECONDS:
-            self._told = time.monotonic()
-            self._tell()
+        if time.monotonic() - self._printed > _PLAIN_SECONDS:
+            self._printed = time.monotonic()
+            self._print_state()
 
     def finish(self, note: str = "") -> None:
         """See Progress."""
         if self._label:
             self._note = note or self._note
-            self._tell(f" in {format_seconds(time.monotonic() - self._started)}")
+            self._print_state(f" in {format_seconds(time.monotonic() - self._started)}")
             self._label = ""
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """See Progress."""
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
-    def _tell(self, suffix: str = "") -> None:
+    def _print_state(self, suffix: str = "") -> None:
         of = f"/{self._total}" if self._total else ""
-        self.say(f"{self._label}: {self._done}{of}{suffix}" + (f" ({self._note})" if self._note else ""))
+        self.message(f"{self._label}: {self._done}{of}{suffix}" + (f" ({self._note})" if self._note else ""))
 
 
 def make_progress() -> Bars | Lines:
@@ -99,9 +100,12 @@ def make_progress() -> Bars | Lines:
     return Bars() if sys.stderr.isatty() else Lines()
 
 
-def print_json(result: dict[str, Any]) -> None:
-    """The machine-readable result: one JSON object on stdout."""
-    print(json.dumps(result, indent=2, sort_keys=True, default=str))  # noqa: T201
+def print_result(as_json: bool, result: dict[str, Any], show: Callable[[], None]) -> None:
+    """With --json print *result* as one JSON object on stdout, else call *show*, which prints it for people."""
+    if as_json:
+        print(json.dumps(result, indent=2, sort_keys=True, default=str))  # noqa: T201
+    else:
+        show()
 
 
 def print_text(text: str) -> None:
@@ -109,10 +113,15 @@ def print_text(text: str) -> None:
     print(text)  # noqa: T201
 
 
+def print_note(text: str) -> None:
+    """A line about the command itself, on stderr: no part of the result, and no error."""
+    print(f"note: {text}", file=sys.stderr)  # noqa: T201
+
+
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A table on stdout; as wide as it needs to be where stdout is no terminal. Nothing in it is taken for markup."""
+    """A table on stdout; no cell is read as markup."""
     table = Table(*columns, title=Text(title), title_justify="left", title_style="bold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
     console.print(table)

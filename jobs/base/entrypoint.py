@@ -15,6 +15,8 @@ import typer
 from pipeline import __version__
 from pipeline.base.errors import FailedError, InterruptedRunError, VitpipeError
 
+_WAY_ON = "the same command goes on where it stopped"  # after an interruption
+
 
 def new_app(**settings: Any) -> typer.Typer:
     """An app that looks like all of vitpipe's; *settings* are typer's."""
@@ -41,44 +43,44 @@ def main(command: typer.Typer | Callable[..., None], arguments: list[str] | None
 
     An error of ours is one line for each of its messages; a traceback comes with ``--debug`` only.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
-    words = [*(arguments or []), *sys.argv[1:]]
-    debug = "--debug" in words
+    signal.signal(signal.SIGTERM, _raise_interrupted)
+    command_line = [*(arguments or []), *sys.argv[1:]]
+    debug = "--debug" in command_line
     try:
-        code = as_app(command)(words, standalone_mode=False)
+        code = as_app(command)(command_line, standalone_mode=False)
     except KeyboardInterrupt:
-        code = _tell(InterruptedRunError("interrupted", "the same command goes on where it stopped"), debug)
+        code = _print_error(InterruptedRunError("interrupted", _WAY_ON), debug)
     except VitpipeError as error:
-        code = _tell(error, debug)
+        code = _print_error(error, debug)
     except Exception as error:
-        code = _tell_other(error, debug)
+        code = _print_foreign_error(error, debug)
     sys.stdout.flush()
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _tell_other(error: Exception, debug: bool) -> int:
+def _raise_interrupted(_number: int, _frame: object) -> None:
+    raise InterruptedRunError("stopped by SIGTERM", _WAY_ON)
+
+
+def _print_error(error: VitpipeError, debug: bool) -> int:
+    if debug:
+        sys.excepthook(type(error), error, error.__traceback__)
+    for line in str(error).splitlines():
+        print(f"vitpipe: {line}", file=sys.stderr)  # noqa: T201
+    return error.exit_code
+
+
+def _print_foreign_error(error: Exception, debug: bool) -> int:
     """An error that is not ours. Typer carries a click of its own, so usage errors are known by what they can do."""
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if callable(show) and isinstance(code, int):
         show()
         return code
     if type(error).__name__ == "Abort":
-        return _tell(InterruptedRunError("interrupted", "the same command goes on where it stopped"), debug)
+        return _print_error(InterruptedRunError("interrupted", _WAY_ON), debug)
     if debug:
         raise error
-    return _tell(FailedError(f"{type(error).__name__}: {error}", "add --debug to see where"), debug)
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    raise InterruptedRunError("stopped by SIGTERM", "the same command goes on where it stopped")
-
-
-def _tell(error: VitpipeError, debug: bool) -> int:
-    if debug:
-        sys.excepthook(type(error), error, error.__traceback__)
-    for line in str(error).splitlines():
-        print(f"vitpipe: {line}", file=sys.stderr)  # noqa: T201
-    return error.exit_code
+    return _print_error(FailedError(f"{type(error).__name__}: {error}", "add --debug to see where"), debug)
 
 
 @cache

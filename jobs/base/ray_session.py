@@ -1,4 +1,7 @@
-"""Connecting to Ray: to the cluster that is named, or to one of our own that ends with the command."""
+"""Connect to Ray: to the cluster that is named, or to a local one that ends with the command.
+
+Ray and torch are imported inside functions: commands that refuse their input, or need neither, do without them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from contextlib import contextmanager
 
 from pipeline.base.errors import RefusedError
 
-_MIN_CPUS = 2  # a laptop with one core still gets two ranks, only slower
+_MIN_CPUS = 2  # of a local cluster: a machine with one core still runs two ranks, only slower
 
 
 @contextmanager
@@ -33,10 +36,10 @@ def connected(address: str | None, debug: bool = False) -> Iterator[None]:
             # "local": without it ray would join, or stumble over, any cluster it finds on this machine
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=debug, logging_level=level)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        where = f"no Ray cluster answers at {address}" if address else "no local Ray cluster could be started"
-        raise RefusedError(f"{where} ({type(error).__name__})", "check --address, or leave it out") from error
+        problem = f"no Ray cluster answers at {address}" if address else "no local Ray cluster could be started"
+        raise RefusedError(f"{problem} ({type(error).__name__})", "check --address, or leave it out") from error
     try:
-        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts its own there, which exits with 15
+        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init installs its own handler, which exits with 15
         yield
     finally:
         ray.shutdown()
@@ -51,14 +54,14 @@ def import_torch_first() -> None:
     import torch  # noqa: F401 - a second or two that other commands do without
 
 
-def require_cpus(what: str, needed: float) -> None:
-    """Refuse what the cluster can never place, instead of waiting for it for ever."""
+def require_cpus(stage: str, needed: float) -> None:
+    """Raise RefusedError when the cluster has fewer CPUs than *stage* needs, instead of waiting for them for ever."""
     import ray
 
     available = ray.cluster_resources().get("CPU", 0)
     if needed > available:
         raise RefusedError(
-            f"{what} needs {needed:g} CPUs, the cluster has {available:g}", "lower workers, or add nodes"
+            f"{stage} needs {needed:g} CPUs, the cluster has {available:g}", "lower workers, or add nodes"
         )
 
 
@@ -75,7 +78,7 @@ def _prepare(debug: bool) -> None:
         "OMP_NUM_THREADS": "1",  # each process computes on its own core; more threads than cores cost time
         "RAY_TRAIN_V2_ENABLED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours stand there
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # vitpipe prints its own
         "RAY_DEDUP_LOGS": "0" if debug else "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }

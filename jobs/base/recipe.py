@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.base.config import Config, apply_overrides, build, read_yaml
+from pipeline.base.config import Config, apply_overrides, build, read_extended
 from pipeline.base.errors import RecipeError
 from pipeline.base.store.open import normalise_uri
 from pipeline.base.store.protocol import Stores
@@ -67,11 +67,11 @@ class ChainRecipe(Config):
 
 
 def load_chain(path: str, overrides: list[str], changes: dict[str, Any] | None = None) -> ChainRecipe:
-    """Read a recipe file, or one that ships with vitpipe by its name, with overrides applied.
+    """Read a recipe file, or one that ships with vitpipe by its name, with what it extends and overrides applied.
 
     *changes* are top-level values given as options; they win over the file. The workspace becomes absolute.
     """
-    tree = read_yaml(resolve_recipe(path)) | (changes or {})
+    tree = read_extended(resolve_recipe(path), _find_base) | (changes or {})
     recipe = build(ChainRecipe, apply_overrides(tree, overrides), path)
     return recipe.model_copy(update={"workspace": normalise_uri(recipe.workspace)})
 
@@ -82,14 +82,20 @@ def resolve_recipe(name: str) -> Path:
     if path.exists():
         return path
     shipped = Path(str(importlib.resources.files("jobs") / "recipes"))
-    known = sorted(item.stem for item in shipped.glob("*.yaml"))
+    known = sorted(file.stem for file in shipped.glob("*.yaml"))
     if name in known:
         return shipped / f"{name}.yaml"
     raise RecipeError([f"there is no such file; recipes that ship with vitpipe: {', '.join(known)}"], name)
 
 
+def _find_base(name: str, folder: Path) -> Path:
+    """The recipe that ``extends: name`` in a file of *folder* means: a file beside it, or one that ships."""
+    beside = [folder / name, folder / f"{name}.yaml"]
+    return next((path for path in beside if path.is_file()), None) or resolve_recipe(name)
+
+
 def require(section: Any, name: str, source: str) -> Any:
-    """*section*, or RecipeError when the recipe has none."""
+    """*section*. Raises RecipeError when the recipe *source* has no section *name*."""
     if not section:
         raise RecipeError([f"section '{name}' is missing, and this command needs it"], source)
     return section

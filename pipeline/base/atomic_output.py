@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and never in place of another."""
+"""Files and folders that appear complete or not at all, and never replace another."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def atomic_output(out: str) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield scratch
-        _place(scratch, target)
+        _rename(scratch, target)
     except OSError as error:
         raise FailedError(f"{out} cannot be written: {error.strerror or error}") from None
     finally:
@@ -34,8 +34,8 @@ def atomic_output(out: str) -> Iterator[Path]:
             scratch.unlink()
 
 
-def _place(scratch: Path, target: Path) -> None:
-    """Rename, unless something came up there meanwhile: link(2) and rename(2) of a folder refuse to replace it."""
+def _rename(scratch: Path, target: Path) -> None:
+    """Rename, unless there is something at *target* by now: link(2) and rename(2) of a folder refuse to replace it."""
     try:
         if scratch.is_dir():
             os.rename(scratch, target)

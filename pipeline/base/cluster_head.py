@@ -19,11 +19,11 @@ class ClusterHead:
 
     @property
     def is_away(self) -> bool:
-        """True when it was not there at the last look."""
+        """True when it did not answer at the last look."""
         return self._since is not None
 
     def check(self) -> str:
-        """Look; what is to be said, if anything. Raises InterruptedRunError once it has been away for too long."""
+        """Look: a message when that has changed, else "". Raises InterruptedRunError when it is away for too long."""
         was_away, now = self.is_away, time.monotonic()
         self._since = None if self.answers() else self._since or now
         if self._since is not None and now - self._since >= self._patience_seconds:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,6 +22,20 @@ class Config(BaseModel):
 
 
 ConfigType = TypeVar("ConfigType", bound=Config)
+Value = TypeVar("Value")
+_PER_ATTEMPT = "may change between the attempts of one run"
+PerAttempt = Annotated[Value, _PER_ATTEMPT]  # of a field: how a run is worked on, not what comes out; not fingerprinted
+
+
+def per_attempt_fields(kind: type[Config]) -> dict[str, Any]:
+    """The fields of *kind*, and of the configs in it, that are ``PerAttempt``: as ``model_dump`` takes *exclude*."""
+    fields: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        if _PER_ATTEMPT in field.metadata:
+            fields[name] = True
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+            fields |= {name: inner} if (inner := per_attempt_fields(field.annotation)) else {}
+    return fields
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -73,6 +88,33 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return parse_yaml(text, str(path))
 
 
+def read_extended(path: Path, resolve: Callable[[str, Path], Path]) -> dict[str, Any]:
+    """The recipe file at *path*, merged over the recipe that its ``extends`` names, and so on.
+
+    Mappings are merged key by key; any other value, a list too, replaces that of the base, and null takes it away.
+    *resolve* gives the file of a base from its name and the folder of the file that names it. Raises RecipeError for a
+    base that extends itself.
+    """
+    chain = [path]
+    tree = read_yaml(path)
+    while (base := tree.pop("extends", None)) is not None:
+        if not isinstance(base, str):
+            raise RecipeError(["extends: give the name of one recipe"], str(chain[-1]))
+        chain.append(resolve(base, chain[-1].parent))
+        if chain[-1].resolve() in [file.resolve() for file in chain[:-1]]:
+            raise RecipeError([f"extends: {base} extends itself"], str(chain[-2]))
+        tree = _merge(read_yaml(chain[-1]), tree)
+    return tree
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in changes.items():
+        known = base.get(name)
+        merged[name] = _merge(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return {name: value for name, value in merged.items() if value is not None or name not in base}
+
+
 def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """A copy of *tree* with every ``key.sub=value`` applied; values are read as YAML. List items by number."""
     result: dict[str, Any] = _copy(tree)
@@ -84,8 +126,8 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any
 
 def _copy(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _copy(item) for name, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
+        return {name: _copy(inner) for name, inner in value.items()}
+    return [_copy(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _apply(tree: Any, override: str) -> str | None:
@@ -118,7 +160,7 @@ def build(kind: type[ConfigType], tree: dict[str, Any], source: str = "recipe") 
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        problems = [_explain(kind, item) for item in _told(error.errors(include_url=False))]
+        problems = [_explain(kind, problem) for problem in _own_problems(error.errors(include_url=False))]
         raise RecipeError(list(dict.fromkeys(problems)), source) from None
 
 
@@ -127,32 +169,34 @@ def load(kind: type[ConfigType], path: str | Path, overrides: list[str] | None =
     return build(kind, apply_overrides(read_yaml(path), overrides or []), str(path))
 
 
-def _told(items: list[Any]) -> list[Any]:
-    """*items* without the lists that pydantic calls too short only since it refused what is in them."""
-    places = [item["loc"] for item in items]
+def _own_problems(problems: list[Any]) -> list[Any]:
+    """*problems* without the lists that pydantic calls too short only since it refused what is in them."""
+    locations = [problem["loc"] for problem in problems]
 
-    def follows(item: Any) -> bool:
-        loc = item["loc"]
-        return item["type"] == "too_short" and any(len(loc) < len(at) and at[: len(loc)] == loc for at in places)
+    def follows(problem: Any) -> bool:
+        outer = problem["loc"]
+        return problem["type"] == "too_short" and any(
+            len(outer) < len(inner) and inner[: len(outer)] == outer for inner in locations
+        )
 
-    return [item for item in items if not follows(item)]
+    return [problem for problem in problems if not follows(problem)]
 
 
-def _explain(kind: type[Config], item: Any) -> str:
+def _explain(kind: type[Config], problem: Any) -> str:
     """One line for one of pydantic's errors."""
-    path, models = _locate(kind, item["loc"])
-    where = ".".join(path)
-    if item["type"] == "extra_forbidden":
+    path, models = _locate(kind, problem["loc"])
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
         known = sorted({name for model in models for name in model.model_fields})
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key '{where}' - {hint}"
-    if item["type"] == "missing":
-        return f"'{where}' is required"
-    message = item["msg"].removeprefix("Value error, ")
-    given = item["input"]
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
-    return f"'{where}': {message}{shown}" if where else f"{message}"
+        return f"unknown key '{key}' - {hint}"
+    if problem["type"] == "missing":
+        return f"'{key}' is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    value = problem["input"]
+    shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) or value is None else ""
+    return f"'{key}': {message}{shown}" if key else f"{message}"
 
 
 def _locate(kind: type[Config], location: tuple[Any, ...]) -> tuple[list[str], list[type[Config]]]:
@@ -183,4 +227,4 @@ def _labels(model: type[Config]) -> set[Any]:
 def _models_in(annotation: Any) -> list[type[Config]]:
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
-    return [found for inner in get_args(annotation) for found in _models_in(inner)]
+    return [model for inner in get_args(annotation) for model in _models_in(inner)]

@@ -1,10 +1,12 @@
-"""Digests and canonical JSON: the one way in which content becomes a name. sha256 throughout."""
+"""Digests and canonical JSON: the only way in which content becomes a name. sha256 throughout."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from typing import Any
+
+_ABSENT = object()
 
 
 def sha256_hex(data: bytes | memoryview) -> str:
@@ -22,18 +24,15 @@ def fingerprint(value: Any) -> str:
     return sha256_hex(canonical_json(value).encode())
 
 
-def differing_fields(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
-    """Name every leaf at which two JSON-like values differ, as ``a.b: theirs -> ours``."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
+def differing_fields(new: Any, existing: Any, prefix: str = "") -> list[str]:
+    """Name every leaf at which two JSON-like values differ, as ``a.b: existing -> new``."""
+    if isinstance(new, dict) and isinstance(existing, dict):
         rows: list[str] = []
-        for name in sorted(set(ours) | set(theirs)):
-            rows += differing_fields(ours.get(name, _ABSENT), theirs.get(name, _ABSENT), f"{prefix}{name}.")
+        for name in sorted(set(new) | set(existing)):
+            rows += differing_fields(new.get(name, _ABSENT), existing.get(name, _ABSENT), f"{prefix}{name}.")
         return rows
-    old, new = _shown(theirs), _shown(ours)  # compared as text: 1, 1.0 and true have different fingerprints
-    return [] if old == new else [f"{prefix.rstrip('.')}: {old} -> {new}"]
-
-
-_ABSENT = object()
+    before, after = _shown(existing), _shown(new)  # compared as text: 1, 1.0 and true have different fingerprints
+    return [] if before == after else [f"{prefix.rstrip('.')}: {before} -> {after}"]
 
 
 def _shown(value: Any) -> str:

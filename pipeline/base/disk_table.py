@@ -1,9 +1,9 @@
-"""Rows of one schema that may be more than memory holds: read again and again in bounded chunks, sorted on disk.
+"""Rows of one schema that may be more than memory holds: read again and again in bounded chunks, sorted on disk::
 
-    writer = RowsWriter(schema)             rows = writer.close()            for table in rows.chunks(): ...
-    spool = Spool(schema, num_expected, tie)        for table in spool.in_order(): ...
+    writer = DiskTableWriter(schema)        rows = writer.close()            for table in rows.chunks(): ...
+    sorter = ExternalSorter(schema, num_expected, tie)          for table in sorter.in_order(): ...
 
-Both keep their files in a temporary folder of this machine that goes when the last object that needs it goes.
+Both keep their files in a temporary folder of this machine, which is removed with the last object that needs it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 CHUNK_ROWS = 16_384
-_ROWS_OF_A_BUCKET = 60_000
+_ROWS_OF_A_BUCKET = 60_000  # of a sorter, which holds one bucket in memory
 _MOST_ROWS_AT_ONCE = 4 * _ROWS_OF_A_BUCKET
 _MAX_BUCKETS = 128  # of one file each, with 128 rows of a chunk: cheap to spread, and 2 levels hold 10^9 rows
 _KEY_BITS = 64
-_BUFFERED_BYTES = 16_000_000
+_BUFFERED_BYTES = 16_000_000  # of all buckets together, before they are written
+_KEY = "spool.key"  # the column of the keys
 
 
 class DiskTable:
@@ -154,9 +155,6 @@ class _Buckets:
 
     def _path(self, number: int) -> Path:
         return self._folder.path / f"bucket-{number:05d}.arrows"
-
-
-_KEY = "spool.key"
 
 
 class _Folder:

@@ -18,13 +18,13 @@ class VitpipeError(Exception):
 
     exit_code = 1
 
-    def __init__(self, what: str, way_out: str = "") -> None:
-        self.what = what
+    def __init__(self, message: str, way_out: str = "") -> None:
+        self.message = message
         self.way_out = way_out
-        super().__init__(what, way_out)
+        super().__init__(message, way_out)
 
     def __str__(self) -> str:
-        return f"{self.what} - {self.way_out}" if self.way_out else self.what
+        return f"{self.message} - {self.way_out}" if self.way_out else self.message
 
 
 class RefusedError(VitpipeError):
@@ -53,7 +53,7 @@ class MismatchError(RefusedError):
 
 
 class StoreAccessError(RefusedError):
-    """The store cannot be reached, or it denies what is asked. Never holds a credential."""
+    """The store cannot be reached, or it denies the request. Never holds a credential."""
 
 
 class FailedError(VitpipeError):

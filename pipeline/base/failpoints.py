@@ -14,7 +14,7 @@ VARIABLE = "VITPIPE_FAIL_AT"
 
 
 def fail_point(point: str) -> None:
-    """Say that *point* is reached."""
+    """Mark that *point* is reached."""
     named, _, once = os.environ.get(VARIABLE, "").partition(":")
     action, _, name = named.rpartition("@")
     if name == point and (not once or _first(once)):

@@ -1,4 +1,4 @@
-"""Progress: what long work tells whoever watches it. Stages get one; the command decides how it looks."""
+"""Progress: how far long work is, and messages about it. Stages get one; the command decides how it looks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Progress(Protocol):
     def finish(self, note: str = "") -> None:
         """The piece of work is done."""
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """One line for the log."""
 
 
@@ -33,5 +33,5 @@ class Silent:
     def finish(self, note: str = "") -> None:
         """Show nothing."""
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Show nothing."""

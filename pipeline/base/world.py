@@ -1,4 +1,4 @@
-"""World: the named counts of a distributed job. The only module that reads RANK and its kin."""
+"""World: the named counts of a distributed job, and exchange among its ranks. The only module that reads RANK."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any, Protocol, TypeVar
 from pipeline.base.errors import DamageError, FailedError
 
 Value = TypeVar("Value")
+_DAMAGE = (DamageError, FileNotFoundError)  # of a file in a store: the callers name it and go on
 
 
 @dataclass(frozen=True)
 class World:
-    """Who this process is among ``size`` ranks on ``size // local_size`` nodes or so."""
+    """Which rank this process is, among ``size`` ranks on about ``size // local_size`` nodes."""
 
     rank: int = 0
     size: int = 1
@@ -52,7 +53,7 @@ class Collective(Protocol):
 
     @property
     def world(self) -> World:
-        """This process's place."""
+        """The rank of this process."""
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's *value*, in the order of ranks, on every rank."""
@@ -75,13 +76,10 @@ class SingleProcess:
         return value
 
 
-_DAMAGE = (DamageError, FileNotFoundError)
-
-
 def run_on_all(collective: Collective, action: Callable[[], Value]) -> tuple[list[Value], list[str]]:
-    """*action* on every rank: (what each returned, what was found damaged), the same on every rank.
+    """Call *action* on every rank: (what each returned, which damage each met), the same on every rank.
 
-    Any other error of one rank is raised on all, so that none waits for another that has left.
+    Any other error of one rank is raised on all, so that none waits for a rank that has left.
     """
     outcome: Value | BaseException
     try:
@@ -89,16 +87,16 @@ def run_on_all(collective: Collective, action: Callable[[], Value]) -> tuple[lis
     except Exception as error:
         outcome = _portable(error)
     outcomes = collective.gather(outcome)
-    hard = [found for found in outcomes if isinstance(found, Exception) and not isinstance(found, _DAMAGE)]
-    if hard:
-        raise hard[0]
-    damages = [str(found) for found in outcomes if isinstance(found, _DAMAGE)]
-    values = [found for found in outcomes if not isinstance(found, Exception)]
+    errors = [result for result in outcomes if isinstance(result, Exception) and not isinstance(result, _DAMAGE)]
+    if errors:
+        raise errors[0]
+    damages = [str(result) for result in outcomes if isinstance(result, _DAMAGE)]
+    values = [result for result in outcomes if not isinstance(result, Exception)]
     return values, list(dict.fromkeys(damages))
 
 
 def run_on_first(collective: Collective, action: Callable[[], Value]) -> tuple[Value | None, list[str]]:
-    """*action* on rank 0: (what it returned, what it found damaged), on every rank. Its error is raised on all."""
+    """Call *action* on rank 0: (what it returned, which damage it met), on every rank. Its error is raised on all."""
     outcome: Value | BaseException | None = None
     if collective.world.is_first:
         try:
@@ -114,6 +112,6 @@ def run_on_first(collective: Collective, action: Callable[[], Value]) -> tuple[V
 
 
 def _portable(error: Exception) -> Exception:
-    """*error*, or one of ours that says the same when it may not survive the way to another process."""
+    """*error*, or a FailedError with its text when other processes may not be able to unpickle it."""
     known = type(error).__module__.startswith(("pipeline.", "builtins"))
     return error if known else FailedError(f"{type(error).__name__}: {error}")

@@ -1,4 +1,8 @@
-"""Numbered attempts of a run. A number is taken create-only; only the newest attempt may commit a checkpoint."""
+"""Attempts of a run, and whether a checkpoint is complete, readable, damaged.
+
+Attempts are numbered leases (``base/lease.py``): a number is taken create-only, and only the newest attempt may commit
+a checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +12,19 @@ from pydantic import ValidationError
 
 from pipeline.base.digests import canonical_json
 from pipeline.base.errors import MismatchError, SupersededError
+from pipeline.base.lease import list_numbers, take_next
 from pipeline.base.store.protocol import Store
 from pipeline.records.run import CheckpointCard, checkpoint_card_key, parse_checkpoint_card, run_prefix, step_prefix
 
 
 def take_attempt(workspace: Store, run: str) -> str:
     """Take the next number, like ``"0003"``."""
-    number = max((int(name) for name in list_attempts(workspace, run)), default=0) + 1
-    while not workspace.put_if_absent(f"{run_prefix(run)}/attempts/{number:04d}.json", b"{}\n"):
-        number += 1
-    return f"{number:04d}"
+    return take_next(workspace, _attempts_prefix(run), b"{}\n")
 
 
 def list_attempts(workspace: Store, run: str) -> list[str]:
     """All numbers taken so far, in order."""
-    names = (info.key.rpartition("/")[2] for info in workspace.list(f"{run_prefix(run)}/attempts/"))
-    return sorted(name.removesuffix(".json") for name in names)
+    return list_numbers(workspace, _attempts_prefix(run))
 
 
 def check_newest(workspace: Store, run: str, attempt: str) -> None:
@@ -33,21 +34,25 @@ def check_newest(workspace: Store, run: str, attempt: str) -> None:
         raise SupersededError(f"attempt {attempt} of run {run} was superseded by attempt {newest}; it commits nothing")
 
 
+def _attempts_prefix(run: str) -> str:
+    return f"{run_prefix(run)}/attempts/"
+
+
 def quarantine(workspace: Store, run: str, step: int, attempt: str, problem: str) -> None:
     """Write ``damaged-<attempt>.json`` (the problem, and the card's own text), then remove the card.
 
     In this order, so that whatever dies in between leaves a card that the next attempt finds damaged again. A card is
-    never changed and never replaced: it goes, and the step is no checkpoint until somebody saves it anew, under
-    another attempt's folder. The files stay as evidence until ``vitpipe gc``. *attempt* is the one that found it; it
-    has to be the newest.
+    never changed and never replaced: it is removed, and the step is no checkpoint until an attempt saves it anew, in a
+    folder of its own. The files stay as evidence until ``vitpipe gc``. *attempt*, which
+    found the damage, has to be the newest.
     """
     key = checkpoint_card_key(run, step)
     try:
         text = workspace.read(key).decode(errors="backslashreplace")
     except FileNotFoundError:
         return
-    told = canonical_json({"found_by": attempt, "problem": problem, "card": text})
-    workspace.put_if_absent(f"{step_prefix(run, step)}/damaged-{attempt}.json", told.encode())
+    evidence = canonical_json({"found_by": attempt, "problem": problem, "card": text})
+    workspace.put_if_absent(f"{step_prefix(run, step)}/damaged-{attempt}.json", evidence.encode())
     workspace.delete(key)
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint in a store as a FragmentReader. Nothing is handed out of a file before its digest was found right."""
+"""A checkpoint in a store as a FragmentReader. Nothing is handed out of a file before its digest is verified."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class CheckpointReader:
-    """Where each piece of *card*'s state is, and the verified files that were fetched. Close it, or use ``with``.
+    """Where each range of *card*'s state is, and the verified files that were fetched. Close it, or use ``with``.
 
     ``headers`` by file name may come from another rank; each is compared with the file's own once that is fetched.
     """
@@ -51,14 +51,14 @@ class CheckpointReader:
         self._files = {file.name: file for file in card.files}
         self.headers = read_headers(workspace, card) if headers is None else headers
         self._shapes = next(iter(self.headers.values())).state.shapes
-        self._places: dict[tuple[str, str], list[tuple[int, int, str, int]]] = defaultdict(list)
+        self._locations: dict[tuple[str, str], list[tuple[int, int, str, int]]] = defaultdict(list)
         for name, header in self.headers.items():
             for piece, offset in header.offsets.items():
-                self._places[piece.kind, piece.name].append((piece.start, piece.stop, name, offset))
-        for places in self._places.values():
-            places.sort()
+                self._locations[piece.kind, piece.name].append((piece.start, piece.stop, name, offset))
+        for locations in self._locations.values():
+            locations.sort()
         self._opened: dict[str, NDArray[np.uint8]] = {}
-        self._held = ExitStack()
+        self._resources = ExitStack()
 
     @property
     def updates(self) -> int:
@@ -71,13 +71,13 @@ class CheckpointReader:
 
     def kinds(self) -> set[str]:
         """The kinds of state that it holds."""
-        return {kind for kind, _ in self._places}
+        return {kind for kind, _ in self._locations}
 
-    def fetch(self, wanted: Iterable[FragmentRange]) -> None:
-        """Fetch and verify the files that hold the elements *wanted*, of every kind. Raises DamageError."""
+    def fetch(self, ranges: Iterable[FragmentRange]) -> None:
+        """Fetch and verify the files that hold the elements in *ranges*, of every kind. Raises DamageError."""
         names = {
             name
-            for piece in wanted
+            for piece in ranges
             for kind in self.kinds()
             for _, _, name, _ in self._overlapping(kind, piece.name, piece.start, piece.stop)
         }
@@ -86,35 +86,35 @@ class CheckpointReader:
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
         """See FragmentReader. Raises MismatchError for what the checkpoint does not hold, DamageError."""
-        if (kind, name) not in self._places:
+        if (kind, name) not in self._locations:
             raise MismatchError(
                 f"checkpoint {self.card.run}@{self.card.step} holds no {kind} of {name}; "
                 f"it has: {', '.join(sorted(self.kinds()))}"
             )
-        found = np.empty(stop - start, dtype=np.float32)
+        elements = np.empty(stop - start, dtype=np.float32)
         filled = 0
         for begin, end, file, offset in self._overlapping(kind, name, start, stop):
             first, last = max(begin, start), min(end, stop)
             values = self._bytes_of(file)[offset + (first - begin) * 4 : offset + (last - begin) * 4].view("<f4")
-            found[first - start : last - start] = values
+            elements[first - start : last - start] = values
             filled += last - first
         if filled != stop - start:
             raise MismatchError(f"{kind} of {name} has no elements {start}..{stop}")
-        return torch.from_numpy(found)
+        return torch.from_numpy(elements)
 
     def has(self, name: str) -> bool:
         """True when file *name* was fetched and verified."""
         return name in self._opened
 
     def verify(self, file: StoredFile) -> None:
-        """Raise DamageError unless *file* has the bytes that the card names; it is not kept."""
+        """Raise DamageError unless *file* has the bytes that the card names; nothing of it stays here."""
         with tempfile.TemporaryDirectory(prefix="vitpipe-checkpoint-") as folder:
             self._verified(file, Path(folder))
 
     def close(self) -> None:
         """Let go of the files."""
         self._opened.clear()
-        self._held.close()
+        self._resources.close()
 
     def __enter__(self) -> Self:
         return self
@@ -125,31 +125,32 @@ class CheckpointReader:
         self.close()
 
     def _overlapping(self, kind: str, name: str, start: int, stop: int) -> list[tuple[int, int, str, int]]:
-        places = self._places.get((kind, name), [])
-        at = max(0, bisect_right(places, start, key=lambda place: place[0]) - 1)
-        found = []
-        while at < len(places) and places[at][0] < stop:
-            if places[at][1] > start:
-                found.append(places[at])
-            at += 1
-        return found
+        locations = self._locations.get((kind, name), [])
+        index = max(0, bisect_right(locations, start, key=lambda location: location[0]) - 1)
+        overlapping = []
+        while index < len(locations) and locations[index][0] < stop:
+            if locations[index][1] > start:
+                overlapping.append(locations[index])
+            index += 1
+        return overlapping
 
     def _bytes_of(self, name: str) -> NDArray[np.uint8]:
         """The verified bytes of file *name*, mapped into memory: of a local store in place, else of a copy."""
         if name not in self._opened:
-            folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="vitpipe-checkpoint-")))
+            folder = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="vitpipe-checkpoint-")))
             data = self._verified(self._files[name], folder)
-            where = f"{self._prefix}/{name}"
-            if parse_header(data[: self._header_bytes(data, where)].tobytes(), len(data), where) != self.headers[name]:
-                raise DamageError(f"{where}: it changed while it was read")
+            source_name = f"{self._prefix}/{name}"
+            header = data[: self._header_bytes(data, source_name)].tobytes()
+            if parse_header(header, len(data), source_name) != self.headers[name]:
+                raise DamageError(f"{source_name}: it changed while it was read")
             self._opened[name] = data
         return self._opened[name]
 
-    def _header_bytes(self, data: NDArray[np.uint8], where: str) -> int:
-        return header_length(data[:LENGTH_BYTES].tobytes(), len(data), where)
+    def _header_bytes(self, data: NDArray[np.uint8], source_name: str) -> int:
+        return header_length(data[:LENGTH_BYTES].tobytes(), len(data), source_name)
 
     def _verified(self, file: StoredFile, folder: Path) -> NDArray[np.uint8]:
-        """The bytes of *file*. A second look before it counts as damaged: it may have been the way, not the file."""
+        """The bytes of *file*. Read twice before it counts as damaged: the transfer may have been at fault."""
         key = f"{self._prefix}/{file.name}"
         for _ in range(2):
             path = self._workspace.local_path(key)
@@ -184,13 +185,13 @@ class WithEma:
 
 
 def read_headers(workspace: Store, card: CheckpointCard) -> dict[str, RankHeader]:
-    """The headers of all ranks' files by name, not verified yet, but of one checkpoint and of one piece.
+    """The headers of all ranks' files by name, not verified yet, but of one checkpoint and complete.
 
     Raises DamageError or FileNotFoundError, naming the file.
     """
-    found = {file.name.rpartition("/")[2] for file in card.files}
-    if found != expected_files(card.world_size) or len(card.files) != card.world_size:
-        raise DamageError(f"the card lists {sorted(found)}, not a file of each of {card.world_size} ranks")
+    names = {file.name.rpartition("/")[2] for file in card.files}
+    if names != expected_files(card.world_size) or len(card.files) != card.world_size:
+        raise DamageError(f"the card lists {sorted(names)}, not a file of each of {card.world_size} ranks")
     with ThreadPoolExecutor(_THREADS) as pool:
         headers = list(pool.map(lambda file: _read_header(workspace, card, file), card.files))
     by_name = {file.name: header for file, header in zip(card.files, headers, strict=True)}
@@ -216,24 +217,24 @@ def _read_header(workspace: Store, card: CheckpointCard, file: StoredFile) -> Ra
 
 def _check_state(card: CheckpointCard, rank: int, name: str, header: RankHeader, shapes: Shapes) -> None:
     """Every file says itself what it is of: so none of another step, attempt or run is taken for this one."""
-    ours = {"run": card.run, "step": card.step, "attempt": card.attempt, "rank": rank}
-    ours |= {"world_size": card.world_size, "updates": card.updates, "shapes": shapes}
+    expected = {"run": card.run, "step": card.step, "attempt": card.attempt, "rank": rank}
+    expected |= {"world_size": card.world_size, "updates": card.updates, "shapes": shapes}
     fields = [
         f"{field}: {value} -> {getattr(header.state, field)}" if field != "shapes" else "shapes"
-        for field, value in ours.items()
+        for field, value in expected.items()
         if getattr(header.state, field) != value
     ]
     if fields:
         raise DamageError(f"{name} is of another checkpoint: {'; '.join(fields)}")
 
 
-def shape_problems(theirs: Shapes, ours: Shapes) -> list[str]:
-    """How the parameters of two models differ, by name."""
-    names = sorted(set(theirs) | set(ours))
+def shape_problems(stored: Shapes, current: Shapes) -> list[str]:
+    """How the parameters of a stored and a current model differ, by name."""
+    names = sorted(set(stored) | set(current))
     return [
-        f"shape of {name}: {theirs.get(name, 'absent')} -> {ours.get(name, 'absent')}"
+        f"shape of {name}: {stored.get(name, 'absent')} -> {current.get(name, 'absent')}"
         for name in names
-        if theirs.get(name) != ours.get(name)
+        if stored.get(name) != current.get(name)
     ]
 
 

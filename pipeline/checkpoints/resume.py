@@ -1,7 +1,7 @@
-"""Resume order: the own run's newest checkpoint that is whole, else the parent of a fork, else nothing.
+"""Resume order: the run's own newest complete checkpoint, else the parent of a fork, else nothing.
 
-Every byte that a rank needs is fetched and verified before the engine is given any of it, and the ranks agree on that:
-so a damaged checkpoint is never half loaded, and no rank waits for another one that has given up.
+Every byte that a rank needs is fetched and verified before the engine gets any of it, and the ranks agree on that: so a
+damaged checkpoint is never half loaded, and no rank waits for another one that has given up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipeline.checkpoints.card import check_complete, check_newest, quarantine, 
 from pipeline.checkpoints.reader import CheckpointReader, WithEma, read_headers, shape_problems
 from pipeline.checkpoints.retention import pin_fork
 from pipeline.checkpoints.save import SaveContext
-from pipeline.checkpoints.shard_file import RankHeader, piece_of
+from pipeline.checkpoints.shard_file import RankHeader, fragment_range
 from pipeline.checkpoints.state import Restorable
 from pipeline.records.run import CheckpointCard, list_steps, parse_reference
 
@@ -35,9 +35,9 @@ def resume(saving: SaveContext, collective: Collective, engine: Restorable) -> C
 
 
 def resume_newest(saving: SaveContext, collective: Collective, engine: Restorable) -> CheckpointCard | None:
-    """Load *engine* from the own run's newest whole checkpoint; its card, or None when there is none.
+    """Load *engine* from the own run's newest complete checkpoint; its card, or None when there is none.
 
-    A damaged one is named and set aside, and the one before it is taken.
+    A damaged one is logged and quarantined, and the one before it is taken.
     """
     expected = {"fingerprint": saving.fingerprint, "dataset_digest": saving.dataset_digest}
     steps, _ = run_on_first(collective, lambda: list_steps(saving.workspace, saving.run))
@@ -45,14 +45,14 @@ def resume_newest(saving: SaveContext, collective: Collective, engine: Restorabl
         card, problems = _load(saving, collective, engine, (saving.run, step), expected)
         if card is not None:
             return card
-        told = "; ".join(problems)
+        reason = "; ".join(problems)
         if collective.world.is_first:
-            _log.warning("checkpoint of step %d of run %s is left out: %s", step, saving.run, told)
-        run_on_first(collective, lambda step=step, told=told: _set_aside(saving, step, told))  # type: ignore[misc]
+            _log.warning("checkpoint of step %d of run %s is left out: %s", step, saving.run, reason)
+        run_on_first(collective, lambda step=step, reason=reason: _quarantine(saving, step, reason))  # type: ignore[misc]
     return None
 
 
-def _set_aside(saving: SaveContext, step: int, problem: str) -> None:
+def _quarantine(saving: SaveContext, step: int, problem: str) -> None:
     check_newest(saving.workspace, saving.run, saving.attempt)
     quarantine(saving.workspace, saving.run, step, saving.attempt, problem)
 
@@ -68,10 +68,14 @@ def _load_parent(saving: SaveContext, parent: str, collective: Collective, engin
 
 
 def _load(
-    saving: SaveContext, collective: Collective, engine: Restorable, which: tuple[str, int], expected: dict[str, str]
+    saving: SaveContext,
+    collective: Collective,
+    engine: Restorable,
+    reference: tuple[str, int],
+    expected: dict[str, str],
 ) -> tuple[CheckpointCard | None, list[str]]:
-    """The card once every rank has loaded it, or what was found damaged. Every rank gets the same answer."""
-    workspace, (run, step) = saving.workspace, which
+    """The card once every rank has loaded it, or what is damaged. Every rank gets the same answer."""
+    workspace, (run, step) = saving.workspace, reference
     opened, problems = run_on_first(collective, lambda: _open(workspace, run, step, expected))
     if opened is None:
         return None, problems
@@ -94,8 +98,8 @@ def _open(
     problem = check_complete(workspace, card)
     if problem:
         raise DamageError(problem)
-    theirs = card.model_dump()
-    fields = [f"{name}: {theirs[name]} -> {ours}" for name, ours in expected.items() if theirs[name] != ours]
+    stored = card.model_dump()
+    fields = [f"{name}: {stored[name]} -> {value}" for name, value in expected.items() if stored[name] != value]
     if fields:
         raise MismatchError(_refusal(card, fields))
     return card, read_headers(workspace, card)
@@ -107,7 +111,7 @@ def _refusal(card: CheckpointCard, fields: list[str]) -> str:
 
 def _fetch(reader: CheckpointReader, collective: Collective, engine: Restorable) -> None:
     """Verify the files that this rank needs. One of another model is verified too, before it is called that."""
-    reader.fetch(piece_of(fragment) for fragment in engine.fragments())
+    reader.fetch(fragment_range(fragment) for fragment in engine.fragments())
     world, card = collective.world, reader.card
     for file in card.every_file[world.rank :: world.size]:  # the ranks together look at every file
         if not reader.has(file.name):

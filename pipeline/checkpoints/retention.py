@@ -1,7 +1,9 @@
-"""Which steps are removed, and how, without hurting anybody who reads.
+"""Leases on steps, which steps are removed, and how, without hurting a reader; files that no card lists.
 
-Kept are the newest ones, each n-th, step 0 (the untrained network, to which evaluation compares), what is pinned, and
-always the newest one that is whole. With ``keep_last=1`` a newest one that goes bad later has nothing to fall back to.
+Kept are the newest steps, each n-th, step 0 (the untrained network, to which evaluation compares), those with a lease,
+and always the newest complete one. With ``keep_last=1`` a newest one that goes bad later has nothing to fall back to.
+
+A lease on steps is stored as ``pins/<owner>.json``: put by its owner's name, for a time or for ever.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 
 from pipeline.base.errors import DamageError, InputError
 from pipeline.base.failpoints import fail_point
+from pipeline.base.lease import Lease, release, renew
 from pipeline.base.store.protocol import ObjectInfo, Orphan, Store
 from pipeline.checkpoints.card import check_complete, list_attempts
 from pipeline.records.record import Record, parse_record
@@ -30,40 +33,45 @@ from pipeline.records.run import (
     step_prefix,
 )
 
-_CLOCK_SECONDS = 60.0  # by which the clocks of two hosts may differ
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_WRITTEN = re.compile(r"step-(\d{8,})/(\d{4,})/([^/]+)")  # step, attempt, file
 
 
 class StepLease(Record):
-    """Who needs which steps is told by the file's name; *expires* None: for ever."""
+    """*steps* that its owner needs until *expires*, seconds since 1970 (None: for ever). The file is named after it."""
 
     steps: tuple[int, ...]
     expires: float | None
+
+    @property
+    def lease(self) -> Lease:
+        """The lease that it is; its holder is no process."""
+        return Lease(expires=self.expires)
 
 
 def hold_steps(workspace: Store, run: str, steps: Iterable[int], owner: str, seconds: float | None) -> list[int]:
     """Keep *steps* of *run* for *seconds* (None: until released); those of them that are there.
 
-    A pin of the same owner is replaced: so this is also how a pin gets other steps.
+    The owner's earlier lease is replaced: so this is also how it gets other steps.
     """
-    wanted = tuple(sorted(set(steps)))
+    needed = tuple(sorted(set(steps)))
     expires = None if seconds is None else time.time() + seconds
-    workspace.put(_key(run, owner), StepLease(steps=wanted, expires=expires).to_json())
-    return sorted(set(wanted) & set(list_steps(workspace, run)))
+    renew(workspace, _key(run, owner), StepLease(steps=needed, expires=expires).to_json())
+    return sorted(set(needed) & set(list_steps(workspace, run)))
 
 
 def renew_steps(workspace: Store, run: str, owner: str, seconds: float) -> list[int]:
-    """Let the owner's pin count from now on for *seconds*; the steps that are there. None pinned: none."""
+    """Let the owner's lease count from now on for *seconds*; its steps that are there. Without a lease: none."""
     try:
-        theirs = parse_record(StepLease, workspace.read(_key(run, owner)), _key(run, owner))
+        existing = parse_record(StepLease, workspace.read(_key(run, owner)), _key(run, owner))
     except FileNotFoundError:
         return []
-    return hold_steps(workspace, run, theirs.steps, owner, seconds)
+    return hold_steps(workspace, run, existing.steps, owner, seconds)
 
 
 def release_steps(workspace: Store, run: str, owner: str) -> None:
     """The owner needs nothing any more."""
-    workspace.delete(_key(run, owner))
+    release(workspace, _key(run, owner))
 
 
 def pin_fork(workspace: Store, parent: str, child: str) -> None:
@@ -78,33 +86,33 @@ def pin_fork(workspace: Store, parent: str, child: str) -> None:
 
 
 def held_steps(workspace: Store, run: str) -> set[int]:
-    """Steps that somebody needs now: those of the pins that count.
+    """Steps that somebody needs now: those of the live leases.
 
-    A pin that cannot be read counts for all steps, so that nothing is removed that it may be about.
+    A lease that cannot be read counts for all steps, so that nothing is removed that it may be about.
     """
-    now, found = time.time() - _CLOCK_SECONDS, set()
+    now, steps = time.time(), set()
     for info in list(workspace.list(f"{run_prefix(run)}/pins/")):
         try:
-            theirs = parse_record(StepLease, workspace.read(info.key), info.key)
+            existing = parse_record(StepLease, workspace.read(info.key), info.key)
         except FileNotFoundError:
             continue
         except DamageError:
-            found |= set(list_steps(workspace, run))
+            steps |= set(list_steps(workspace, run))
             continue
-        if theirs.expires is None or theirs.expires > now:
-            found |= set(theirs.steps)
-    return found
+        if existing.lease.is_live(now):
+            steps |= set(existing.steps)
+    return steps
 
 
 def forked_steps(workspace: Store, run: str) -> set[int]:
-    """Steps of *run* that other runs say they were forked from. Lists all runs, so it is not for every moment."""
+    """Steps of *run* that other runs name as their parent. It lists all runs: do not call it often."""
     steps = set()
     for info in list(workspace.list("runs/")):
         if info.key.endswith("/run.json") and info.key.count("/") == 2:
             try:
                 parent = parse_record(RunCard, workspace.read(info.key), info.key).parent
             except DamageError:
-                continue  # the pin of that fork counts all the same
+                continue  # the lease of that fork counts all the same
             if parent is not None and parse_reference(parent)[0] == run:
                 steps.add(parse_reference(parent)[1])
     return steps
@@ -124,7 +132,7 @@ class Retention:
     keep_every: int = 0
 
     def superfluous(self, steps: list[int]) -> list[int]:
-        """Which of *steps* nothing but a pin keeps. A pure function."""
+        """Which of *steps* nothing but a lease keeps. A pure function."""
         if self.keep_last <= 0:
             return []
         old = sorted(steps)[: -self.keep_last]
@@ -137,11 +145,11 @@ def apply_retention(workspace: Store, run: str, retention: Retention) -> list[in
     chosen = retention.superfluous(steps)
     if not chosen:
         return []
-    kept = held_steps(workspace, run) | forked_steps(workspace, run) | {_newest_whole(workspace, run, steps)}
-    return [step for step in chosen if step not in kept and _retire(workspace, run, step)]
+    retained = held_steps(workspace, run) | forked_steps(workspace, run) | {_newest_complete(workspace, run, steps)}
+    return [step for step in chosen if step not in retained and _retire(workspace, run, step)]
 
 
-def _newest_whole(workspace: Store, run: str, steps: list[int]) -> int:
+def _newest_complete(workspace: Store, run: str, steps: list[int]) -> int:
     """-1 when none is."""
     for step in reversed(steps):
         try:
@@ -163,7 +171,7 @@ def _retire(workspace: Store, run: str, step: int) -> bool:
     try:
         card = parse_checkpoint_card(data, run, step, key)
     except DamageError:
-        return False  # nobody knows what belongs to it; the next resume sets it aside
+        return False  # nobody knows what belongs to it; the next resume quarantines it
     workspace.put(f"{step_prefix(run, step)}/{RETIRED}", data)
     fail_point("checkpoint.before-retire")
     workspace.delete(key)
@@ -177,31 +185,29 @@ def _retire(workspace: Store, run: str, step: int) -> bool:
     return True
 
 
-_WRITTEN = re.compile(r"step-(\d{8,})/(\d{4,})/([^/]+)")  # step, attempt, file
-
-
 def find_orphans(workspace: Store, run: str) -> Iterator[Orphan]:
-    """Files of *run*'s checkpoints that no card lists and that no attempt is about to.
+    """Files of *run*'s checkpoints that no card lists, and that no attempt is about to list.
 
     Raises DamageError when a card cannot be read: nobody knows then what belongs to it.
     """
     prefix = f"{run_prefix(run)}/checkpoints/"
-    written = [(info, found) for info in list(workspace.list(prefix)) if (found := _written(prefix, info))]
+    written = [(info, parts) for info in list(workspace.list(prefix)) if (parts := _parse_key(prefix, info))]
     cards = {card.step: card for card in list_checkpoint_cards(workspace, run)}  # after the files: none is missed
     attempts = list_attempts(workspace, run)
     newest = attempts[-1] if attempts else ""
     committed = max((card.step for card in cards.values() if card.attempt == newest), default=-1)
-    pinned = held_steps(workspace, run)
+    leased = held_steps(workspace, run)
     for info, (step, attempt, name) in written:
         is_ahead = attempt == newest and step >= committed
-        if step not in pinned and not is_ahead and not _is_listed(cards.get(step), f"{attempt}/{name}"):
+        if step not in leased and not is_ahead and not _is_listed(cards.get(step), f"{attempt}/{name}"):
             why = f"attempt {attempt} did not commit it" if step not in cards else "the step's card does not list it"
             yield Orphan(info.key, info.num_bytes, why)
 
 
-def _written(prefix: str, info: ObjectInfo) -> tuple[int, str, str] | None:
-    found = _WRITTEN.fullmatch(info.key.removeprefix(prefix))
-    return (int(found[1]), found[2], found[3]) if found else None
+def _parse_key(prefix: str, info: ObjectInfo) -> tuple[int, str, str] | None:
+    """(step, attempt, file) of what an attempt wrote; None for anything else."""
+    match = _WRITTEN.fullmatch(info.key.removeprefix(prefix))
+    return (int(match[1]), match[2], match[3]) if match else None
 
 
 def _is_listed(card: CheckpointCard | None, name: str) -> bool:

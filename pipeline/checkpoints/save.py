@@ -19,8 +19,8 @@ from pipeline.checkpoints.shard_file import (
     RankState,
     cover_problem,
     expected_files,
+    fragment_range,
     pack_header,
-    piece_of,
     rank_file,
 )
 from pipeline.checkpoints.state import Snapshot
@@ -54,20 +54,20 @@ class TrainPosition:
 
 @dataclass(frozen=True)
 class WrittenFiles:
-    """What one rank wrote, as it tells rank 0."""
+    """What one rank wrote, as it reports to rank 0."""
 
-    moment: TrainPosition
+    train_position: TrainPosition
     file: StoredFile
     pieces: tuple[FragmentRange, ...]
     updates: int
 
 
-def put_rank_file(saving: SaveContext, world: World, moment: TrainPosition, snapshot: Snapshot) -> WrittenFiles:
+def put_rank_file(saving: SaveContext, world: World, train_position: TrainPosition, snapshot: Snapshot) -> WrittenFiles:
     """Store this rank's fragments, hashed while they are written, without a second copy in memory."""
-    pieces = [piece_of(fragment) for fragment in snapshot.fragments()]
+    pieces = [fragment_range(fragment) for fragment in snapshot.fragments()]
     state = RankState(
         run=saving.run,
-        step=moment.step,
+        step=train_position.step,
         attempt=saving.attempt,
         rank=world.rank,
         world_size=world.size,
@@ -77,23 +77,25 @@ def put_rank_file(saving: SaveContext, world: World, moment: TrainPosition, snap
     name = f"{saving.attempt}/{rank_file(world.rank)}"
     values = snapshot.buffer.numpy().data.cast("B") if snapshot.buffer.numel() else memoryview(b"")
     fail_point("checkpoint.before-file")
-    file = _put_streamed(saving, moment, name, [memoryview(pack_header(state, pieces)), values])
+    file = _put_streamed(saving, train_position, name, [memoryview(pack_header(state, pieces)), values])
     fail_point("checkpoint.after-file")
-    return WrittenFiles(moment, file, tuple(pieces), snapshot.updates)
+    return WrittenFiles(train_position, file, tuple(pieces), snapshot.updates)
 
 
-def put_weights(saving: SaveContext, moment: TrainPosition, file_name: str, data: bytes) -> StoredFile:
+def put_weights(saving: SaveContext, train_position: TrainPosition, file_name: str, data: bytes) -> StoredFile:
     """Store the whole weights *data* as the attempt's *file_name*."""
     fail_point(f"checkpoint.before-{file_name}")
-    file = _put_streamed(saving, moment, f"{saving.attempt}/{file_name}", [memoryview(data)])
+    file = _put_streamed(saving, train_position, f"{saving.attempt}/{file_name}", [memoryview(data)])
     fail_point(f"checkpoint.after-{file_name}")
     return file
 
 
-def _put_streamed(saving: SaveContext, moment: TrainPosition, name: str, parts: Iterable[memoryview]) -> StoredFile:
+def _put_streamed(
+    saving: SaveContext, train_position: TrainPosition, name: str, parts: Iterable[memoryview]
+) -> StoredFile:
     """Put *parts*, joined; then look whether what is there has that size."""
     workspace = saving.workspace
-    key = f"{step_prefix(saving.run, moment.step)}/{name}"
+    key = f"{step_prefix(saving.run, train_position.step)}/{name}"
     digest, written = hashlib.sha256(), 0
     with workspace.incoming(key) as path, path.open("wb") as target:
         for part in parts:
@@ -103,22 +105,24 @@ def _put_streamed(saving: SaveContext, moment: TrainPosition, name: str, parts: 
                 target.write(chunk)
                 written += len(chunk)
                 fail_point("checkpoint.in-file")
-    found = workspace.head(key)
-    if found is None or found.num_bytes != written:
-        told = f"{found.num_bytes} bytes" if found else "nothing"
-        raise DamageError(f"{key}: {written} bytes were put, the store has {told}")
+    info = workspace.head(key)
+    if info is None or info.num_bytes != written:
+        stored = f"{info.num_bytes} bytes" if info else "nothing"
+        raise DamageError(f"{key}: {written} bytes were put, the store has {stored}")
     return StoredFile(name=name, num_bytes=written, sha256=digest.hexdigest())
 
 
-def check_written(shapes: dict[str, tuple[int, ...]], moment: TrainPosition, written: list[WrittenFiles]) -> None:
-    """Raise FailedError unless the ranks wrote one moment, in exactly the files of their world, all of it once."""
-    differing = [row for row in written if (row.moment, row.updates) != (moment, written[0].updates)]
+def check_written(
+    shapes: dict[str, tuple[int, ...]], train_position: TrainPosition, written: list[WrittenFiles]
+) -> None:
+    """Raise FailedError unless the ranks wrote one position, in exactly the files of their world, all of it once."""
+    differing = [row for row in written if (row.train_position, row.updates) != (train_position, written[0].updates)]
     if differing:
-        raise FailedError(f"the ranks are at different steps: {moment} and {differing[0].moment}")
-    found = {row.file.name.rpartition("/")[2] for row in written}
+        raise FailedError(f"the ranks are at different steps: {train_position} and {differing[0].train_position}")
+    names = {row.file.name.rpartition("/")[2] for row in written}
     expected = expected_files(len(written))
-    if found != expected:
-        raise FailedError(f"wrote {sorted(found)}, expected {sorted(expected)}")
+    if names != expected:
+        raise FailedError(f"wrote {sorted(names)}, expected {sorted(expected)}")
     problem = cover_problem(shapes, {row.file.name: row.pieces for row in written})
     if problem:
         raise FailedError(problem)
@@ -126,16 +130,16 @@ def check_written(shapes: dict[str, tuple[int, ...]], moment: TrainPosition, wri
 
 def make_card(
     saving: SaveContext,
-    moment: TrainPosition,
+    train_position: TrainPosition,
     written: list[WrittenFiles],
     weights: StoredFile,
     ema_weights: StoredFile | None = None,
 ) -> CheckpointCard:
-    """The card of what ``check_written`` found right. Raises DamageError when a file is not there any more."""
+    """The card of what ``check_written`` has passed. Raises DamageError when a file is not there any more."""
     card = CheckpointCard(
         run=saving.run,
-        step=moment.step,
-        position=moment.position,
+        step=train_position.step,
+        position=train_position.position,
         updates=written[0].updates,
         attempt=saving.attempt,
         world_size=len(written),
@@ -156,9 +160,9 @@ def make_card(
 
 
 def commit(saving: SaveContext, card: CheckpointCard) -> CheckpointCard | None:
-    """Write the card, last and create-only; None, or another attempt's card that stands there already.
+    """Write the card, last and create-only; None, or another attempt's card that exists already.
 
-    Raises SupersededError when a newer attempt has begun, DamageError when what stands there is no card of the step.
+    Raises SupersededError when a newer attempt has begun, DamageError when what exists is no card of the step.
     """
     fail_point("checkpoint.before-card")
     check_newest(saving.workspace, saving.run, saving.attempt)
@@ -168,8 +172,8 @@ def commit(saving: SaveContext, card: CheckpointCard) -> CheckpointCard | None:
     fail_point("checkpoint.after-card")
     if created:
         return None
-    theirs = read_checkpoint_card(saving.workspace, card.run, card.step)
-    return None if theirs == card else theirs
+    existing = read_checkpoint_card(saving.workspace, card.run, card.step)
+    return None if existing == card else existing
 
 
 def discard(saving: SaveContext, world: World, step: int, names: Iterable[str] = ()) -> None:

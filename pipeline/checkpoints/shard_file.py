@@ -1,4 +1,4 @@
-"""The files of a checkpoint, and how the fragments in them have to cover the state: all of it, each element once."""
+"""A rank's safetensors file, and how the files of all ranks cover the state: all of it, each element once."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from pipeline.base.errors import DamageError
 from pipeline.checkpoints.state import WEIGHT, Fragment
 from pipeline.records.record import Record
 
+LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header, little-endian
+_ALIGNMENT = 8  # of the data, by the format; spaces fill the header up
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_ELEMENT_BYTES = 4  # float32
+
 
 @dataclass(frozen=True, order=True)
 class FragmentRange:
@@ -27,7 +32,7 @@ class FragmentRange:
 
 
 def rank_file(rank: int) -> str:
-    """The name of what *rank* writes."""
+    """The name of the file that *rank* writes."""
     return f"rank-{rank:05d}.safetensors"
 
 
@@ -36,13 +41,13 @@ def expected_files(world_size: int) -> set[str]:
     return {rank_file(rank) for rank in range(world_size)}
 
 
-def cover_problem(shapes: Mapping[str, tuple[int, ...]], held: Mapping[str, Iterable[FragmentRange]]) -> str | None:
-    """The first reason why the pieces *held*, by file, are not every element of every kind exactly once; else None.
+def cover_problem(shapes: Mapping[str, tuple[int, ...]], written: Mapping[str, Iterable[FragmentRange]]) -> str | None:
+    """The first reason why the ranges *written*, by file, are not every element of every kind exactly once; else None.
 
     A kind that is there at all has to be there for every parameter, and the weights have to be there.
     """
     by_state: dict[tuple[str, str], list[tuple[int, int, str]]] = defaultdict(list)
-    for file, pieces in held.items():
+    for file, pieces in written.items():
         for piece in pieces:
             by_state[piece.kind, piece.name].append((piece.start, piece.stop, file))
     for kind, name in sorted(by_state):
@@ -70,14 +75,8 @@ def _gap(spans: list[tuple[int, int, str]], total: int) -> str | None:
     return f"elements {reached}..{total} are in no file" if reached < total else None
 
 
-LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header, little-endian
-_ALIGNMENT = 8  # of the data, by the format; spaces fill the header up
-_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-_ELEMENT_BYTES = 4  # float32
-
-
 class RankState(Record):
-    """What one rank's file is of. ``shapes`` are of the whole parameters."""
+    """Which rank's file it is, of which checkpoint. ``shapes`` are of the complete parameters."""
 
     format: Literal["vitpipe-fragments-1"] = "vitpipe-fragments-1"
     run: str
@@ -91,14 +90,14 @@ class RankState(Record):
 
 @dataclass(frozen=True)
 class RankHeader:
-    """The header of a file: what it is of, and where in the file each piece begins (byte offsets)."""
+    """The header of a file: whose it is, and where in the file each range begins (byte offsets)."""
 
     state: RankState
     offsets: dict[FragmentRange, int]
 
 
-def piece_of(fragment: Fragment) -> FragmentRange:
-    """Where *fragment* belongs."""
+def fragment_range(fragment: Fragment) -> FragmentRange:
+    """The elements that *fragment* has."""
     return FragmentRange(fragment.kind, fragment.name, fragment.start, fragment.start + fragment.values.numel())
 
 
@@ -120,21 +119,21 @@ def pack_header(state: RankState, pieces: list[FragmentRange]) -> bytes:
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
-def header_length(data: bytes, num_bytes: int, where: str) -> int:
+def header_length(data: bytes, num_bytes: int, source_name: str) -> int:
     """Bytes of the header with its length, from the first ones of a file of *num_bytes*. Raises DamageError."""
     length = int.from_bytes(data[:LENGTH_BYTES], "little")
     if len(data) < LENGTH_BYTES or length > min(_MAX_HEADER_BYTES, num_bytes - LENGTH_BYTES):
-        raise DamageError(f"{where}: it is cut, or no safetensors file")
+        raise DamageError(f"{source_name}: it is cut, or no safetensors file")
     return LENGTH_BYTES + length
 
 
-def parse_header(data: bytes, num_bytes: int, where: str) -> RankHeader:
+def parse_header(data: bytes, num_bytes: int, source_name: str) -> RankHeader:
     """The header at the start of *data*, of a file of *num_bytes*.
 
-    Raises DamageError, naming *where*, unless the tensors lie one after the other, without overlap or gap, to the end
-    of the file.
+    Raises DamageError, naming *source_name*, unless the tensors lie one after the other, without overlap or gap, to the
+    end of the file.
     """
-    begin = header_length(data, num_bytes, where)
+    begin = header_length(data, num_bytes, source_name)
     try:
         tree = json.loads(data[LENGTH_BYTES:begin], object_pairs_hook=_without_repeats)
         state = RankState.model_validate_json(tree.pop("__metadata__")["state"])
@@ -148,11 +147,11 @@ def parse_header(data: bytes, num_bytes: int, where: str) -> RankHeader:
             offsets[piece], reached = begin + start, end
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise DamageError(f"{where}: its header: {first['loc']}: {first['msg']}") from None
+        raise DamageError(f"{source_name}: its header: {first['loc']}: {first['msg']}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamageError(f"{where}: its header is damaged ({error})") from None
+        raise DamageError(f"{source_name}: its header is damaged ({error})") from None
     if begin + reached != num_bytes:
-        raise DamageError(f"{where}: its header tells of {begin + reached} bytes, it has {num_bytes}")
+        raise DamageError(f"{source_name}: its header tells of {begin + reached} bytes, it has {num_bytes}")
     return RankHeader(state, offsets)
 
 

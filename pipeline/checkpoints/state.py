@@ -1,6 +1,6 @@
-"""What a checkpoint is made of: contiguous pieces of the flattened float32 state of named parameters.
+"""What a checkpoint is made of: contiguous fragments of the flattened float32 state of named parameters.
 
-Which rank held which piece is of no meaning, so a checkpoint depends on neither world size nor ZeRO stage.
+Which rank had which fragment is of no meaning, so a checkpoint depends on neither world size nor ZeRO stage.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-WEIGHT = (
-    "weight"  # the float32 weights. The optimizer's kinds are as torch names them: "exp_avg", "momentum_buffer", ...
-)
+# Kinds of state. Those of the optimizer are as torch names them: "exp_avg", "momentum_buffer", ...
+WEIGHT = "weight"  # the float32 weights
 EMA = "ema"  # the moving average of the weights, where the recipe keeps one
 
 
@@ -82,18 +81,18 @@ class Snapshot:
 
     def take(self, source: FragmentSource) -> None:
         """Copy *source* as it is now, over what was there."""
-        theirs = sorted(
+        fragments = sorted(
             (fragment for fragment in source.fragments() if fragment.values.numel()),
             key=lambda fragment: (fragment.kind, fragment.name, fragment.start),
         )
-        other = next((fragment for fragment in theirs if fragment.values.dtype != torch.float32), None)
-        if other is not None:
-            raise ValueError(f"{other.kind} of {other.name} is {other.values.dtype}, not float32")
-        total = sum(fragment.values.numel() for fragment in theirs)
+        wrong_type = next((fragment for fragment in fragments if fragment.values.dtype != torch.float32), None)
+        if wrong_type is not None:
+            raise ValueError(f"{wrong_type.kind} of {wrong_type.name} is {wrong_type.values.dtype}, not float32")
+        total = sum(fragment.values.numel() for fragment in fragments)
         if self._buffer.numel() != total:
             self._buffer = torch.empty(total, dtype=torch.float32)
         self._fragments, offset = [], 0
-        for fragment in theirs:
+        for fragment in fragments:
             copied = self._buffer[offset : offset + fragment.values.numel()]
             copied.copy_(fragment.values.detach().reshape(-1))
             self._fragments.append(Fragment(fragment.kind, fragment.name, fragment.start, copied))

@@ -58,12 +58,12 @@ def read_initial(workspace: Store, init: str, stores: Stores, *, ema: bool = Fal
     return data
 
 
-def header_of(initial: WeightsSource) -> bytes:
+def read_header(initial: WeightsSource) -> bytes:
     """The first bytes, of which its description is one part."""
     return initial.store.read_range(initial.key, 0, _CHUNK_BYTES, initial.etag)
 
 
-def digest_of(initial: WeightsSource) -> str:
+def compute_digest(initial: WeightsSource) -> str:
     """The sha256 of all of it, read piece by piece; of a checkpoint it is verified: DamageError."""
     running = hashlib.sha256()
     for start in range(0, initial.num_bytes, _CHUNK_BYTES):
@@ -72,8 +72,8 @@ def digest_of(initial: WeightsSource) -> str:
     return running.hexdigest()
 
 
-def _check(initial: WeightsSource, found: str) -> None:
-    if initial.sha256 not in ("", found):
+def _check(initial: WeightsSource, digest: str) -> None:
+    if initial.sha256 not in ("", digest):
         raise DamageError(
             f"{initial.key}: its bytes are not those that the checkpoint's card names", "name another one"
         )

@@ -1,8 +1,8 @@
 """Checkpoints in the background: training pauses for a copy in memory, the rest happens while it goes on.
 
 A store that is full, denies or breaks is an alarm, not the end: training goes on, and the next checkpoint tries again,
-up to ``max_failed_saves`` in a row. One that hangs without an error is told of while training waits for it, and is the
-end after ``patience_seconds``. A newer attempt of the same run ends this one at once.
+up to ``max_failed_saves`` in a row. One that hangs without an error gives a message while training waits for it, and
+ends the run after ``patience_seconds``. A newer attempt of the same run ends this one at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from pipeline.base.errors import FailedError, SupersededError
+from pipeline.base.errors import FailedError, SupersededError, VitpipeError
 from pipeline.base.failpoints import fail_point
 from pipeline.base.world import Collective
 from pipeline.checkpoints.retention import Retention, apply_retention
@@ -37,7 +37,7 @@ from pipeline.records.run import EMA_WEIGHTS, WEIGHTS
 _log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_SECONDS = 1.0  # before the last checkpoint is tried again; doubled each time
-_QUIET_SECONDS = 30.0  # training waits this long for the previous checkpoint before it says so
+_QUIET_SECONDS = 30.0  # training waits this long for the previous checkpoint before there is a message
 Assemble = Callable[[FragmentSource, str], dict[str, Tensor] | None]
 Pack = Callable[[dict[str, Tensor]], bytes]
 
@@ -52,7 +52,7 @@ class _Outcome:
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time. See the package's docstring for what the arguments are and how it is used.
+    """Writes one checkpoint at a time. The package's docstring says what the arguments are and how it is used.
 
     The public methods belong to the thread that trains. Every rank calls ``save`` and ``wait`` alike.
     """
@@ -67,13 +67,13 @@ class CheckpointWriter:
         retention: Retention | None = None,
         max_failed_saves: int = 3,
         patience_seconds: float = threading.TIMEOUT_MAX,
-        say: Callable[[str], None] | None = None,
+        on_message: Callable[[str], None] | None = None,
     ) -> None:
         self.saving, self.collective = saving, collective
         self.write_seconds = 0.0
         self._assemble, self._pack = assemble, pack
         self._retention, self._max_failed_saves = retention or Retention(), max_failed_saves
-        self._patience_seconds, self._say = patience_seconds, say or self._alarm
+        self._patience_seconds, self._on_message = patience_seconds, on_message or self._alarm
         self._snapshot = Snapshot()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -108,11 +108,11 @@ class CheckpointWriter:
         return self._is_committed
 
     def _join(self, thread: threading.Thread) -> None:
-        """Until *thread* is done. Whoever watches hears of a long wait while it lasts."""
+        """Wait for *thread*, with a message when that takes long."""
         quiet = min(_QUIET_SECONDS, self._patience_seconds)
         thread.join(quiet)
         if thread.is_alive():
-            self._say(f"{thread.name} is still being written, training waits for it")
+            self._on_message(f"{thread.name} is still being written, training waits for it")
             thread.join(self._patience_seconds - quiet)
         if thread.is_alive():
             raise FailedError(
@@ -130,7 +130,7 @@ class CheckpointWriter:
             self.save(step, position, source)
 
     def close(self) -> None:
-        """The end of the good way: nothing is under way any more. Raises as ``save``."""
+        """Wait until nothing is under way; a run that ends well calls it last. Raises as ``save``."""
         self.wait()
 
     def check(self) -> None:
@@ -139,7 +139,7 @@ class CheckpointWriter:
             raise self._error
 
     def take_alarms(self) -> list[str]:
-        """What went wrong since the last call, one line each; for the journal. Rank 0's are the whole story."""
+        """What went wrong since the last call, one line each; for the journal. Rank 0 has those of all ranks."""
         with self._guard:
             taken, self._alarms = self._alarms, []
         return taken
@@ -150,17 +150,17 @@ class CheckpointWriter:
         with self._guard:
             self._alarms.append(message)
 
-    def _write(self, moment: TrainPosition) -> None:
+    def _write(self, train_position: TrainPosition) -> None:
         """In the background. Whatever is raised here is raised again where training calls next."""
         started = time.monotonic()
         try:
-            outcome = self._save_together(moment)
+            outcome = self._save_together(train_position)
             self.write_seconds = time.monotonic() - started
-            self._settle(moment, outcome)
+            self._settle(train_position, outcome)
         except Exception as error:
             self._error = error
 
-    def _settle(self, moment: TrainPosition, outcome: _Outcome) -> None:
+    def _settle(self, train_position: TrainPosition, outcome: _Outcome) -> None:
         if outcome.kind == "superseded":
             self._error = SupersededError(outcome.alarm)
             return
@@ -174,58 +174,58 @@ class CheckpointWriter:
                 "mend the store, then give the same command again",
             )
 
-    def _save_together(self, moment: TrainPosition) -> _Outcome:
+    def _save_together(self, train_position: TrainPosition) -> _Outcome:
         """Every rank does its part, then rank 0 decides for all."""
-        reports = self.collective.gather(self._write_own(moment))
-        problems = [f"rank {rank}: {told}" for rank, told in enumerate(reports) if isinstance(told, str)]
+        reports = self.collective.gather(self._write_own(train_position))
+        problems = [f"rank {rank}: {report}" for rank, report in enumerate(reports) if isinstance(report, str)]
         if problems:
-            self._discard(moment.step)
-            return _Outcome("failed", _told(moment, "; ".join(problems)), is_unneeded=True)
-        written = [told for told in reports if isinstance(told, WrittenFiles)]
+            self._discard(train_position.step)
+            return _Outcome("failed", _failure_message(train_position, "; ".join(problems)), is_unneeded=True)
+        written = [report for report in reports if isinstance(report, WrittenFiles)]
         kinds = [WEIGHT] + [EMA] * any(piece.kind == EMA for row in written for piece in row.pieces)
-        whole = [self._assemble(self._snapshot, kind) for kind in kinds]
-        decided = self._decide(moment, written, whole) if self.collective.world.is_first else None
+        full_weights = [self._assemble(self._snapshot, kind) for kind in kinds]
+        decided = self._decide(train_position, written, full_weights) if self.collective.world.is_first else None
         outcome: _Outcome = self.collective.broadcast(decided)
         if outcome.is_unneeded:
-            self._discard(moment.step)
+            self._discard(train_position.step)
         return outcome
 
-    def _write_own(self, moment: TrainPosition) -> WrittenFiles | str:
+    def _write_own(self, train_position: TrainPosition) -> WrittenFiles | str:
         try:
-            return put_rank_file(self.saving, self.collective.world, moment, self._snapshot)
-        except Exception as error:  # it must not keep the others waiting: they hear of it
-            return _line(error)
+            return put_rank_file(self.saving, self.collective.world, train_position, self._snapshot)
+        except Exception as error:  # the other ranks get it as this one's report: none waits for the file
+            return _first_line(error)
 
     def _decide(
-        self, moment: TrainPosition, written: list[WrittenFiles], whole: list[dict[str, Tensor] | None]
+        self, train_position: TrainPosition, written: list[WrittenFiles], full_weights: list[dict[str, Tensor] | None]
     ) -> _Outcome:
         """On rank 0: compare, put the whole weights, commit, remove what retention does not keep."""
         try:
-            check_written(self._snapshot.shapes(), moment, written)
+            check_written(self._snapshot.shapes(), train_position, written)
             files = []
-            for name, tensors in zip((WEIGHTS, EMA_WEIGHTS), whole, strict=False):
+            for name, tensors in zip((WEIGHTS, EMA_WEIGHTS), full_weights, strict=False):
                 if tensors is None:
                     raise FailedError(f"rank 0 was not given the tensors of {name}")
-                files.append(put_weights(self.saving, moment, name, self._pack(tensors)))
-            card = make_card(self.saving, moment, written, *files)
+                files.append(put_weights(self.saving, train_position, name, self._pack(tensors)))
+            card = make_card(self.saving, train_position, written, *files)
         except Exception as error:
-            return _Outcome("failed", _told(moment, _line(error)), is_unneeded=True)
+            return _Outcome("failed", _failure_message(train_position, _first_line(error)), is_unneeded=True)
         try:
-            theirs = commit(self.saving, card)
+            existing = commit(self.saving, card)
         except SupersededError as error:
-            return _Outcome("superseded", error.what)
+            return _Outcome("superseded", error.message)
         except Exception as error:  # the card may be there all the same: what it names has to stay
-            return _Outcome("failed", _told(moment, _line(error)))
-        if theirs is not None:
-            told = f"step {moment.step} was committed by attempt {theirs.attempt} already; that one stands"
-            return _Outcome("committed", told, is_unneeded=True)
-        return _Outcome("committed", self._retire(moment))
+            return _Outcome("failed", _failure_message(train_position, _first_line(error)))
+        if existing is not None:
+            alarm = f"step {train_position.step} was committed by attempt {existing.attempt} already; that one stands"
+            return _Outcome("committed", alarm, is_unneeded=True)
+        return _Outcome("committed", self._retire(train_position))
 
-    def _retire(self, moment: TrainPosition) -> str:
+    def _retire(self, train_position: TrainPosition) -> str:
         try:
             apply_retention(self.saving.workspace, self.saving.run, self._retention)
         except Exception as error:
-            return f"after step {moment.step}, old checkpoints were not removed: {_line(error)}"
+            return f"after step {train_position.step}, old checkpoints were not removed: {_first_line(error)}"
         return ""
 
     def _discard(self, step: int) -> None:
@@ -234,13 +234,13 @@ class CheckpointWriter:
             more = (WEIGHTS, EMA_WEIGHTS) if self.collective.world.is_first else ()
             discard(self.saving, self.collective.world, step, more)
         except Exception as error:
-            _log.info("what was written of step %d stays for now: %s", step, _line(error))
+            _log.info("what was written of step %d stays for now: %s", step, _first_line(error))
 
 
-def _told(moment: TrainPosition, problem: str) -> str:
-    return f"checkpoint of step {moment.step} was not saved, training goes on: {problem}"
+def _failure_message(train_position: TrainPosition, problem: str) -> str:
+    return f"checkpoint of step {train_position.step} was not saved, training goes on: {problem}"
 
 
-def _line(error: Exception) -> str:
-    what = getattr(error, "what", "") or f"{type(error).__name__}: {error}"
-    return what.splitlines()[0]
+def _first_line(error: Exception) -> str:
+    message = (error.message if isinstance(error, VitpipeError) else "") or f"{type(error).__name__}: {error}"
+    return message.splitlines()[0]

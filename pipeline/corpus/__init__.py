@@ -1,12 +1,19 @@
-"""From images as found to a listing of entries.
+"""From images anywhere to a listing of entries that can be sharded.
 
-``open_corpus`` looks at what was named and picks the source of each::
-
-    opening.py    which kind is it
-    sources/      one file per kind: image folder, parquet, webdataset tars, ImageNet's tar of tars, manifest
-    joined.py     several sources -> one listing, in bounded memory
-    labels.py     labels as found -> numbers of the class table
-    classes.py    class tables: from a file, or made from the sources
+listing.py           open_corpus: sources -> one listing
+sources/             the registry of sources, one file per kind
+class_table.py       class tables from files
+labels.py            texts of labels -> numbers of the class table
+recipe.py            sources, duplicates, splits: typed settings
+prepare.py           scan -> dedup -> split: what stands between a listing and its shards
+scan.py              digests and rejects of a whole listing
+worker.py            ScanChunk: what a worker does with a chunk
+ray_executor.py      the one door to ray
+dedup.py             which images are left out: duplicates, decontamination
+exact_duplicates.py  equal digests, on disk
+splits.py            parts by the keys of the images
+staging/             a verified copy of a corpus into a store of ours
+embedded/            small real corpora that need no network
 """
 
 from pipeline.corpus.listing import open_corpus

@@ -1,4 +1,4 @@
-"""Class tables: read from a file, and made from what several sources say.
+"""Class tables from files; labels.py makes them from what sources declare.
 
 A file is one of: ``.txt`` with one name a line; ``.csv`` or ``.tsv`` with columns ``name`` and, if wanted, ``synset``
 and ``parent``; ``.json`` or ``.yaml`` with a list of names, or of objects with these fields.
@@ -47,86 +47,86 @@ def load_classes(uri: str, stores: Stores | None = None) -> tuple[ClassEntry, ..
     return entries
 
 
-def check_classes(entries: Sequence[ClassEntry], where: str) -> None:
-    """Raise InputError unless every name and synset means one class, and the parents make no circle."""
+def check_classes(entries: Sequence[ClassEntry], source: str) -> None:
+    """Raise InputError, naming *source*, unless each name and synset means one class and parents make no circle."""
     if not entries:
-        raise InputError(f"{where}: no classes in it", _WAY_OUT)
+        raise InputError(f"{source}: no classes in it", _WAY_OUT)
     if len(entries) > MAX_CLASSES:
-        raise InputError(f"{where}: more than {MAX_CLASSES} classes")
-    meaning: dict[str, int] = {}
+        raise InputError(f"{source}: more than {MAX_CLASSES} classes")
+    numbers: dict[str, int] = {}
     for number, entry in enumerate(entries):
         for text in {entry.name, entry.synset} - {""}:
-            if meaning.setdefault(text, number) != number:
-                raise InputError(f"{where}: {text!r} stands for class {meaning[text]} and for class {number}")
-    above = {entry.name: entry.parent for entry in entries}
-    fine: set[str] = set()
+            if numbers.setdefault(text, number) != number:
+                raise InputError(f"{source}: {text!r} stands for class {numbers[text]} and for class {number}")
+    parents = {entry.name: entry.parent for entry in entries}
+    checked: set[str] = set()
     for entry in entries:
-        way: dict[str, None] = {}
+        path: dict[str, None] = {}
         name = entry.name
-        while name in above and name not in fine:
-            if name in way:
-                raise InputError(f"{where}: class {name!r} lies above itself")
-            way[name] = None
-            name = above[name]
-        fine.update(way)
+        while name in parents and name not in checked:
+            if name in path:
+                raise InputError(f"{source}: class {name!r} lies above itself")
+            path[name] = None
+            name = parents[name]
+        checked.update(path)
 
 
-def _lines(text: str, where: str) -> list[Any]:
+def _lines(text: str, source: str) -> list[Any]:
     names = [line.strip() for line in text.rstrip().splitlines()]
     if "" in names:
-        raise InputError(f"{where}: line {names.index('') + 1} is empty", "every line is a class, and counts")
+        raise InputError(f"{source}: line {names.index('') + 1} is empty", "every line is a class, and counts")
     return list(names)
 
 
 def _table(delimiter: str) -> Any:
-    def parse(text: str, where: str) -> list[Any]:
+    def parse(text: str, source: str) -> list[Any]:
         try:
             rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row]
         except csv.Error as error:
-            raise InputError(f"{where} is not a table: {error}") from None
-        heading = [name.strip().lower() for name in rows[0]] if rows else []
-        if "name" not in heading:
-            raise InputError(f"{where}: no column 'name' (columns: {', '.join(heading)[:200]})", _WAY_OUT)
-        used = [(name, heading.index(name)) for name in _FIELDS if name in heading]
-        return [{name: row[at].strip() if at < len(row) else "" for name, at in used} for row in rows[1:]]
+            raise InputError(f"{source} is not a table: {error}") from None
+        header = [name.strip().lower() for name in rows[0]] if rows else []
+        if "name" not in header:
+            raise InputError(f"{source}: no column 'name' (columns: {', '.join(header)[:200]})", _WAY_OUT)
+        used = [(name, header.index(name)) for name in _FIELDS if name in header]
+        return [{name: row[column].strip() if column < len(row) else "" for name, column in used} for row in rows[1:]]
 
     return parse
 
 
-def _json(text: str, where: str) -> list[Any]:
+def _json(text: str, source: str) -> list[Any]:
     try:
-        return _as_list(json.loads(text), where)
+        return _as_list(json.loads(text), source)
     except (ValueError, RecursionError):
-        raise InputError(f"{where} is not JSON") from None
+        raise InputError(f"{source} is not JSON") from None
 
 
-def _yaml(text: str, where: str) -> list[Any]:
+def _yaml(text: str, source: str) -> list[Any]:
     body = "\n".join(f" {line}" for line in text.splitlines() if line.rstrip() != "---")
     try:
-        return _as_list(parse_yaml(f"classes:\n{body}\n", where)["classes"], where)
+        return _as_list(parse_yaml(f"classes:\n{body}\n", source)["classes"], source)
     except RecipeError as error:
         raise InputError(str(error).splitlines()[0]) from None
 
 
-def _as_list(value: Any, where: str) -> list[Any]:
+def _as_list(value: Any, source: str) -> list[Any]:
     if isinstance(value, dict) and len(value) == 1:
         value = next(iter(value.values()))  # {"classes": [...]}
     if not isinstance(value, list):
-        raise InputError(f"{where}: not a list of classes", _WAY_OUT)
+        raise InputError(f"{source}: not a list of classes", _WAY_OUT)
     return value
 
 
 _PARSERS = {"txt": _lines, "csv": _table(","), "tsv": _table("\t"), "json": _json, "yaml": _yaml, "yml": _yaml}
 
 
-def _entry(value: Any, number: int, where: str) -> ClassEntry:
+def _entry(value: Any, number: int, source: str) -> ClassEntry:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     fields = {"name": value} if isinstance(value, str) else value
     try:
         entry = ClassEntry.model_validate(fields)
     except ValidationError:
-        raise InputError(f"{where}: class {number} is neither a name nor name, synset, parent", "quote it") from None
+        raise InputError(f"{source}: class {number} is neither a name nor name, synset, parent", "quote it") from None
     if not entry.name.strip():
-        raise InputError(f"{where}: class {number} has no name")
+        raise InputError(f"{source}: class {number} has no name")
     return entry

@@ -1,4 +1,7 @@
-"""The images of a dataset of the workspace that must not be trained on, with their digests."""
+"""Which images are left out: duplicates within a corpus, and images of evaluation sets (decontamination).
+
+exact_duplicates.py compares digests; this file gives it the images, and applies what comes of it to the corpus.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +21,64 @@ from pipeline.corpus.exact_duplicates import IMAGE_SCHEMA, KEPT, OUTCOME_SCHEMA,
 from pipeline.corpus.recipe import DuplicatesRecipe
 from pipeline.corpus.scan import Scanner
 from pipeline.corpus.sources.readers import RangeReader
-from pipeline.corpus.worker import Depth
+from pipeline.corpus.worker import ScanDepth
 from pipeline.records.corpus import DUPLICATES_SCHEMA, LISTING_SCHEMA, REJECTS_SCHEMA, Corpus, Reject
 from pipeline.records.dataset import SHARDS_TABLE, DatasetCard, ShardEntry, dataset_prefix, read_dataset_card
 
 _INDEXED_SCHEMA = pa.schema([*LISTING_SCHEMA, pa.field("sha256", pa.binary(32))])
 
 
-def evaluation_set_digests(workspace: Store, name: str, scanner: Scanner, *, pixels: bool) -> Iterator[pa.Table]:
-    """The images of dataset *name* as rows of equal.IMAGE_SCHEMA; with *pixels* they are decoded for that.
+def needed_depth(recipe: DuplicatesRecipe) -> ScanDepth:
+    """How deep a scan has to look for *recipe*."""
+    if recipe.within == "pixels" or (recipe.against and recipe.against_by == "pixels"):
+        return "pixels"
+    return "file" if recipe.within == "file" or recipe.against else "bytes"
+
+
+def remove_duplicates(
+    corpus: Corpus, scanned: DiskTable, recipe: DuplicatesRecipe, workspace: Store, scanner: Scanner
+) -> Corpus:
+    """*corpus* with the entries of *scanned* that can be used and that *recipe* leaves in.
+
+    *scanned* comes of a scan of *corpus* as deep as ``needed_depth``; its entries are what ``corpus.reader`` reads.
+    Raises InputError and DamageError for an evaluation set that is missing or damaged.
+    """
+    depth = needed_depth(recipe)
+    writer, undecodable = DiskTableWriter(OUTCOME_SCHEMA), dict[str, Reject]()
+    if depth != "bytes":
+        images = chain(_usable_images(scanned), _evaluation_images(recipe, workspace, scanner))
+        for table in find_exact_duplicates(images, scanned.num_rows, recipe):
+            writer.add(table)
+    outcomes = writer.close()
+    if depth == "file":
+        undecodable = _undecodable(corpus, scanned, outcomes, scanner)
+    return _apply(corpus, scanned, outcomes, undecodable)
+
+
+def _usable_images(scanned: DiskTable) -> Iterator[pa.Table]:
+    """The usable ones as rows of IMAGE_SCHEMA."""
+    start = 0
+    for table in scanned.chunks():
+        positions = pa.array(np.arange(start, start + table.num_rows))
+        start += table.num_rows
+        images = table.append_column("position", positions).select(IMAGE_SCHEMA.names)
+        yield images.filter(pc.equal(table["reason"], ""))
+
+
+def _evaluation_images(recipe: DuplicatesRecipe, workspace: Store, scanner: Scanner) -> Iterator[pa.Table]:
+    for name in recipe.against:
+        yield from _evaluation_set_digests(workspace, name, scanner, pixels=recipe.against_by == "pixels")
+
+
+def _evaluation_set_digests(workspace: Store, name: str, scanner: Scanner, *, pixels: bool) -> Iterator[pa.Table]:
+    """The images of dataset *name* as rows of IMAGE_SCHEMA; with *pixels* they are decoded for their digests.
 
     Raises InputError when there is no such dataset, DamageError when it is not what its card says.
     """
     card = read_dataset_card(workspace, name)
     indexed = DiskTableWriter(_INDEXED_SCHEMA)
     for shard in _shards(workspace, card):
-        indexed.add(_entries(workspace, name, shard))
+        indexed.add(_indexed_images(workspace, name, shard))
     rows = indexed.close()
     if not pixels:
         for table in rows.chunks():
@@ -42,40 +87,15 @@ def evaluation_set_digests(workspace: Store, name: str, scanner: Scanner, *, pix
     yield from _decoded(workspace, card, rows, scanner)
 
 
-def _decoded(workspace: Store, card: DatasetCard, rows: DiskTable, scanner: Scanner) -> Iterator[pa.Table]:
-    entries = DiskTableWriter(LISTING_SCHEMA)
-    for table in rows.chunks():
-        entries.add(table.select(LISTING_SCHEMA.names))
-    corpus = Corpus(entries.close(), (), RangeReader(workspace), made_of={"dataset": card.digest})
-    scanned = scanner.scan(corpus, "pixels", name=f"against-{card.name}")
-    _compare(card.name, rows, scanned)
-    num_undecodable = 0
-    for table in scanned.chunks():
-        whole = table.filter(pc.equal(table["reason"], ""))
-        num_undecodable += table.num_rows - whole.num_rows
-        yield _evaluation_rows(whole["origin"], whole["sha256"], whole["pixels"])
-    if num_undecodable:
-        scanner.progress.say(f"{num_undecodable} images of {card.name} cannot be decoded, so nothing equals them")
-
-
-def _compare(name: str, indexed: DiskTable, scanned: DiskTable) -> None:
-    """Raise DamageError unless each image is the one that was indexed: a damaged one would hide its copies."""
-    theirs = (digest for table in indexed.chunks() for digest in table["sha256"].to_pylist())
-    ours = (row for table in scanned.chunks() for row in table.select(["origin", "sha256"]).to_pylist())
-    for row, digest in zip(ours, theirs, strict=True):
-        if row["sha256"] != digest:
-            raise _damage(name, f"image {row['origin'].rpartition('/')[2]}")
-
-
 def _shards(workspace: Store, card: DatasetCard) -> Iterator[ShardEntry]:
-    data = _checked(workspace, card.name, SHARDS_TABLE, card.tables.get(SHARDS_TABLE, ""))
+    data = _read_checked(workspace, card.name, SHARDS_TABLE, card.tables.get(SHARDS_TABLE, ""))
     for row in read_parquet(data).to_pylist():
         yield ShardEntry(**row)
 
 
-def _entries(workspace: Store, name: str, shard: ShardEntry) -> pa.Table:
+def _indexed_images(workspace: Store, name: str, shard: ShardEntry) -> pa.Table:
     """Rows of _INDEXED_SCHEMA: the images of *shard* as ranges of its tar."""
-    data = _checked(workspace, name, shard.name.removesuffix(".tar") + ".parquet", shard.index_sha256)
+    data = _read_checked(workspace, name, shard.name.removesuffix(".tar") + ".parquet", shard.index_sha256)
     columns = ["key", "image_offset", "image_bytes", "sha256"]
     index = read_parquet(data, columns)
     tar, count = f"{dataset_prefix(name)}/{shard.name}", index.num_rows
@@ -96,7 +116,7 @@ def _entries(workspace: Store, name: str, shard: ShardEntry) -> pa.Table:
     return pa.table(table, schema=_INDEXED_SCHEMA)
 
 
-def _checked(workspace: Store, name: str, file: str, sha256: str) -> bytes:
+def _read_checked(workspace: Store, name: str, file: str, sha256: str) -> bytes:
     try:
         data = workspace.read(f"{dataset_prefix(name)}/{file}")
     except FileNotFoundError:
@@ -106,8 +126,33 @@ def _checked(workspace: Store, name: str, file: str, sha256: str) -> bytes:
     return data
 
 
-def _damage(name: str, what: str) -> DamageError:
-    return DamageError(f"dataset {name}: {what} is not what its card says", f"see: vitpipe verify {name} --full")
+def _damage(name: str, subject: str) -> DamageError:
+    return DamageError(f"dataset {name}: {subject} is not what its card says", f"see: vitpipe verify {name} --full")
+
+
+def _decoded(workspace: Store, card: DatasetCard, rows: DiskTable, scanner: Scanner) -> Iterator[pa.Table]:
+    entries = DiskTableWriter(LISTING_SCHEMA)
+    for table in rows.chunks():
+        entries.add(table.select(LISTING_SCHEMA.names))
+    corpus = Corpus(entries.close(), (), RangeReader(workspace), made_of={"dataset": card.digest})
+    scanned = scanner.scan(corpus, "pixels", name=f"against-{card.name}")
+    _check_digests(card.name, rows, scanned)
+    num_undecodable = 0
+    for table in scanned.chunks():
+        usable = table.filter(pc.equal(table["reason"], ""))
+        num_undecodable += table.num_rows - usable.num_rows
+        yield _evaluation_rows(usable["origin"], usable["sha256"], usable["pixels"])
+    if num_undecodable:
+        scanner.progress.message(f"{num_undecodable} images of {card.name} cannot be decoded, so nothing equals them")
+
+
+def _check_digests(name: str, indexed: DiskTable, scanned: DiskTable) -> None:
+    """Raise DamageError unless each image is the one that was indexed: a damaged one would hide its copies."""
+    expected = (digest for table in indexed.chunks() for digest in table["sha256"].to_pylist())
+    rows = (row for table in scanned.chunks() for row in table.select(["origin", "sha256"]).to_pylist())
+    for row, digest in zip(rows, expected, strict=True):
+        if row["sha256"] != digest:
+            raise _damage(name, f"image {row['origin'].rpartition('/')[2]}")
 
 
 def _evaluation_rows(origins: pa.ChunkedArray, sha256: pa.ChunkedArray, pixels: pa.Array | pa.ChunkedArray) -> pa.Table:
@@ -122,57 +167,15 @@ def _evaluation_rows(origins: pa.ChunkedArray, sha256: pa.ChunkedArray, pixels: 
     return pa.table(columns, schema=IMAGE_SCHEMA)
 
 
-def needed_depth(recipe: DuplicatesRecipe) -> Depth:
-    """How deep a scan has to look for *recipe*."""
-    if recipe.within == "pixels" or (recipe.against and recipe.against_by == "pixels"):
-        return "pixels"
-    return "file" if recipe.within == "file" or recipe.against else "bytes"
-
-
-def remove_duplicates(
-    corpus: Corpus, scanned: DiskTable, recipe: DuplicatesRecipe, workspace: Store, scanner: Scanner
-) -> Corpus:
-    """*corpus* with the entries of *scanned* that can be used and that *recipe* leaves in.
-
-    *scanned* comes of a scan of *corpus* as deep as ``needed_depth``; its entries are what ``corpus.reader`` reads.
-    Raises InputError and DamageError for an evaluation set that is missing or damaged.
-    """
-    depth = needed_depth(recipe)
-    outcomes, undecodable = DiskTableWriter(OUTCOME_SCHEMA), {}
-    if depth != "bytes":
-        images = chain(_images(scanned), _evaluation(recipe, workspace, scanner))
-        for table in find_exact_duplicates(images, scanned.num_rows, recipe):
-            outcomes.add(table)
-    found = outcomes.close()
-    if depth == "file":
-        undecodable = _undecodable(corpus, scanned, found, scanner)
-    return _sorted_out(corpus, scanned, found, undecodable)
-
-
-def _images(scanned: DiskTable) -> Iterator[pa.Table]:
-    """The usable ones as rows of equal.IMAGE_SCHEMA."""
-    start = 0
-    for table in scanned.chunks():
-        positions = pa.array(np.arange(start, start + table.num_rows))
-        start += table.num_rows
-        images = table.append_column("position", positions).select(IMAGE_SCHEMA.names)
-        yield images.filter(pc.equal(table["reason"], ""))
-
-
-def _evaluation(recipe: DuplicatesRecipe, workspace: Store, scanner: Scanner) -> Iterator[pa.Table]:
-    for name in recipe.against:
-        yield from evaluation_set_digests(workspace, name, scanner, pixels=recipe.against_by == "pixels")
-
-
 def _undecodable(corpus: Corpus, scanned: DiskTable, outcomes: DiskTable, scanner: Scanner) -> dict[str, Reject]:
     """Those among the images with equal files that cannot be decoded, by the origin that would stay for them.
 
-    A scan that compares files decodes nothing, so the one of each group is decoded here.
+    A scan that compares files decodes nothing, so the one of each group that would stay is decoded here.
     """
     entries = DiskTableWriter(LISTING_SCHEMA)
-    for table, found in _paired(scanned, outcomes):
-        kept = found.filter(pc.equal(found["reason"], KEPT))
-        entries.add(table.select(LISTING_SCHEMA.names).take(kept["place"]))
+    for table, table_outcomes in _with_outcomes(scanned, outcomes):
+        originals = table_outcomes.filter(pc.equal(table_outcomes["reason"], KEPT))
+        entries.add(table.select(LISTING_SCHEMA.names).take(originals["index"]))
     decoded = scanner.scan(replace(corpus, entries=entries.close()), "decode", name="decode-copied")
     rejects = {}
     for table in decoded.chunks():
@@ -181,53 +184,53 @@ def _undecodable(corpus: Corpus, scanned: DiskTable, outcomes: DiskTable, scanne
     return rejects
 
 
-def _sorted_out(corpus: Corpus, scanned: DiskTable, outcomes: DiskTable, undecodable: dict[str, Reject]) -> Corpus:
+def _apply(corpus: Corpus, scanned: DiskTable, outcomes: DiskTable, undecodable: dict[str, Reject]) -> Corpus:
+    """*corpus* with each scanned row as an entry, a reject or a duplicate."""
     entries, rejects = DiskTableWriter(LISTING_SCHEMA), DiskTableWriter(REJECTS_SCHEMA)
     duplicates = DiskTableWriter(DUPLICATES_SCHEMA)
     for table in corpus.rejects.chunks():
         rejects.add(table)
     for table in corpus.duplicates.chunks():
         duplicates.add(table)
-    for table, found in _paired(scanned, outcomes):
-        if undecodable:
-            table, found = _rejected_too(table, found, undecodable)  # noqa: PLW2901 - the rows of this round
-        copies = found.filter(pc.not_equal(found["reason"], KEPT))
+    for pair in _with_outcomes(scanned, outcomes):
+        table, table_outcomes = _reject_copies(*pair, undecodable) if undecodable else pair
+        copies = table_outcomes.filter(pc.not_equal(table_outcomes["reason"], KEPT))
         is_reject = pc.not_equal(table["reason"], "")
         stays = pc.invert(is_reject).to_numpy(zero_copy_only=False).copy()
-        stays[copies["place"].to_numpy()] = False
+        stays[copies["index"].to_numpy()] = False
         entries.add(table.select(LISTING_SCHEMA.names).filter(pa.array(stays)))
         rejects.add(table.select(REJECTS_SCHEMA.names).filter(is_reject))
         duplicates.add(copies.select(DUPLICATES_SCHEMA.names))
     return replace(corpus, entries=entries.close(), rejects=rejects.close(), duplicates=duplicates.close())
 
 
-def _paired(scanned: DiskTable, outcomes: DiskTable) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """The scanned rows in order, a table at a time, each with its outcomes and their ``place`` in that table."""
+def _with_outcomes(scanned: DiskTable, outcomes: DiskTable) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """The scanned rows in order, a table at a time, each with its outcomes and their ``index`` in that table."""
     tables, start = outcomes.chunks(), 0
     ahead = OUTCOME_SCHEMA.empty_table()
     for table in scanned.chunks():
         stop = start + table.num_rows
-        held = [ahead]
-        while not held[-1].num_rows or held[-1]["position"][-1].as_py() < stop:
+        pieces = [ahead]
+        while not pieces[-1].num_rows or pieces[-1]["position"][-1].as_py() < stop:
             following = next(tables, None)
             if following is None:
                 break
-            held.append(following)
-        ahead = pa.concat_tables(held)
+            pieces.append(following)
+        ahead = pa.concat_tables(pieces)
         count = int(ahead["position"].to_numpy().searchsorted(stop))
-        found, ahead = ahead.slice(0, count), ahead.slice(count)
-        yield table, found.append_column("place", pc.subtract(found["position"], start))
+        table_outcomes, ahead = ahead.slice(0, count), ahead.slice(count)
+        yield table, table_outcomes.append_column("index", pc.subtract(table_outcomes["position"], start))
         start = stop
 
 
-def _rejected_too(table: pa.Table, found: pa.Table, rejects: dict[str, Reject]) -> tuple[pa.Table, pa.Table]:
-    """*table* and *found* once what has the same file as one of *rejects* counts as rejected."""
-    of = pc.if_else(pc.equal(found["reason"], "same-file"), found["of"], found["origin"])
+def _reject_copies(table: pa.Table, outcomes: pa.Table, rejects: dict[str, Reject]) -> tuple[pa.Table, pa.Table]:
+    """*table* and *outcomes* once what has the same file as one of *rejects* counts as rejected."""
+    of = pc.if_else(pc.equal(outcomes["reason"], "same-file"), outcomes["of"], outcomes["origin"])
     is_rejected = pc.is_in(of, pa.array(list(rejects), pa.string()))
     reasons, details = table["reason"].to_pylist(), table["detail"].to_pylist()
-    rejected = found.append_column("file", of).filter(is_rejected)
-    for place, origin in zip(rejected["place"].to_pylist(), rejected["file"].to_pylist(), strict=True):
-        reasons[place], details[place] = rejects[origin].reason, rejects[origin].detail
+    rejected = outcomes.append_column("file", of).filter(is_rejected)
+    for index, origin in zip(rejected["index"].to_pylist(), rejected["file"].to_pylist(), strict=True):
+        reasons[index], details[index] = rejects[origin].reason, rejects[origin].detail
     for name, values in (("reason", reasons), ("detail", details)):
         table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
-    return table, found.filter(pc.invert(is_rejected))
+    return table, outcomes.filter(pc.invert(is_rejected))

@@ -1,4 +1,4 @@
-"""Find equal images by digest, on disk: a bucket of them in memory at a time, full digests compared."""
+"""Equal images by their digests, on disk: a bucket of them is in memory at a time, and full digests are compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.base.disk_table import DiskTableWriter, ExternalSorter
 from pipeline.corpus.recipe import DuplicatesRecipe
 
-# An image to be compared. `position` is its place in the listing, -1 for one of an evaluation set, whose origin is
+# An image to be compared. `position` is its row in the listing, -1 for one of an evaluation set, whose origin is
 # dataset/key. `pixels` is null where they are not compared.
 IMAGE_SCHEMA = pa.schema(
     [
@@ -55,8 +55,8 @@ def find_exact_duplicates(
             rest.add(groups.rest(hits))
         images = rest.close().chunks()
     for groups in _grouped(images, last_by, num_positions):
-        for found in (groups.hits(), *(groups.copies() if last_within else ())):
-            outcomes.add(found, _position_keys(found["position"], num_positions))
+        for table in (groups.hits(), *(groups.copies() if last_within else ())):
+            outcomes.add(table, _position_keys(table["position"], num_positions))
     yield from outcomes.in_order()
 
 
@@ -70,10 +70,10 @@ def _passes(recipe: DuplicatesRecipe) -> list[tuple[str, bool]]:
 
 
 def _grouped(images: Iterable[pa.Table], by: str, num_positions: int) -> Iterator[_Groups]:
-    spool = ExternalSorter(IMAGE_SCHEMA, num_positions, tie="origin")
+    sorter = ExternalSorter(IMAGE_SCHEMA, num_positions, tie="origin")
     for table in images:
-        spool.add(table, _digest_keys(table[_COLUMN[by]]))
-    for bucket in spool.in_order():
+        sorter.add(table, _digest_keys(table[_COLUMN[by]]))
+    for bucket in sorter.in_order():
         yield _Groups(bucket, _COLUMN[by])
 
 
@@ -109,14 +109,14 @@ class _Groups:
         """Outcomes of the copies within the corpus, and of the images that stay for them."""
         first = self._firsts[self._group]
         rows = np.flatnonzero(self._is_input[first] & (first != np.arange(len(first))))
-        kept = np.unique(first[rows])
-        copies, originals = (self._images.take(pa.array(at)) for at in (rows, first[rows]))
+        stays = np.unique(first[rows])
+        copies, originals = (self._images.take(pa.array(chosen)) for chosen in (rows, first[rows]))
         reasons = pc.if_else(pc.equal(copies["sha256"], originals["sha256"]), "same-file", "same-pixels")
         labels = zip(copies["labels"].to_pylist(), originals["labels"].to_pylist(), strict=True)
-        differ = [set(ours or ()) != set(theirs or ()) for ours, theirs in labels]
+        differ = [set(copy or ()) != set(original or ()) for copy, original in labels]
         return (
             self._outcomes(rows, reasons, originals["origin"], differ),
-            self._outcomes(kept, [KEPT] * len(kept), [""] * len(kept), [False] * len(kept)),
+            self._outcomes(stays, [KEPT] * len(stays), [""] * len(stays), [False] * len(stays)),
         )
 
     def rest(self, hits: pa.Table) -> pa.Table:
@@ -124,7 +124,7 @@ class _Groups:
         evaluation set, so that what equals one of them there goes as well.
         """
         chosen = self._images.take(pa.array(self._hit_rows))
-        marks = {
+        hit_images = {
             "position": pa.array([-1] * chosen.num_rows, pa.int64()),
             "origin": hits["of"],
             "labels": chosen["labels"],
@@ -133,8 +133,8 @@ class _Groups:
         }
         goes_on = self._is_input.copy()
         goes_on[self._hit_rows] = False
-        others = self._images.select(IMAGE_SCHEMA.names).filter(pa.array(goes_on))
-        return pa.concat_tables([others, pa.table(marks, schema=IMAGE_SCHEMA)])
+        rest = self._images.select(IMAGE_SCHEMA.names).filter(pa.array(goes_on))
+        return pa.concat_tables([rest, pa.table(hit_images, schema=IMAGE_SCHEMA)])
 
     def _evaluation_of(self, group: int) -> tuple[dict[bytes, str], str]:
         """Of the evaluation images of *group*: the smallest origin of each file, and of all of them."""
@@ -163,9 +163,9 @@ def _strings(values: object) -> pa.Array | pa.ChunkedArray:
 
 def _digest_keys(digests: pa.ChunkedArray) -> NDArray[np.uint64]:
     """The first 64 bits of each digest."""
-    whole = pa.concat_arrays(digests.chunks) if digests.num_chunks else pa.array([], pa.binary(32))
-    words = np.frombuffer(whole.buffers()[1] or b"", dtype=">u8")
-    return words[4 * whole.offset : 4 * (whole.offset + len(whole)) : 4].astype(np.uint64)
+    array = pa.concat_arrays(digests.chunks) if digests.num_chunks else pa.array([], pa.binary(32))
+    quarters = np.frombuffer(array.buffers()[1] or b"", dtype=">u8")  # four of 64 bits make a digest
+    return quarters[4 * array.offset : 4 * (array.offset + len(array)) : 4].astype(np.uint64)
 
 
 def _position_keys(positions: pa.ChunkedArray, num_positions: int) -> NDArray[np.uint64]:

@@ -1,4 +1,4 @@
-"""Ray Data runs a task over rows. The only module here that imports ray.
+"""The one door to ray: Ray Data runs a task over rows.
 
 The rows are small: what a task works on, and what comes of it, travels through the store.
 """
@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 
 import ray.data
 
-from pipeline.corpus.scan import Run
+from pipeline.corpus.scan import RunTasks
 from pipeline.corpus.worker import Row
 
 
-def on_cluster(num_cpus: float = 1) -> Run:
-    """What runs tasks on the cluster that ray is connected to; each asks for *num_cpus*."""
+def on_cluster(num_cpus: float = 1) -> RunTasks:
+    """Run tasks on the cluster that ray is connected to; each takes *num_cpus*."""
 
     def run(task: Callable[[Row], Row], rows: list[Row]) -> Iterator[Row]:
         logging.getLogger("ray.data").setLevel(logging.WARNING)  # it logs every dataset's plan and end
-        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # ours is shown instead
+        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # our own progress is shown instead
         context = ray.data.DataContext.get_current()
         context.print_on_execution_start = False
         context.execution_options.preserve_order = False

@@ -1,21 +1,33 @@
-"""What fixes which images of a corpus are taken, and with which labels."""
+"""Typed settings of a corpus: its sources, which duplicates are left out, how it is split."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.base.config import Config
+from pipeline.corpus.sources import KINDS
 
-Kind = Literal["auto", "folder", "parquet", "webdataset", "imagenet", "manifest"]
+AUTO = "auto"
+
+
+def _check_kind(value: Any) -> str:
+    """*value* if it is ``auto`` or a kind of the registry; pydantic words the error of a Literal like this one."""
+    known = [repr(name) for name in (AUTO, *reversed(KINDS))]
+    if not isinstance(value, str) or repr(value) not in known:
+        raise ValueError(f"Input should be {', '.join(known[:-1])} or {known[-1]}")
+    return value
+
+
+Kind = Annotated[str, BeforeValidator(_check_kind)]
 
 
 class SourceRecipe(Config):
-    """One place where images are."""
+    """One location with images."""
 
     source: str = Field(description="folder, file, or s3:// prefix or object; or embedded://NAME/SPLIT")
-    kind: Kind = Field("auto", description="what is there; auto looks")
+    kind: Kind = Field(AUTO, description="what is there; auto looks")
     name: str = Field("", description="leads the origins of this source when several are joined; default: its number")
     weight: float | None = Field(
         None, gt=0, description="share in the joined corpus, relative to the other weights; default: all of it"

@@ -1,5 +1,11 @@
-"""Weights by the names that people give them: ``RUN``, ``RUN@STEP``, ``RUN@last``, the name of imported weights, or how
-their digest begins."""
+"""Comparison of two models by their recorded results: names are resolved, results paired, per-sample outcomes compared.
+
+::
+
+    resolve_weights   RUN, RUN@STEP, RUN@last, imported weights by name, or the first digits of a digest
+    pair_results      evaluations that both have (Pairing), and those that only one has, with the reason (Unpaired)
+    compare_named     both, then each pairing compared: a ComparisonTable
+"""
 
 from __future__ import annotations
 
@@ -12,7 +18,14 @@ from pipeline.base.digests import canonical_json, differing_fields, sha256_hex
 from pipeline.base.errors import DamageError, InputError, StoreAccessError, VitpipeError
 from pipeline.base.store.protocol import Store
 from pipeline.evaluate.metrics.outcomes import Outcomes, unpack_outcomes
-from pipeline.evaluate.significance import COMPARED, Compared, Comparison, can_tell, compare_seeds, holm
+from pipeline.evaluate.significance import (
+    COMPARED_METRICS,
+    ComparedMetric,
+    Comparison,
+    can_compare,
+    compare_seeds,
+    holm,
+)
 from pipeline.records.imported import read_imported_card
 from pipeline.records.run import list_checkpoint_cards, list_retired_cards, parse_reference, read_run_card, run_prefix
 from pipeline.records.score import (
@@ -25,8 +38,15 @@ from pipeline.records.score import (
     list_results,
 )
 
-LAST = "last"
+NO_COUNTERPART = "the other has none"  # the reason of Unpaired, when no evaluation of the other side is similar
+_LAST = "last"
 _DIGEST = re.compile(r"[0-9a-f]{6,64}")
+_DIGEST_DIGITS = 12  # of a digest, in names and errors
+_MAX_SETTINGS = 3  # differing settings that are named
+_MAX_REASONS = 3  # reasons that an error names
+
+_BySeed = dict[int, EvaluationResult]
+_EntryId = tuple[str, str]  # evaluator, and all else that must be equal, as canonical JSON
 
 
 @dataclass(frozen=True)
@@ -37,27 +57,130 @@ class NamedWeights:
     digest: str
 
 
-def find_weights(workspace: Store, text: str, results: Iterable[EvaluationResult]) -> NamedWeights:
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One evaluation compared; ``p_holm``: its p value adjusted for all rows of the table."""
+
+    key: EvaluationKey
+    seeds: tuple[int, ...]
+    comparison: Comparison
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class Incomparable:
+    """One evaluation, or some seeds of it, that could not be compared. ``side``: "a" or "b", who has it; else "both".
+
+    ``result``: of the first of its seeds; A's where both have it.
+    """
+
+    side: str
+    result: EvaluationResult
+    seeds: tuple[int, ...]
+    reason: str
+
+    @property
+    def key(self) -> EvaluationKey:
+        """What was evaluated."""
+        return self.result.key
+
+
+@dataclass(frozen=True)
+class ComparisonTable:
+    """B against A."""
+
+    a: NamedWeights
+    b: NamedWeights
+    rows: tuple[ComparisonRow, ...]
+    incomparable: tuple[Incomparable, ...]
+
+
+def compare_named(workspace: Store, a: str, b: str, metric: str | None, only: ResultFilter) -> ComparisonTable:
+    """Compare what *a* and *b* name (``resolve_weights``) by *metric*; None: each by its headline.
+
+    Raises InputError for an unknown name or metric. What cannot be compared is in the table, not raised.
+    """
+    if metric is not None:
+        _parse_metric(metric)
+    results = [result for result in list_results(workspace) if only.wants(result.key)]
+    side_a, side_b = resolve_weights(workspace, a, results), resolve_weights(workspace, b, results)
+    paired, unpaired = pair_results(_results_of(side_a, results), _results_of(side_b, results))
+    compared, failed = compare_pairings(workspace, paired, metric)
+    alone = (Incomparable(entry.side, entry.result, entry.seeds, entry.reason) for entry in unpaired)
+    return ComparisonTable(side_a, side_b, adjusted_rows(compared), (*failed, *alone))
+
+
+def _results_of(side: NamedWeights, results: list[EvaluationResult]) -> list[EvaluationResult]:
+    return [result for result in results if result.key.weights_digest == side.digest]
+
+
+def comparison_json(table: ComparisonTable) -> dict[str, Any]:
+    """Plain values."""
+    return {
+        "a": asdict(table.a),
+        "b": asdict(table.b),
+        "comparisons": [_row_json(table, row) for row in table.rows],
+        "not_compared": [
+            _key_json(entry.key, entry.seeds) | {"side": entry.side, "reason": entry.reason}
+            for entry in table.incomparable
+        ],
+    }
+
+
+def _row_json(table: ComparisonTable, row: ComparisonRow) -> dict[str, Any]:
+    values = asdict(row.comparison) | {"p_holm": row.p_holm}
+    return _key_json(row.key, row.seeds) | values | {"sentence": row.comparison.sentence(table.a.name, table.b.name)}
+
+
+def _key_json(key: EvaluationKey, seeds: tuple[int, ...]) -> dict[str, Any]:
+    return {"task": key.task, "evaluator": key.evaluator, "settings": key.settings, "seeds": list(seeds)}
+
+
+def require_rows(table: ComparisonTable) -> None:
+    """Raise InputError when nothing was compared, with the first reasons."""
+    if table.rows:
+        return
+    reasons = [
+        f"{entry.key.evaluator} on {entry.key.task}: {side_text(table, entry)}{entry.reason}"
+        for entry in table.incomparable
+    ]
+    problem = f"{table.a.name} and {table.b.name} have no evaluation in common"
+    more = f" (and {len(reasons) - _MAX_REASONS} more)" if len(reasons) > _MAX_REASONS else ""
+    shown = "; ".join(reasons[:_MAX_REASONS])
+    raise InputError(problem, shown + more if reasons else "evaluate them with: vitpipe evaluate")
+
+
+def side_text(table: ComparisonTable, entry: Incomparable) -> str:
+    """``only RUN@STEP has it; `` where one side alone has the evaluation, else ""."""
+    names = {"a": table.a.name, "b": table.b.name}
+    return f"only {names[entry.side]} has it; " if entry.side in names else ""
+
+
+# -- names
+
+
+def resolve_weights(workspace: Store, text: str, results: Iterable[EvaluationResult]) -> NamedWeights:
     """What *text* names. ``RUN`` is ``RUN@last``, its newest checkpoint; steps that retention removed count too.
 
     A digest is looked for among those that *results* are of. Raises InputError, naming what there is.
     """
     run, at, step = text.rpartition("@")
     if at:
-        return _of_run(workspace, run, LAST if step == LAST else str(parse_reference(text)[1]))
+        return _of_run(workspace, run, _LAST if step == _LAST else str(parse_reference(text)[1]))
     if workspace.head(f"{run_prefix(text)}/run.json") is not None:
-        return _of_run(workspace, text, LAST)
+        return _of_run(workspace, text, _LAST)
     card = read_imported_card(workspace, text)
     if card is not None:
         return NamedWeights(text, card.weights.sha256)
     if not _DIGEST.fullmatch(text):
-        return _of_run(workspace, text, LAST)  # says that there is no such run
+        return _of_run(workspace, text, _LAST)  # raises that there is no such run
     digests = {result.key.weights_digest for result in results} - {PIXELS}
-    found = sorted(digest for digest in digests if digest.startswith(text))
-    if len(found) == 1:
-        return NamedWeights(f"weights {found[0][:12]}", found[0])
-    if found:
-        raise InputError(f"{text!r} begins {len(found)} digests: {', '.join(one[:12] for one in found)}", "give more")
+    matches = sorted(digest for digest in digests if digest.startswith(text))
+    shown = [digest[:_DIGEST_DIGITS] for digest in matches]
+    if len(matches) == 1:
+        return NamedWeights(f"weights {shown[0]}", matches[0])
+    if matches:
+        raise InputError(f"{text!r} begins {len(matches)} digests: {', '.join(shown)}", "give more")
     raise InputError(f"{text!r} is no run, and no evaluated weights have a digest that begins so")
 
 
@@ -65,20 +188,20 @@ def _of_run(workspace: Store, run: str, step: str) -> NamedWeights:
     read_run_card(workspace, run)
     cards = {card.step: card for card in list_retired_cards(workspace, run)}
     cards |= {card.step: card for card in list_checkpoint_cards(workspace, run)}
-    if step == LAST:
+    if step == _LAST:
         trained = [number for number in cards if number > 0]
         if not trained:
             raise InputError(f"run {run!r} has no checkpoint of a trained model yet")
         step = str(max(trained))
     if int(step) not in cards:
-        there = ", ".join(str(number) for number in sorted(cards)) or "none"
-        raise InputError(f"no checkpoint {run}@{step} in {workspace.uri}", f"its steps: {there}, or write {run}@{LAST}")
+        known = ", ".join(str(number) for number in sorted(cards)) or "none"
+        raise InputError(
+            f"no checkpoint {run}@{step} in {workspace.uri}", f"its steps: {known}, or write {run}@{_LAST}"
+        )
     return NamedWeights(f"{run}@{step}", cards[int(step)].weights.sha256)
 
 
-BySeed = dict[int, EvaluationResult]
-NOTHING_ALIKE = "the other has none"
-_SHOWN = 3  # differing settings that are named
+# -- pairs
 
 
 @dataclass(frozen=True)
@@ -120,220 +243,132 @@ def pair_results(
 
     Each side holds the results of one weights. What measures nothing (pictures) is left out.
     """
-    sides = {"a": _by_entry(results_a), "b": _by_entry(results_b)}
+    all_a, all_b = _by_entry(results_a), _by_entry(results_b)
     paired, unpaired = [], []
-    for entry in sorted(sides["a"].keys() | sides["b"].keys()):
-        found_a, found_b = sides["a"].get(entry, {}), sides["b"].get(entry, {})
-        both = {seed: (found_a[seed], found_b[seed]) for seed in sorted(found_a.keys() & found_b.keys())}
+    for entry in sorted(all_a.keys() | all_b.keys()):
+        of_a, of_b = all_a.get(entry, {}), all_b.get(entry, {})
+        both = {seed: (of_a[seed], of_b[seed]) for seed in sorted(of_a.keys() & of_b.keys())}
         if both:
             paired.append(Pairing(both))
-        for side, own, other in (("a", found_a, found_b), ("b", found_b, found_a)):
-            seeds = tuple(sorted(own.keys() - other.keys()))
+        for side, own, opposite, opposites in (("a", of_a, of_b, all_b), ("b", of_b, of_a, all_a)):
+            seeds = tuple(sorted(own.keys() - opposite.keys()))
             if seeds:
                 first = own[seeds[0]]
-                reason = _seeds_reason(other) if other else _reason(first.key, sides["b" if side == "a" else "a"])
+                reason = _seeds_reason(opposite) if opposite else _difference_reason(first.key, opposites)
                 unpaired.append(Unpaired(side, first, seeds, reason))
-    return sorted(paired, key=lambda one: _order(one.key)), sorted(unpaired, key=lambda one: _order(one.result.key))
+    return (
+        sorted(paired, key=lambda pairing: _order(pairing.key)),
+        sorted(unpaired, key=lambda alone: _order(alone.result.key)),
+    )
 
 
-def compare_pairing(workspace: Store, pairing: Pairing, metric: str | None = None) -> Comparison:
-    """B against A by the stored outcomes of all common seeds; *metric*: by default the first that is recorded.
-
-    Raises InputError when outcomes are not there or do not tell the metric, DamageError when they are not what the
-    result lists.
-    """
-    wanted = metric_of(metric or pairing.headline)
-    pairs = [tuple(read_outcomes(workspace, result) for result in pair) for pair in pairing.pairs.values()]
-    return compare_seeds(cast(Sequence[tuple[Outcomes, Outcomes]], pairs), wanted)
-
-
-def metric_of(name: str) -> Compared:
-    """The metric of this *name*. Raises InputError for one that cannot be compared from outcomes."""
-    for known in COMPARED:
-        if known == name:
-            return known
-    raise InputError(f"{name!r} cannot be compared sample by sample", f"there are: {', '.join(COMPARED)}")
-
-
-def has_metric(workspace: Store, result: EvaluationResult, metric: str) -> bool:
-    """False only when it is sure that *result* tells nothing of *metric*: not recorded, and not in its outcomes."""
-    if any(measured.name == metric for measured in result.metrics):
-        return True
-    try:
-        return can_tell(read_outcomes(workspace, result), metric_of(metric))
-    except (InputError, DamageError):
-        return True
-
-
-def read_outcomes(workspace: Store, result: EvaluationResult) -> Outcomes:
-    """The per-sample outcomes of *result*. Raises InputError when there are none, DamageError when they changed."""
-    digest = result.files.get(OUTCOMES)
-    if digest is None:
-        raise InputError("no outcomes are stored with it")
-    where = file_key(result.id, OUTCOMES, digest)
-    try:
-        data = workspace.read(where)
-    except FileNotFoundError:
-        raise InputError(f"{where} is gone", "evaluate again with --redo") from None
-    if sha256_hex(data) != digest:
-        raise DamageError(f"{where} is not what its result lists", "evaluate again with --redo")
-    return unpack_outcomes(data, where)
-
-
-Entry = tuple[str, str]  # evaluator, and all else that must be the same
-
-
-def _by_entry(results: Iterable[EvaluationResult]) -> dict[Entry, BySeed]:
-    found: dict[Entry, BySeed] = {}
+def _by_entry(results: Iterable[EvaluationResult]) -> dict[_EntryId, _BySeed]:
+    entries: dict[_EntryId, _BySeed] = {}
     for result in sorted(results, key=lambda result: result.id):
         if result.metrics:
-            entry = (result.key.evaluator, canonical_json(_rest(result.key)))
-            found.setdefault(entry, {})[result.key.seed] = result
-    return found
+            entry = (result.key.evaluator, canonical_json(_protocol_of(result.key)))
+            entries.setdefault(entry, {})[result.key.seed] = result
+    return entries
 
 
-def _rest(key: EvaluationKey) -> dict[str, Any]:
+def _protocol_of(key: EvaluationKey) -> dict[str, Any]:
+    """All that must be equal in two evaluations of one evaluator, for them to be compared."""
     return key.model_dump(mode="json", include={"protocol_version", "dataset_digests", "settings"})
 
 
 def _order(key: EvaluationKey) -> tuple[str, str, str]:
-    return key.task, key.evaluator, canonical_json(_rest(key))
+    return key.task, key.evaluator, canonical_json(_protocol_of(key))
 
 
-def _seeds_reason(other: BySeed) -> str:
-    return f"the other has only seed {', '.join(str(seed) for seed in sorted(other))}"
+def _seeds_reason(opposite: _BySeed) -> str:
+    return f"the other has only seed {', '.join(str(seed) for seed in sorted(opposite))}"
 
 
-def _reason(key: EvaluationKey, others: dict[Entry, BySeed]) -> str:
-    """Why nothing of the *others* is the same evaluation: in what the nearest of them differs."""
-    alike = [next(iter(found.values())).key for entry, found in sorted(others.items()) if entry[0] == key.evaluator]
-    alike = [other for other in alike if other.task == key.task or other.dataset_digests == key.dataset_digests]
-    if not alike:
-        return NOTHING_ALIKE
-    nearest = min((differing_fields(_rest(other), _rest(key)) for other in alike), key=len)
+def _difference_reason(key: EvaluationKey, opposites: dict[_EntryId, _BySeed]) -> str:
+    """Why none of the *opposites* is the same evaluation: in what the nearest of them differs."""
+    similar = [
+        next(iter(seeds.values())).key for entry, seeds in sorted(opposites.items()) if entry[0] == key.evaluator
+    ]
+    similar = [near for near in similar if near.task == key.task or near.dataset_digests == key.dataset_digests]
+    if not similar:
+        return NO_COUNTERPART
+    nearest = min((differing_fields(_protocol_of(near), _protocol_of(key)) for near in similar), key=len)
     if any(line.startswith("dataset_digests") for line in nearest):
         return f"the other's is on other data, though also called {key.task}"
     shown = [line.removeprefix("settings.").replace(" -> ", " against ") for line in nearest]
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return f"the other has it with other settings: {', '.join(shown[:_SHOWN])}{more}"
+    more = f" and {len(shown) - _MAX_SETTINGS} more" if len(shown) > _MAX_SETTINGS else ""
+    return f"the other has it with other settings: {', '.join(shown[:_MAX_SETTINGS])}{more}"
 
 
-@dataclass(frozen=True)
-class ComparisonRow:
-    """One evaluation compared; ``p_holm``: its p value adjusted for all lines of the table."""
-
-    key: EvaluationKey
-    seeds: tuple[int, ...]
-    comparison: Comparison
-    p_holm: float
+# -- values
 
 
-@dataclass(frozen=True)
-class Incomparable:
-    """One evaluation, or some seeds of it, that could not be compared. ``side``: "a" or "b", who has it; else "both".
-
-    ``result``: of the first of its seeds; A's where both have it.
-    """
-
-    side: str
-    result: EvaluationResult
-    seeds: tuple[int, ...]
-    reason: str
-
-    @property
-    def key(self) -> EvaluationKey:
-        """What was evaluated."""
-        return self.result.key
-
-
-@dataclass(frozen=True)
-class ComparisonTable:
-    """B against A."""
-
-    a: NamedWeights
-    b: NamedWeights
-    lines: tuple[ComparisonRow, ...]
-    not_compared: tuple[Incomparable, ...]
-
-
-def compare_named(workspace: Store, a: str, b: str, metric: str | None, only: ResultFilter) -> ComparisonTable:
-    """Compare what *a* and *b* name (:func:`find_weights`) by *metric*; None: each by its headline.
-
-    Raises InputError for a name or a metric that there is not. What cannot be compared is told, not raised.
-    """
-    if metric is not None:
-        metric_of(metric)
-    results = [result for result in list_results(workspace) if only.wants(result.key)]
-    side_a, side_b = find_weights(workspace, a, results), find_weights(workspace, b, results)
-    paired, unpaired = pair_results(_of(side_a, results), _of(side_b, results))
-    done, failed = compare_all(workspace, paired, metric)
-    return ComparisonTable(side_a, side_b, lines_of(done), (*failed, *(_told(one) for one in unpaired)))
-
-
-def _of(side: NamedWeights, results: list[EvaluationResult]) -> list[EvaluationResult]:
-    return [result for result in results if result.key.weights_digest == side.digest]
-
-
-def compare_all(
+def compare_pairings(
     workspace: Store, paired: list[Pairing], metric: str | None
 ) -> tuple[list[tuple[Pairing, Comparison]], list[Incomparable]]:
-    """Compare each of *paired*, and say of which it is not possible.
+    """Compare each of *paired* by *metric* (None: its headline), and list those for which it is not possible.
 
     Raises StoreAccessError when the store does not answer.
     """
-    done, failed = [], []
+    compared, failed = [], []
     for pairing in paired:
         try:
-            done.append((pairing, compare_pairing(workspace, pairing, metric)))
+            compared.append((pairing, _compare_pairing(workspace, pairing, metric)))
         except StoreAccessError:
             raise
         except VitpipeError as error:
             failed.append(Incomparable("both", pairing.first, tuple(pairing.pairs), str(error)))
-    return done, failed
+    return compared, failed
 
 
-def lines_of(done: list[tuple[Pairing, Comparison]]) -> tuple[ComparisonRow, ...]:
-    """With p values that are adjusted for their number."""
-    adjusted = holm([comparison.p for _, comparison in done])
-    pairs = zip(done, adjusted, strict=True)
-    return tuple(ComparisonRow(pairing.key, tuple(pairing.pairs), comparison, p) for (pairing, comparison), p in pairs)
+def _compare_pairing(workspace: Store, pairing: Pairing, metric: str | None) -> Comparison:
+    """B against A by the stored outcomes of all common seeds.
+
+    Raises InputError when outcomes are missing or do not hold the metric, DamageError when they are not those that the
+    result lists.
+    """
+    compared_metric = _parse_metric(metric or pairing.headline)
+    pairs = [tuple(_read_outcomes(workspace, result) for result in pair) for pair in pairing.pairs.values()]
+    return compare_seeds(cast(Sequence[tuple[Outcomes, Outcomes]], pairs), compared_metric)
 
 
-def _told(one: Unpaired) -> Incomparable:
-    return Incomparable(one.side, one.result, one.seeds, one.reason)
+def adjusted_rows(compared: list[tuple[Pairing, Comparison]]) -> tuple[ComparisonRow, ...]:
+    """With p values that are adjusted for their number (``holm``)."""
+    adjusted = holm([comparison.p for _, comparison in compared])
+    return tuple(
+        ComparisonRow(pairing.key, tuple(pairing.pairs), comparison, p)
+        for (pairing, comparison), p in zip(compared, adjusted, strict=True)
+    )
 
 
-def comparison_json(found: ComparisonTable) -> dict[str, Any]:
-    """Plain values."""
-    return {
-        "a": asdict(found.a),
-        "b": asdict(found.b),
-        "comparisons": [_line_json(found, line) for line in found.lines],
-        "not_compared": [
-            _about(one.key, one.seeds) | {"side": one.side, "reason": one.reason} for one in found.not_compared
-        ],
-    }
+def has_metric(workspace: Store, result: EvaluationResult, metric: str) -> bool:
+    """False only when *result* certainly does not hold *metric*: not recorded, and not in its outcomes."""
+    if any(measured.name == metric for measured in result.metrics):
+        return True
+    try:
+        return can_compare(_read_outcomes(workspace, result), _parse_metric(metric))
+    except (InputError, DamageError):
+        return True
 
 
-def _line_json(found: ComparisonTable, line: ComparisonRow) -> dict[str, Any]:
-    values = asdict(line.comparison) | {"p_holm": line.p_holm}
-    return _about(line.key, line.seeds) | values | {"sentence": line.comparison.sentence(found.a.name, found.b.name)}
+def _parse_metric(name: str) -> ComparedMetric:
+    """The metric of this *name*. Raises InputError for one that cannot be compared from outcomes."""
+    for known in COMPARED_METRICS:
+        if known == name:
+            return known
+    raise InputError(f"{name!r} cannot be compared sample by sample", f"there are: {', '.join(COMPARED_METRICS)}")
 
 
-def _about(key: EvaluationKey, seeds: tuple[int, ...]) -> dict[str, Any]:
-    return {"task": key.task, "evaluator": key.evaluator, "settings": key.settings, "seeds": list(seeds)}
-
-
-def require_lines(found: ComparisonTable) -> None:
-    """Raise InputError when nothing was compared, with the first reasons."""
-    if found.lines:
-        return
-    reasons = [f"{one.key.evaluator} on {one.key.task}: {_who(found, one)}{one.reason}" for one in found.not_compared]
-    what = f"{found.a.name} and {found.b.name} have no evaluation in common"
-    more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
-    raise InputError(what, "; ".join(reasons[:3]) + more if reasons else "evaluate them with: vitpipe evaluate")
-
-
-def _who(found: ComparisonTable, one: Incomparable) -> str:
-    names = {"a": found.a.name, "b": found.b.name}
-    return f"only {names[one.side]} has it; " if one.side in names else ""
+def _read_outcomes(workspace: Store, result: EvaluationResult) -> Outcomes:
+    """The per-sample outcomes of *result*. Raises InputError when there are none, DamageError when they changed."""
+    digest = result.files.get(OUTCOMES)
+    if digest is None:
+        raise InputError("no outcomes are stored with it")
+    key = file_key(result.id, OUTCOMES, digest)
+    try:
+        data = workspace.read(key)
+    except FileNotFoundError:
+        raise InputError(f"{key} is gone", "evaluate again with: vitpipe evaluations redo") from None
+    if sha256_hex(data) != digest:
+        raise DamageError(f"{key} is not what its result lists", "evaluate again with: vitpipe evaluations redo")
+    return unpack_outcomes(data, key)

@@ -1,5 +1,7 @@
-"""Weights from anywhere, taken into the workspace under a name: every worker reads them there, and results stay
-reproducible from what is stored beside them. ``records/imported.py`` draws the files.
+"""Weights from anywhere, copied into the workspace under a name.
+
+Every worker reads them there, and results stay reproducible from what is stored beside them. ``records/imported.py``
+draws the files.
 """
 
 from __future__ import annotations
@@ -23,32 +25,32 @@ from pipeline.records.imported import (
 )
 from pipeline.records.run import WEIGHTS, run_prefix
 
-_SHOWN = 12  # digits of a digest, in the name that weights have by themselves
+_DIGEST_DIGITS = 12  # of a digest, in the default name of weights
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights in memory, and the card that they are to have."""
+    """Weights in memory, and the card that they will have in the workspace."""
 
     data: bytes
     card: ImportedCard
 
 
 def read_weights(workspace: Store, uri: str, name: str = "", stores: Stores | None = None) -> Weights:
-    """The weights at *uri*, a ``model.safetensors`` or a folder that holds one; whole, and with a name in *workspace*.
+    """Read all of the weights at *uri*, a ``model.safetensors`` or a folder that holds one, for *name* in *workspace*.
 
     Without *name* it is the one that they have there already, or ``imported-`` and the first digits of their digest.
-    Changes nothing. Raises InputError for anything else, and for a name that is a run's or other weights'.
+    Stores nothing. Raises InputError for anything else, and for a name that is a run's or other weights'.
     """
     data = _read(workspace, uri, stores)
     try:
         _, description = unpack_model(data, uri)
     except DamageError as error:
-        raise InputError(error.what, "bring others' weights in first: vitpipe import FILE --out DIR") from None
+        raise InputError(error.message, "bring others' weights in first: vitpipe import FILE --out DIR") from None
     transform = _transform_of(description, uri)
     digest = sha256_hex(data)
     card = ImportedCard(
-        name=name or _own_name(workspace, digest),
+        name=name or _default_name(workspace, digest),
         source=normalise_uri(uri),
         weights=imported_file(digest, len(data)),
         transform=transform.model_dump(mode="json"),
@@ -57,19 +59,19 @@ def read_weights(workspace: Store, uri: str, name: str = "", stores: Stores | No
     return Weights(data, card)
 
 
-def keep_weights(workspace: Store, weights: Weights) -> None:
+def store_weights(workspace: Store, weights: Weights) -> None:
     """Store them in *workspace*, the card last. Raises InputError when the name was given to others meanwhile."""
     card = weights.card
-    there = workspace.head(card.weights_key)
-    if there is None or there.num_bytes != card.weights.num_bytes:
+    info = workspace.head(card.weights_key)
+    if info is None or info.num_bytes != card.weights.num_bytes:
         workspace.put(card.weights_key, weights.data)  # named by content: whoever else puts it puts the same
     if not workspace.put_if_absent(imported_card_key(card.name), card.to_json()):
         _check_name(workspace, card)
 
 
 def _read(workspace: Store, uri: str, stores: Stores | None) -> bytes:
-    where = normalise_uri(uri)
-    for folder, name in ((where, WEIGHTS), split_uri(where)):
+    normalised = normalise_uri(uri)
+    for folder, name in ((normalised, WEIGHTS), split_uri(normalised)):
         store = open_store(folder, stores)
         if store.head(name) is not None:
             return store.read(name)
@@ -96,14 +98,14 @@ def _transform_of(description: ModelDescription, uri: str) -> EvaluationTransfor
     return transform
 
 
-def _own_name(workspace: Store, digest: str) -> str:
+def _default_name(workspace: Store, digest: str) -> str:
     names = [card.name for card in list_imported_cards(workspace) if card.weights.sha256 == digest]
-    return names[0] if names else f"imported-{digest[:_SHOWN]}"
+    return names[0] if names else f"imported-{digest[:_DIGEST_DIGITS]}"
 
 
 def _check_name(workspace: Store, card: ImportedCard) -> None:
     if workspace.head(f"{run_prefix(card.name)}/run.json") is not None:
         raise InputError(f"{card.name!r} is the name of a run of {workspace.uri}", "give another --name")
-    there = read_imported_card(workspace, card.name)
-    if there is not None and there.weights != card.weights:
-        raise InputError(f"{card.name!r} is the name of other weights, from {there.source}", "give another --name")
+    existing = read_imported_card(workspace, card.name)
+    if existing is not None and existing.weights != card.weights:
+        raise InputError(f"{card.name!r} is the name of other weights, from {existing.source}", "give another --name")

@@ -1,4 +1,10 @@
-"""``vitpipe export``: a checkpoint's weights for others: Hugging Face transformers, timm, or the official npz."""
+"""Weights in the formats of others: export to and import from Hugging Face transformers, timm, and the official npz.
+
+::
+
+    export          RUN@STEP or a model file  --> hf or timm (a folder), npz (a file)
+    import_weights  hf, timm or npz           --> a folder with our model.safetensors
+"""
 
 from __future__ import annotations
 
@@ -37,24 +43,30 @@ from pipeline.models.vit import ViT
 from pipeline.models.weights import ModelDescription, pack_weights, unpack_model
 from pipeline.records.run import WEIGHTS, list_steps, read_run_card
 
-FORMATS = ("hf", "timm", "npz")
+_FORMATS = ("hf", "timm", "npz")
+_TENSOR_FILES = (WEIGHTS, "pytorch_model.bin")  # that a folder may hold, in the order of preference
+_MAX_JSON_BYTES = 16 << 20  # 21,843 class names take 1 MB
+Gelu = Literal["tanh", "exact"]
+
+
+# -- export
 
 
 def export(
     checkpoint: str, form: str, out: str, workspace: str | None, stores: Stores, *, ema: bool = False
 ) -> dict[str, Any]:
-    """Write the weights of *checkpoint* to *out* and tell what was written.
+    """Write the weights of *checkpoint* to *out*, and describe what was written.
 
     *checkpoint*: RUN@STEP or RUN (its newest) of *workspace*, or a path or URI of a model file. Raises InputError for
-    what there is not and for what the other side does not compute, DamageError for a damaged file.
+    what there is not and for what the other format's network does not compute, DamageError for a damaged file.
     """
-    if form not in FORMATS:
-        raise InputError(f"--format {form}: there are {', '.join(FORMATS)}")
-    name, data = read_checkpoint(checkpoint, workspace, stores, ema=ema)
+    if form not in _FORMATS:
+        raise InputError(f"--format {form}: there are {', '.join(_FORMATS)}")
+    name, data = _read_checkpoint(checkpoint, workspace, stores, ema=ema)
     model, description = unpack_model(data, name)
-    writers = {"hf": _write_hf, "timm": _write_timm, "npz": _write_npz}
+    write = {"hf": _write_hf, "timm": _write_timm, "npz": _write_npz}[form]
     with atomic_output(out) as path:
-        writers[form](path, model, description)
+        write(path, model, description)
     return {
         "checkpoint": name,
         "ema": ema,
@@ -66,8 +78,8 @@ def export(
     }
 
 
-def read_checkpoint(checkpoint: str, workspace: str | None, stores: Stores, *, ema: bool = False) -> tuple[str, bytes]:
-    """What *checkpoint* is called in full, and the bytes of its model file."""
+def _read_checkpoint(checkpoint: str, workspace: str | None, stores: Stores, *, ema: bool = False) -> tuple[str, bytes]:
+    """The full name of *checkpoint*, and the bytes of its model file."""
     if checkpoint.endswith(".safetensors"):
         if ema:
             raise InputError("--ema is for RUN@STEP", "give the path of its ema.safetensors")
@@ -113,7 +125,7 @@ def _write_npz(path: Path, model: ViT, _description: ModelDescription) -> None:
 
 
 def _transform(description: ModelDescription) -> EvaluationTransform:
-    """The transform that the weights came with; the usual one when they came with none of the network's size."""
+    """The transform that the weights came with; the default one when they came with none of the network's size."""
     size = description.architecture.image_size
     try:
         transform = EvaluationTransform.model_validate(description.transform)
@@ -126,14 +138,12 @@ def _write_json(path: Path, tree: dict[str, Any]) -> None:
     path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
 
 
-_FILES_OF_A_FOLDER = (WEIGHTS, "pytorch_model.bin")  # in the order of preference
-_MAX_JSON_BYTES = 16 << 20  # 21,843 class names take 1 MB
-Gelu = Literal["tanh", "exact"]
+# -- import
 
 
 @dataclass(frozen=True)
 class ImportHints:
-    """What the caller tells of weights that do not tell it themselves."""
+    """What the caller knows of weights whose files do not say it."""
 
     heads: int | None = None
     gelu: Gelu | None = None
@@ -142,7 +152,7 @@ class ImportHints:
 
 @dataclass
 class _Foreign:
-    """What was read, and what somebody should know of how it was understood."""
+    """Converted weights of another format; *notes*: what was assumed, for the user to check."""
 
     form: str
     model: ConvertedWeights
@@ -151,17 +161,17 @@ class _Foreign:
     notes: list[str] = field(default_factory=list)
 
 
-def import_weights(file: str, out: str, stores: Stores, told: ImportHints) -> dict[str, Any]:
-    """Write *out*/model.safetensors from *file* and tell what it is.
+def import_weights(file: str, out: str, stores: Stores, hints: ImportHints) -> dict[str, Any]:
+    """Write *out*/model.safetensors from *file*, and describe it.
 
     *file*: a path or URI of .npz, .safetensors or .bin, or a folder that holds one beside its config.json. Raises
     InputError, naming tensors, for what is no plain ViT.
     """
     store, name = _locate(file, stores)
-    foreign = _understand(read_tensors(store.read(name), name), store, name, told)
+    foreign = _convert(read_tensors(store.read(name), name), store, name, hints)
     config, state = foreign.model.config, foreign.model.state
-    if told.gelu and config.gelu != told.gelu:
-        config = config.model_copy(update={"gelu": told.gelu})
+    if hints.gelu and config.gelu != hints.gelu:
+        config = config.model_copy(update={"gelu": hints.gelu})
     if (foreign.input.mean, foreign.input.std) != (HALF, HALF):
         state = fold_normalisation(state, foreign.input.mean, foreign.input.std)
         foreign.notes.append("another normalisation of pixels was folded into the patch projection")
@@ -191,37 +201,37 @@ def _locate(file: str, stores: Stores) -> tuple[Store, str]:
     """The store of the folder that holds the tensors, and the file's name. Raises InputError when there is none."""
     uri = normalise_uri(file)
     folder = open_store(uri, stores)
-    for name in _FILES_OF_A_FOLDER:
+    for name in _TENSOR_FILES:
         if folder.head(name) is not None:
             return folder, name
     parent, name = split_uri(uri)
     store = open_store(parent, stores)
     if store.head(name) is None:
-        raise InputError(f"there are no weights at {file}", f"a file, or a folder with {_FILES_OF_A_FOLDER[0]}")
+        raise InputError(f"there are no weights at {file}", f"a file, or a folder with {_TENSOR_FILES[0]}")
     return store, name
 
 
-def _understand(tensors: Tensors, store: Store, name: str, told: ImportHints) -> _Foreign:
-    """Whose tensors these are shows in their names."""
+def _convert(tensors: Tensors, store: Store, name: str, hints: ImportHints) -> _Foreign:
+    """The format is recognised by the names of the tensors. Raises InputError for an unknown one."""
     if "embedding/kernel" in tensors or "params/embedding/kernel" in tensors:
-        return _npz(tensors, name, told)
+        return _from_npz(tensors, name, hints)
     if any(key.endswith("embeddings.cls_token") for key in tensors):
-        return _hf(tensors, store, name)
+        return _from_hf(tensors, store, name)
     if "patch_embed.proj.weight" in tensors:
-        return _timm(tensors, store, name, told)
+        return _from_timm(tensors, store, name, hints)
     if "patches.projection.weight" in tensors:
         raise InputError(f"{name} is of this program already", "use it as it is")
     known = "embedding/kernel (npz), embeddings.cls_token (transformers), patch_embed.proj.weight (timm)"
     raise InputError(f"{name} is no ViT that is known here: it has none of {known}")
 
 
-def _npz(tensors: Tensors, name: str, told: ImportHints) -> _Foreign:
-    model = import_npz(tensors, name, told.image_size)
-    notes = [] if told.gelu else ["GELU by tanh, as in the JAX code; weights that came from torch want --gelu exact"]
+def _from_npz(tensors: Tensors, name: str, hints: ImportHints) -> _Foreign:
+    model = import_npz(tensors, name, hints.image_size)
+    notes = [] if hints.gelu else ["GELU by tanh, as in the JAX code; weights that came from torch want --gelu exact"]
     return _Foreign("npz", model, Input(), notes=[*notes, "pixels are taken to be in [-1, 1]"])
 
 
-def _hf(tensors: Tensors, store: Store, name: str) -> _Foreign:
+def _from_hf(tensors: Tensors, store: Store, name: str) -> _Foreign:
     tree = _json_beside(store, "config.json")
     if tree is None:
         raise InputError(
@@ -234,15 +244,15 @@ def _hf(tensors: Tensors, store: Store, name: str) -> _Foreign:
     return _Foreign("hf", model, from_preprocessor(preprocessor, model.config.image_size), hf_class_names(tree))
 
 
-def _timm(tensors: Tensors, store: Store, name: str, told: ImportHints) -> _Foreign:
+def _from_timm(tensors: Tensors, store: Store, name: str, hints: ImportHints) -> _Foreign:
     tree = _json_beside(store, "config.json") or {}
-    model = import_timm(tensors, tree, name, told.heads, told.gelu)
+    model = import_timm(tensors, tree, name, hints.heads, hints.gelu)
     pretrained = tree.get("pretrained_cfg")
-    given = from_pretrained(pretrained if isinstance(pretrained, dict) else {}, model.config.image_size)
-    notes = [] if given.told else ["pixels are taken to be in [-1, 1]"]
+    pixels = from_pretrained(pretrained if isinstance(pretrained, dict) else {}, model.config.image_size)
+    notes = [] if pixels.is_specified else ["pixels are taken to be in [-1, 1]"]
     labels = tree.get("label_names")
     names = tuple(map(str, labels)) if isinstance(labels, list) else ()
-    return _Foreign("timm", model, given, names, notes)
+    return _Foreign("timm", model, pixels, names, notes)
 
 
 def _json_beside(store: Store, name: str) -> dict[str, Any] | None:

@@ -1,14 +1,13 @@
-"""The leak rule between datasets: no image of the training dataset may be in the test dataset.
+"""The rule against leakage: no image of the training dataset may be in the test dataset.
 
 Compared are the digests of the images' bytes that the shards' indexes hold. Names and keys do not count: the same image
-has another key in another corpus. The same picture encoded anew has other bytes, and is not seen.
+has another key in another corpus. The same picture encoded anew has other bytes, and is not detected.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,14 +21,8 @@ from pipeline.evaluate.recipe import Task
 from pipeline.records.dataset import dataset_prefix, read_dataset_card
 from pipeline.stream.dataset import DatasetReader
 
-_PAIRS = 256  # of datasets whose verdict a process keeps
-
-
-class _Image(NamedTuple):
-    """An image of a dataset."""
-
-    digest: str
-    key: str
+_MAX_PAIRS = 256  # pairs of datasets whose answer a process remembers
+_NO_PREFIXES: NDArray[np.uint64] = np.empty(0, np.uint64)
 
 
 def refuse_leak(workspace: Store, name: str, task: Task) -> None:
@@ -37,7 +30,7 @@ def refuse_leak(workspace: Store, name: str, task: Task) -> None:
     try:
         refuse_shared_images(workspace, task.train, task.test)
     except InputError as error:
-        raise InputError(f"task {name}: {error.what}", error.way_out) from None
+        raise InputError(f"task {name}: {error.message}", error.way_out) from None
 
 
 def refuse_shared_images(workspace: Store, train: str, test: str) -> None:
@@ -47,47 +40,45 @@ def refuse_shared_images(workspace: Store, train: str, test: str) -> None:
     each pair of datasets.
     """
     cards = [read_dataset_card(workspace, name) for name in (train, test)]
-    verdict = _verdicts(workspace.uri)
+    refusals = _refusals(workspace.uri)
     pair = (train, cards[0].digest, test, cards[1].digest)
-    if pair not in verdict:
-        if len(verdict) >= _PAIRS:
-            verdict.clear()
+    if pair not in refusals:
+        if len(refusals) >= _MAX_PAIRS:
+            refusals.clear()
         readers = [DatasetReader(workspace, name) for name in (train, test)]
-        verdict[pair] = _refusal(workspace, *sorted(readers, key=lambda reader: reader.card.num_samples))
-    if verdict[pair]:
+        refusals[pair] = _refusal(workspace, *sorted(readers, key=lambda reader: reader.card.num_samples))
+    if refusals[pair]:
         raise InputError(
-            f"{train} and {test} share {verdict[pair]}: scores would mean nothing",
+            f"{train} and {test} share {refusals[pair]}: scores would mean nothing",
             "take them out of one of the two datasets, and shard it again",
         )
 
 
 @lru_cache(maxsize=8)
-def _verdicts(_workspace_uri: str) -> dict[tuple[str, str, str, str], str]:
+def _refusals(_workspace_uri: str) -> dict[tuple[str, str, str, str], str]:
+    """What was found in this process, by (train, its digest, test, its digest)."""
     return {}
 
 
 def _refusal(workspace: Store, smaller: DatasetReader, larger: DatasetReader) -> str:
-    """What they share, in words; "" for nothing."""
-    prefixes = np.unique(np.concatenate([_prefixes(digests) for digests, _ in _indexes(workspace, smaller)] or [_NONE]))
-    alike: dict[str, str] = {}  # by digest: the first key, of what begins like an image of the smaller one
+    """A description of the images that both have; "" for none."""
+    of_smaller = [_prefixes(digests) for digests, _ in _indexes(workspace, smaller)]
+    prefixes = np.unique(np.concatenate(of_smaller or [_NO_PREFIXES]))
+    candidates: dict[str, str] = {}  # of the larger one, those with such a prefix: the first key by digest
     for digests, keys in _indexes(workspace, larger):
         for row in np.flatnonzero(np.isin(_prefixes(digests), prefixes, assume_unique=False)).tolist():
-            alike.setdefault(digests[row].as_py(), keys[row].as_py())
-    shared, example = 0, ""
-    if alike:
-        found: set[str] = set()
+            candidates.setdefault(digests[row].as_py(), keys[row].as_py())
+    shared: set[str] = set()
+    example = ""
+    if candidates:
         for digests, keys in _indexes(workspace, smaller):
             for row, digest in enumerate(digests.to_pylist()):
-                if digest in alike and digest not in found:
-                    found.add(digest)
+                if digest in candidates and digest not in shared:
+                    shared.add(digest)
                     example = example or (
-                        f"{smaller.card.name}/{keys[row].as_py()} is {larger.card.name}/{alike[digest]}"
+                        f"{smaller.card.name}/{keys[row].as_py()} is {larger.card.name}/{candidates[digest]}"
                     )
-        shared = len(found)
-    return f"{shared} image{'s' if shared > 1 else ''} ({example})" if shared else ""
-
-
-_NONE: NDArray[np.uint64] = np.empty(0, np.uint64)
+    return f"{len(shared)} image{'s' if len(shared) > 1 else ''} ({example})" if shared else ""
 
 
 def _prefixes(digests: pa.Array) -> NDArray[np.uint64]:
@@ -99,12 +90,12 @@ def _prefixes(digests: pa.Array) -> NDArray[np.uint64]:
 def _indexes(workspace: Store, reader: DatasetReader) -> Iterator[tuple[pa.Array, pa.Array]]:
     """For each shard the digests of its images, and their keys. Raises DamageError."""
     for entry in reader.shards:
-        where = f"{dataset_prefix(reader.card.name)}/{entry.name.removesuffix('.tar')}.parquet"
+        index_key = f"{dataset_prefix(reader.card.name)}/{entry.name.removesuffix('.tar')}.parquet"
         try:
-            data = workspace.read(where)
+            data = workspace.read(index_key)
         except FileNotFoundError:
-            raise DamageError(f"{where} is missing", "run vitpipe verify") from None
+            raise DamageError(f"{index_key} is missing", "run vitpipe verify") from None
         if sha256_hex(data) != entry.index_sha256:
-            raise DamageError(f"{where} is damaged", "run vitpipe verify")
+            raise DamageError(f"{index_key} is damaged", "run vitpipe verify")
         table = read_parquet(data, ["sha256", "key"])
         yield table["sha256"].combine_chunks(), table["key"].combine_chunks()

@@ -1,4 +1,4 @@
-"""The networks of subjects: loaded with every byte checked, and kept warm in a process."""
+"""ModelRef -> network: weights are loaded with every byte checked, and the last networks stay in the process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.models.vit import ViT
 from pipeline.models.weights import unpack_model
 from pipeline.train.device import compute_device
 
-_WARM = 2  # networks that a process keeps
+_MAX_WARM = 2  # networks that a process keeps
 
 
 class PixelNetwork(nn.Module):
@@ -38,52 +38,52 @@ class PixelNetwork(nn.Module):
         return self.head(features) if self.head is not None else features
 
 
+def load_network(workspace: Store, model_ref: ModelRef) -> ViT | PixelNetwork:
+    """The model's network, in evaluation mode. Raises DamageError when the weights are not those of the digest."""
+    return _load(workspace, model_ref).network
+
+
+def warm_network(workspace: Store, model_ref: ModelRef) -> ViT | PixelNetwork:
+    """The same, shared and to be read only: the last ones stay in this process. On the GPU where there is one."""
+    return _load_warm(workspace, model_ref).network
+
+
+def warm_class_names(workspace: Store, model_ref: ModelRef) -> tuple[str, ...]:
+    """The names of the classes of the same network; () where its weights do not name them."""
+    return _load_warm(workspace, model_ref).class_names
+
+
 @dataclass(frozen=True)
-class LoadedModel:
-    """A network, and the names of its classes: none where its weights do not tell them."""
+class _LoadedModel:
+    """A network, and the names of its classes: () where its weights do not name them."""
 
     network: ViT | PixelNetwork
     class_names: tuple[str, ...] = ()
 
 
-def load_network(workspace: Store, subject: ModelRef) -> ViT | PixelNetwork:
-    """The subject's network, in evaluation mode. Raises DamageError when the weights are not those of the digest."""
-    return _loaded(workspace, subject).network
+_warm: OrderedDict[tuple[str, str, str], _LoadedModel] = OrderedDict()  # least recently used first
 
 
-def _loaded(workspace: Store, subject: ModelRef) -> LoadedModel:
-    if subject.is_pixels:
-        return LoadedModel(PixelNetwork())
-    try:
-        data = workspace.read(subject.weights_key)
-    except FileNotFoundError:
-        raise DamageError(f"{subject.weights_key} vanished") from None
-    if sha256_hex(data) != subject.weights_digest:
-        raise DamageError(f"{subject.weights_key}: its bytes are not those that the checkpoint's card names")
-    model, description = unpack_model(data, subject.weights_key)
-    return LoadedModel(model, description.class_names)
-
-
-def warm_network(workspace: Store, subject: ModelRef) -> ViT | PixelNetwork:
-    """The same, to be read only: the last ones stay in this process. On the GPU where there is one."""
-    return _kept_warm(workspace, subject).network
-
-
-def warm_class_names(workspace: Store, subject: ModelRef) -> tuple[str, ...]:
-    """The names of its classes, of the same network; none where its weights do not tell them."""
-    return _kept_warm(workspace, subject).class_names
-
-
-def _kept_warm(workspace: Store, subject: ModelRef) -> LoadedModel:
-    name = (workspace.uri, subject.weights_key, subject.weights_digest)
-    loaded = _warm.pop(name, None)
+def _load_warm(workspace: Store, model_ref: ModelRef) -> _LoadedModel:
+    key = (workspace.uri, model_ref.weights_key, model_ref.weights_digest)
+    loaded = _warm.pop(key, None)
     if loaded is None:
-        loaded = _loaded(workspace, subject)
+        loaded = _load(workspace, model_ref)
         loaded.network.requires_grad_(False).to(compute_device())
-    _warm[name] = loaded
-    while len(_warm) > _WARM:
+    _warm[key] = loaded
+    while len(_warm) > _MAX_WARM:
         _warm.popitem(last=False)
     return loaded
 
 
-_warm: OrderedDict[tuple[str, str, str], LoadedModel] = OrderedDict()
+def _load(workspace: Store, model_ref: ModelRef) -> _LoadedModel:
+    if model_ref.is_pixels:
+        return _LoadedModel(PixelNetwork())
+    try:
+        data = workspace.read(model_ref.weights_key)
+    except FileNotFoundError:
+        raise DamageError(f"{model_ref.weights_key} vanished") from None
+    if sha256_hex(data) != model_ref.weights_digest:
+        raise DamageError(f"{model_ref.weights_key}: its bytes are not those that the checkpoint's card names")
+    model, description = unpack_model(data, model_ref.weights_key)
+    return _LoadedModel(model, description.class_names)

@@ -1,5 +1,6 @@
-"""What is judged: the weights of a checkpoint, imported weights, or raw pixels, which stand in for features as a
-baseline. ``networks.py`` makes networks of them; here is no torch, for all who only plan and tell.
+"""ModelRef: which weights are judged, and how their input is made; or raw pixels, the baseline that needs no network.
+
+No torch here, for everything that only plans and reports. ``model_loader.py`` makes networks of ModelRefs.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from typing import Any
 from pipeline.images.transforms import EvaluationTransform
 from pipeline.records.score import PIXELS
 
-_SHOWN = 12  # digits of a digest
-# Of a side: raw pixels of more are shrunk to it, the side of CIFAR's images. 224 px would be 150,528 features, whose
-# covariance alone takes 90 GB.
-MOST_PIXELS = 32
+_DIGEST_DIGITS = 12  # of a digest, in the name of weights without a step
+# Of a side: larger images are shrunk to it for the raw-pixel baseline. It is the side of CIFAR's images. 224 px would
+# be 150,528 features, whose covariance alone takes 90 GB.
+_MAX_PIXELS = 32
 
 
 @dataclass(frozen=True)
@@ -43,20 +44,20 @@ class ModelRef:
         """For people."""
         if self.is_pixels:
             return "pixels"
-        return f"weights {self.weights_digest[:_SHOWN]}" if self.step is None else f"step {self.step}"
+        return f"weights {self.weights_digest[:_DIGEST_DIGITS]}" if self.step is None else f"step {self.step}"
 
 
-def at_size(subject: ModelRef, size: int) -> ModelRef:
-    """*subject*, fed with images of *size* pixels (0: as it is), cut out of proportionally larger ones."""
-    transform = subject.evaluation_transform
+def at_size(model_ref: ModelRef, size: int) -> ModelRef:
+    """*model_ref* with input of *size* pixels (0: unchanged), cropped from images that are larger in proportion."""
+    transform = model_ref.evaluation_transform
     if size in (0, transform.size):
-        return subject
+        return model_ref
     resize = max(size, round(transform.resize * size / transform.size))
     changed = transform.model_copy(update={"size": size, "resize": resize})
-    return replace(subject, transform=changed.model_dump(mode="json"))
+    return replace(model_ref, transform=changed.model_dump(mode="json"))
 
 
-def pixels_like(subject: ModelRef) -> ModelRef:
-    """The raw-pixel baseline beside *subject*: its input, at most MOST_PIXELS of a side."""
-    pixels = ModelRef(PIXELS, "", subject.transform, None)
-    return at_size(pixels, min(MOST_PIXELS, subject.evaluation_transform.size))
+def pixels_like(model_ref: ModelRef) -> ModelRef:
+    """The raw-pixel baseline beside *model_ref*: its input, with at most 32 pixels of a side."""
+    pixels = ModelRef(PIXELS, "", model_ref.transform, None)
+    return at_size(pixels, min(_MAX_PIXELS, model_ref.evaluation_transform.size))

@@ -1,4 +1,7 @@
-"""What is due: a pure function of checkpoints, suite and ledger."""
+"""The plan: which evaluations a suite asks for, in which state each is, and which can start now, in what order.
+
+Pure functions of the checkpoints, the suite and a view of the ledger; nothing here asks a store.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,19 @@ from pipeline.evaluate.ledger import EvaluationState, LedgerView, State
 from pipeline.evaluate.model_ref import ModelRef, pixels_like
 from pipeline.evaluate.recipe import EvaluateRecipe, FewshotSettings, SuiteEntry, Task
 from pipeline.images.transforms import EvaluationTransform
-from pipeline.records.evaluators import PROTOCOL_VERSIONS
+from pipeline.records.evaluators import EVALUATORS
 from pipeline.records.score import EvaluationKey
 
-FEWSHOT = FewshotSettings()
-FEWSHOT_RESIZE, FEWSHOT_CROP = 256, 224  # big_vision configs/common_fewshot.py
-_NEEDS_NETWORK = {"classify", "inspect"}  # raw pixels have no head and no filters
+_DEFAULT_SHOTS = FewshotSettings().shots
+_FEWSHOT_RESIZE, _FEWSHOT_CROP = 256, 224  # pixels; big_vision configs/common_fewshot.py
 
 
 @dataclass(frozen=True)
 class PlannedEvaluation:
-    """One evaluation: its key, what it is of, and its task."""
+    """One evaluation: its key, the model that it judges, and its task."""
 
     key: EvaluationKey
-    subject: ModelRef
+    model_ref: ModelRef
     task: Task
 
     @cached_property
@@ -37,59 +39,21 @@ class PlannedEvaluation:
 
     @property
     def name(self) -> str:
-        """For people: ``linear on digits of step 100``; `` (layer -2)`` and `` (5-shot)`` where that is not as usual,
-        and `` seed 1`` where it is not 0."""
+        """For people: ``linear on digits of step 100``.
+
+        With `` (layer -2)`` and `` (5-shot)`` where they are not the default, and `` seed 1`` where it is not 0.
+        """
         seed = f" seed {self.key.seed}" if self.key.seed else ""
-        return f"{self.key.evaluator} on {self.key.task} of {self.subject.name}{_details(self.key.settings)}{seed}"
+        return f"{self.key.evaluator} on {self.key.task} of {self.model_ref.name}{_details(self.key.settings)}{seed}"
 
 
 def _details(settings: dict[str, Any]) -> str:
-    """What tells evaluations of one evaluator apart in a suite that has it for several layers, or numbers of shots."""
+    """What distinguishes evaluations of one evaluator in a suite that has it for several layers or numbers of shots."""
     layers = settings.get("layers") or ["head-input"]
     details = [f"layer {layers[0]}"] if len(layers) == 1 and layers[0] != "head-input" else []
-    if settings.get("shots", FEWSHOT.shots) != FEWSHOT.shots:
+    if settings.get("shots", _DEFAULT_SHOTS) != _DEFAULT_SHOTS:
         details.append(f"{settings['shots']}-shot")
     return f" ({', '.join(details)})" if details else ""
-
-
-def seen_by(entry: SuiteEntry, subject: ModelRef) -> ModelRef:
-    """*subject* with the input that the entry's protocol asks for, at the network's size.
-
-    Few-shot (big_vision, configs/common_fewshot.py): both sides to 256, the central 224, bilinear; at other sizes in
-    proportion. The linear probe (SimCLR App. B): the short side to 224, the central 224, bicubic. No other has one.
-    """
-    if entry.resolved().get("transform", "model") == "model":
-        return subject
-    size = subject.evaluation_transform.size
-    if entry.evaluator == "fewshot":
-        resize = round(size * FEWSHOT_RESIZE / FEWSHOT_CROP)
-        transform = EvaluationTransform(size=size, resize=resize, mode="square", filter="bilinear")
-    else:
-        transform = EvaluationTransform(size=size, resize=size, mode="short", filter="bicubic")
-    return replace(subject, transform=transform.model_dump(mode="json"))
-
-
-def subjects_of(
-    entry: SuiteEntry, checkpoints: list[ModelRef], baselines: bool, *, is_complete: bool = True
-) -> list[ModelRef]:
-    """What an entry judges: checkpoints by step (step 0 is the untrained network), and the baselines.
-
-    While a run is not complete, no checkpoint is the last one.
-    """
-    trained = [subject for subject in checkpoints if subject.step != 0]  # imported weights have none
-    untrained = [subject for subject in checkpoints if subject.step == 0]
-    if entry.checkpoints == "last":
-        if not is_complete:
-            return []
-        chosen = trained[-1:]
-    else:
-        chosen = trained
-    if not baselines or entry.evaluator == "inspect":
-        return chosen or untrained
-    pixels = []
-    if checkpoints and entry.evaluator not in _NEEDS_NETWORK:
-        pixels = [pixels_like(checkpoints[-1])]
-    return pixels + untrained + chosen
 
 
 def plan_evaluations(
@@ -97,33 +61,33 @@ def plan_evaluations(
 ) -> list[PlannedEvaluation]:
     """Every evaluation that the suite asks for, newest checkpoint last, each once.
 
-    *is_complete*: no newer checkpoint is to come, so that the newest one is the last one.
-    Raises InputError for a task that would be judged on what it was trained on.
+    *is_complete*: no newer checkpoint is to come, so the newest one is the last one. Raises InputError for a task whose
+    two datasets hold the same samples.
     """
-    _refuse_leaks(recipe, dataset_digests)
+    _refuse_equal_datasets(recipe, dataset_digests)
     planned: dict[str, PlannedEvaluation] = {}
     for entry in recipe.suite:
         for task_name in entry.tasks:
             task = recipe.tasks[task_name]
-            for subject in subjects_of(entry, checkpoints, recipe.baselines, is_complete=is_complete):
+            for model_ref in _models_of(entry, checkpoints, recipe.baselines, is_complete=is_complete):
                 for seed in entry.seeds:
-                    seen = seen_by(entry, subject)
+                    transformed = _with_protocol_transform(entry, model_ref)
                     key = EvaluationKey(
-                        weights_digest=seen.weights_digest,
+                        weights_digest=transformed.weights_digest,
                         evaluator=entry.evaluator,
-                        protocol_version=PROTOCOL_VERSIONS[entry.evaluator],
+                        protocol_version=EVALUATORS[entry.evaluator].protocol_version,
                         task=task_name,
                         dataset_digests=(dataset_digests[task.train], dataset_digests[task.test]),
-                        transform=seen.transform,
+                        transform=transformed.transform,
                         settings=entry.resolved() | task.rule,
                         seed=seed,
                     )
-                    item = PlannedEvaluation(key, seen, task)
-                    planned.setdefault(item.id, item)
+                    evaluation = PlannedEvaluation(key, transformed, task)
+                    planned.setdefault(evaluation.id, evaluation)
     return list(planned.values())
 
 
-def _refuse_leaks(recipe: EvaluateRecipe, dataset_digests: dict[str, str]) -> None:
+def _refuse_equal_datasets(recipe: EvaluateRecipe, dataset_digests: dict[str, str]) -> None:
     for name, task in recipe.tasks.items():
         if dataset_digests[task.train] == dataset_digests[task.test]:
             raise InputError(
@@ -132,33 +96,73 @@ def _refuse_leaks(recipe: EvaluateRecipe, dataset_digests: dict[str, str]) -> No
             )
 
 
+def _models_of(entry: SuiteEntry, checkpoints: list[ModelRef], baselines: bool, *, is_complete: bool) -> list[ModelRef]:
+    """The models that an entry judges: checkpoints by step (step 0 is the untrained network), and the baselines.
+
+    While a run is not complete, no checkpoint is the last one.
+    """
+    trained = [model_ref for model_ref in checkpoints if model_ref.step != 0]  # the step of imported weights is None
+    untrained = [model_ref for model_ref in checkpoints if model_ref.step == 0]
+    if entry.checkpoints == "last":
+        if not is_complete:
+            return []
+        chosen = trained[-1:]
+    else:
+        chosen = trained
+    if not baselines or not EVALUATORS[entry.evaluator].has_scores:
+        return chosen or untrained
+    pixels = []
+    if checkpoints and not EVALUATORS[entry.evaluator].needs_network:
+        pixels = [pixels_like(checkpoints[-1])]
+    return pixels + untrained + chosen
+
+
+def _with_protocol_transform(entry: SuiteEntry, model_ref: ModelRef) -> ModelRef:
+    """*model_ref* with the input that the entry's protocol asks for, at the network's size.
+
+    Few-shot (big_vision, configs/common_fewshot.py): both sides to 256, the central 224, bilinear; at other sizes in
+    proportion. The linear probe (SimCLR App. B): the short side to 224, the central 224, bicubic. No other evaluator
+    has a transform of its own.
+    """
+    if entry.resolved().get("transform", "model") == "model":
+        return model_ref
+    size = model_ref.evaluation_transform.size
+    if EVALUATORS[entry.evaluator].protocol_input == "square":
+        resize = round(size * _FEWSHOT_RESIZE / _FEWSHOT_CROP)
+        transform = EvaluationTransform(size=size, resize=resize, mode="square", filter="bilinear")
+    else:
+        transform = EvaluationTransform(size=size, resize=size, mode="short", filter="bicubic")
+    return replace(model_ref, transform=transform.model_dump(mode="json"))
+
+
 class Patterns:
-    """Patterns of names: ``*``, ``?`` and ``[...]`` as in a shell. One without a seed is meant for every seed, and one
-    without details in brackets for all of them."""
+    """Patterns of names: ``*``, ``?`` and ``[...]`` as in a shell.
+
+    A pattern without a seed matches every seed, and one without details in brackets matches all of them.
+    """
 
     def __init__(self, patterns: Iterable[str]) -> None:
-        self.texts = tuple(patterns)
-        self._compiled = [re.compile(fnmatch.translate(text)) for text in self.texts]
+        self._compiled = [re.compile(fnmatch.translate(pattern)) for pattern in patterns]
 
-    def place(self, name: str) -> int:
-        """Which of them matches *name* first; as many as there are: none."""
+    def rank(self, name: str) -> int:
+        """The index of the first pattern that matches *name*; the number of patterns when none does."""
         seedless = name.rpartition(" seed ")[0] or name
         plain = seedless.partition(" (")[0]
-        names = dict.fromkeys((name, seedless, plain, plain + name[len(seedless) :]))
-        for place, pattern in enumerate(self._compiled):
-            if any(pattern.match(one) for one in names):
-                return place
+        variants = dict.fromkeys((name, seedless, plain, plain + name[len(seedless) :]))
+        for index, pattern in enumerate(self._compiled):
+            if any(pattern.match(variant) for variant in variants):
+                return index
         return len(self._compiled)
 
     def match(self, name: str) -> bool:
         """True when one of them matches *name*."""
-        return self.place(name) < len(self._compiled)
+        return self.rank(name) < len(self._compiled)
 
 
-def state_of(item: PlannedEvaluation, view: LedgerView, cancelled: Patterns, now: float) -> State:
-    """How it stands with one evaluation at *now* (seconds since 1970)."""
-    state = view.get(item.id, EvaluationState()).state(now)
-    return "cancelled" if state not in ("done", "running") and cancelled.match(item.name) else state
+def state_of(evaluation: PlannedEvaluation, view: LedgerView, cancelled: Patterns, now: float) -> State:
+    """The state of one evaluation at *now* (seconds since 1970)."""
+    state = view.get(evaluation.id, EvaluationState()).state(now)
+    return "cancelled" if state not in ("done", "running") and cancelled.match(evaluation.name) else state
 
 
 def due_evaluations(
@@ -169,11 +173,11 @@ def due_evaluations(
     priority: Sequence[str] = (),
 ) -> list[PlannedEvaluation]:
     """What can be started at *now*: by *priority*, then the newest checkpoint first, then the longest work first."""
-    unwanted, wanted = Patterns(cancelled), Patterns(priority)
-    found = [item for item in planned if state_of(item, view, unwanted, now) == "due"]
-    return sorted(found, key=lambda item: _order(item, wanted))
+    cancelled_patterns, priority_patterns = Patterns(cancelled), Patterns(priority)
+    due = [evaluation for evaluation in planned if state_of(evaluation, view, cancelled_patterns, now) == "due"]
+    return sorted(due, key=lambda evaluation: _order(evaluation, priority_patterns))
 
 
-def _order(item: PlannedEvaluation, wanted: Patterns) -> tuple[int, int, int]:
-    step = -1 if item.subject.step is None else item.subject.step
-    return wanted.place(item.name), -step, 0 if item.key.evaluator == "finetune" else 1
+def _order(evaluation: PlannedEvaluation, priority: Patterns) -> tuple[int, int, int]:
+    step = -1 if evaluation.model_ref.step is None else evaluation.model_ref.step
+    return priority.rank(evaluation.name), -step, 0 if EVALUATORS[evaluation.key.evaluator].is_training else 1

@@ -1,4 +1,4 @@
-"""A pool of Ray actors does the work. The only module here that imports ray.
+"""ActorPool: Ray actors that call the functions of ``worker.py``. The only module of this folder that imports ray.
 
 One controller with a pool, not one Ray job per evaluation: a job supervisor takes about 85 MB and seconds to start.
 """
@@ -24,7 +24,7 @@ _PAUSE_SECONDS = 1.0  # before an actor takes the place of one that did not come
 
 
 @dataclass(frozen=True)
-class Share:
+class PoolLimits:
     """How much of the cluster a pool may take: at most *size* actors, and what each of them reserves."""
 
     size: int
@@ -34,50 +34,34 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Lost:
+class WorkerLost:
     """The worker went away before the call returned."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A call that has returned: its task, and what it returned, the error it raised, or Lost."""
+class CallEnded:
+    """A call that has returned: the work that it was started for, and what it returned, the error it raised, or
+    WorkerLost."""
 
-    task: Hashable
+    work: Hashable
     outcome: Any
 
 
-class _Worker:
-    """Calls functions it is sent; keeps its process, and so its imports and the last networks, warm."""
-
-    def ready(self) -> bool:
-        """True: it is up."""
-        return True
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what *function* returns, or the typed error it raises, as a value."""
-        try:
-            return function(*arguments)
-        except VitpipeError as error:
-            return error
-        except Exception as error:  # whatever it is, it is this evaluation's
-            return FailedError(f"{type(error).__name__}: {error}")
-
-
-class Pool:
+class ActorPool:
     """Calls functions in actors and survives their death. Actors are made when there is work, and ended after it.
 
     Work is given only to actors that are up: one that waits for room in the cluster holds nothing.
     """
 
-    def __init__(self, share: Share) -> None:
-        options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "resources": dict(share.resources) or None}
-        self._make = ray.remote(_Worker).options(**options).remote
-        self._size = share.size
+    def __init__(self, limits: PoolLimits) -> None:
+        options = {"num_cpus": limits.cpus, "num_gpus": limits.gpus, "resources": dict(limits.resources) or None}
+        self._make_actor = ray.remote(_Worker).options(**options).remote
+        self._size = limits.size
         self._idle: deque[tuple[Any, str]] = deque()  # (actor, what it has warm)
-        self._starting: dict[Any, Any] = {}  # the call that tells when it is up -> actor
-        self._running: dict[Any, tuple[Any, str, Hashable]] = {}
+        self._starting: dict[Any, Any] = {}  # by the call that returns when it is up: the actor
+        self._running: dict[Any, tuple[Any, str, Hashable]] = {}  # by call: (actor, what it has warm, work)
         self._failed_starts, self._not_before = 0, 0.0
         self._head = ClusterHead(str(ray.get_runtime_context().gcs_address), _HEAD_SECONDS)
 
@@ -97,76 +81,77 @@ class Pool:
         return bool(self._starting)
 
     def check_head(self) -> str:
-        """What is to be said of the cluster's head, if anything.
+        """A message about the cluster's head, when its state has changed; else "".
 
-        Raises InterruptedRunError once it has been away for long: ray would end this process soon, without a word.
+        Raises InterruptedRunError once it has been away for long: ray would end this process soon, without a message.
         """
         return self._head.check()
 
-    def want(self, num_tasks: int) -> None:
+    def scale_to(self, num_calls: int) -> None:
         """There is work for so many actors, the busy ones included: make more, or end idle ones."""
         if self._head.is_away:
             return  # nobody places actors, and nobody ends them
-        target = min(num_tasks, self._size)
+        target = min(num_calls, self._size)
         while len(self._running) + len(self._idle) + len(self._starting) > target and (self._idle or self._starting):
-            worker = self._idle.pop()[0] if self._idle else self._starting.popitem()[1]
-            ray.kill(worker)
+            actor = self._idle.pop()[0] if self._idle else self._starting.popitem()[1]
+            ray.kill(actor)
         while len(self._running) + len(self._idle) + len(self._starting) < target:
             if time.monotonic() < self._not_before:
                 return
-            worker = self._make()
-            self._starting[worker.ready.remote()] = worker
+            actor = self._make_actor()
+            self._starting[actor.ready.remote()] = actor
 
-    def start(self, task: Hashable, warm: str, function: Callable[..., Any], *arguments: Any) -> None:
-        """Call ``function(*arguments)`` in an idle actor, if possible one that did something with *warm* last."""
-        chosen = next((place for place, (_, last) in enumerate(self._idle) if last == warm), 0)
-        worker, _ = self._idle[chosen]
+    def start(self, work: Hashable, warm: str, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call ``function(*arguments)`` in an idle actor, if possible in one whose last call had the same *warm*."""
+        chosen = next((index for index, (_, last) in enumerate(self._idle) if last == warm), 0)
+        actor, _ = self._idle[chosen]
         del self._idle[chosen]
-        self._running[worker.call.remote(function, *arguments)] = (worker, warm, task)
+        self._running[actor.call.remote(function, *arguments)] = (actor, warm, work)
 
-    def wait(self, seconds: float) -> list[Ended]:
-        """What has returned, waiting at most *seconds* for the first."""
+    def wait(self, seconds: float) -> list[CallEnded]:
+        """The calls that have returned, after at most *seconds* of waiting for the first."""
         refs = [*self._running, *self._starting]
         if not refs:
             time.sleep(seconds)
             return []
         done, _ = ray.wait(refs, num_returns=1, timeout=seconds)
         if done:
-            done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)  # and whatever else is there
-        return [ended for ref in done if (ended := self._take(ref)) is not None]
+            done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)  # and all others that have returned
+        return [ended for ref in done if (ended := self._collect(ref)) is not None]
 
-    def stop(self, task: Hashable) -> None:
-        """End the actor that works on *task*: nothing more is heard of that."""
-        for ref, (worker, _, running) in list(self._running.items()):
-            if running == task:
+    def stop(self, work: Hashable) -> None:
+        """End the actor that does *work*; its call is not returned by ``wait``."""
+        for ref, (actor, _, running) in list(self._running.items()):
+            if running == work:
                 del self._running[ref]
-                ray.kill(worker)
+                ray.kill(actor)
 
     def close(self) -> None:
         """End the actors."""
-        workers = [worker for worker, _ in self._idle] + list(self._starting.values())
-        for worker in workers + [worker for worker, _, _ in self._running.values()]:
+        actors = [actor for actor, _ in self._idle] + list(self._starting.values())
+        for actor in actors + [actor for actor, _, _ in self._running.values()]:
             if not self._head.is_away:  # they end with it
                 with suppress(RayError):
-                    ray.kill(worker)
+                    ray.kill(actor)
         self._idle.clear()
         self._starting.clear()
         self._running.clear()
 
-    def _take(self, ref: Any) -> Ended | None:
+    def _collect(self, ref: Any) -> CallEnded | None:
         if ref in self._starting:
-            self._came_up(ref)
+            self._add_started(ref)
             return None
-        worker, warm, task = self._running.pop(ref)
+        actor, warm, work = self._running.pop(ref)
         try:
             outcome = ray.get(ref)
         except RayError as error:
-            return Ended(task, Lost(f"its worker went away ({type(error).__name__})"))
-        self._idle.append((worker, warm))
-        return Ended(task, outcome)
+            return CallEnded(work, WorkerLost(f"its worker went away ({type(error).__name__})"))
+        self._idle.append((actor, warm))
+        return CallEnded(work, outcome)
 
-    def _came_up(self, ref: Any) -> None:
-        worker = self._starting.pop(ref)
+    def _add_started(self, ref: Any) -> None:
+        """The actor is up, or did not come up. Raises FailedError after many in a row that did not."""
+        actor = self._starting.pop(ref)
         try:
             ray.get(ref)
         except RayError as error:
@@ -177,9 +162,26 @@ class Pool:
                 raise FailedError(f"workers do not come up: {type(error).__name__}: {reason}") from None
             return
         self._failed_starts = 0
-        self._idle.append((worker, ""))
+        self._idle.append((actor, ""))
+
+
+class _Worker:
+    """The actor: calls functions that it is sent, and keeps imports and the last networks warm in its process."""
+
+    def ready(self) -> bool:
+        """True: it is up."""
+        return True
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what *function* returns, or the typed error it raises, as a value."""
+        try:
+            return function(*arguments)
+        except VitpipeError as error:
+            return error
+        except Exception as error:  # whatever it is, it is this evaluation's
+            return FailedError(f"{type(error).__name__}: {error}")
 
 
 def cluster_resources() -> dict[str, float]:
-    """What the cluster that ray is connected to has in all, by name."""
+    """The resources of all nodes of the cluster that ray is connected to, by name."""
     return {name: float(amount) for name, amount in ray.cluster_resources().items()}

@@ -1,22 +1,35 @@
-"""The protocol of an evaluation in a few words: what is always worth telling, and what is not the default."""
+"""EvaluateRecipe: the tasks of a suite, its evaluators with their settings, and how much of the cluster they may use.
+
+``settings_summary`` writes the settings of a recorded evaluation in a few words.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
 from pipeline.base.config import Config
 from pipeline.records.score import EvaluationKey
 from pipeline.stream.recipe import AugmentRecipe
 
 TASK_RULES = {"validation", "split", "allow_missing_classes"}  # settings of a key that belong to the task
-EvaluatorName = Literal["linear", "sgd", "knn", "ridge", "fewshot", "finetune", "classify", "inspect"]
 Layer = int | Literal["head-input", "last"]
 Pooling = Literal["model", "cls", "gap", "cls+gap"]
 FeatureDtype = Literal["float32", "bfloat16"]
-SeenBy = Literal["protocol", "model"]  # whose way of making the network's input
+TransformChoice = Literal["protocol", "model"]  # whose transform makes the network's input
 SIMCLR_L2 = tuple(10.0 ** (-6 + 11 * step / 44) for step in range(45))  # SimCLR App. B.8: 45 values from 1e-6 to 1e5
+_MAX_LISTED = 4  # values of a list that are shown; of a longer one its length and its ends
+_MISSING = object()
 
 
 class Task(Config):
@@ -50,7 +63,13 @@ class Task(Config):
         return {"split": self.split, "allow_missing_classes": self.allow_missing_classes}
 
 
-class ProbeSettings(Config):
+class EvaluatorSettings(Config):
+    """Base of the settings of an evaluator."""
+
+    SHOWN_ALWAYS: ClassVar[tuple[str, ...]] = ()  # what a summary shows even where it is the default
+
+
+class ProbeSettings(EvaluatorSettings):
     """The features that a probe sees. Of several layers one is chosen on the validation part."""
 
     layers: tuple[Layer, ...] = Field(
@@ -65,18 +84,22 @@ class ProbeSettings(Config):
 class LinearSettings(ProbeSettings):
     """Logistic regression by L-BFGS on standardised features (SimCLR App. B)."""
 
+    SHOWN_ALWAYS: ClassVar[tuple[str, ...]] = ("l2",)
+
     l2: tuple[NonNegativeFloat, ...] = Field(SIMCLR_L2, min_length=1, description="chosen from on the validation part")
     max_iterations: int = Field(200, gt=0, description="of each fit; what did not converge in them is recorded")
-    transform: SeenBy = Field(
+    transform: TransformChoice = Field(
         "protocol",
         description="protocol: the short side resized to the crop's, 224 for 224, bicubic; "
         "model: its own, so that features are shared with the other probes",
     )
 
 
-class SgdSettings(Config):
+class SgdSettings(EvaluatorSettings):
     """A sweep of linear heads trained by SGD in one pass (DINOv2): on the last block and on the last *blocks*, each
     without and with the average of the patches, at every learning rate."""
+
+    SHOWN_ALWAYS: ClassVar[tuple[str, ...]] = ("steps", "learning_rates")
 
     blocks: int = Field(4, gt=0)
     learning_rates: tuple[PositiveFloat, ...] = Field(
@@ -92,6 +115,8 @@ class SgdSettings(Config):
 class KnnSettings(ProbeSettings):
     """Weighted k-NN (DINOv2): cosine similarity, softmax weights."""
 
+    SHOWN_ALWAYS: ClassVar[tuple[str, ...]] = ("k",)
+
     k: tuple[PositiveInt, ...] = Field(
         (10, 20, 100, 200), min_length=1, description="chosen from on the validation part"
     )
@@ -100,6 +125,8 @@ class KnnSettings(ProbeSettings):
 
 class RidgeSettings(ProbeSettings):
     """Ridge regression on all training samples from sums over a stream: features are never in memory at once."""
+
+    SHOWN_ALWAYS: ClassVar[tuple[str, ...]] = ("l2",)
 
     l2: tuple[PositiveFloat, ...] = Field(
         tuple(10.0**power for power in range(-1, 7)),
@@ -111,12 +138,14 @@ class RidgeSettings(ProbeSettings):
 class FewshotSettings(ProbeSettings):
     """Closed-form ridge regression on a few images per class (big_vision evaluators/fewshot_lsr.py)."""
 
+    SHOWN_ALWAYS: ClassVar[tuple[str, ...]] = ("shots", "l2")
+
     shots: int = Field(10, gt=0, description="per class; big_vision: 1, 5, 10 and 25, the headline 10; ViT's tables: 5")
     l2: float = Field(2.0**10, gt=0, description="configs/common_fewshot.py: 2^10")
     other_l2: tuple[PositiveFloat, ...] = Field(
         (), description="what these would have given is recorded as oracle_top1_l2_*, from the same decomposition"
     )
-    transform: SeenBy = Field(
+    transform: TransformChoice = Field(
         "protocol",
         description="protocol: both sides resized to 256 for a crop of 224, or in proportion; "
         "model: its own, so that features are shared with the other probes",
@@ -129,11 +158,13 @@ class FewshotSettings(ProbeSettings):
         return self
 
 
-class FinetuneSettings(Config):
+class FinetuneSettings(EvaluatorSettings):
     """Fine-tuning of all weights (ViT Table 4): SGD, momentum 0.9, cosine, clip 1, no weight decay, zero head.
 
     The paper's steps: ImageNet 20,000; CIFAR 10,000; Pets and Flowers 500; VTAB 2,500.
     """
+
+    SHOWN_ALWAYS: ClassVar[tuple[str, ...]] = ("steps", "learning_rates", "runs")
 
     steps: int = Field(500, gt=0)
     batch_size: int = Field(512, gt=0)
@@ -157,7 +188,7 @@ class FinetuneSettings(Config):
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of the forward pass; weights are float32")
 
 
-class HeadSettings(Config):
+class HeadSettings(EvaluatorSettings):
     """The network's own head, for which the dataset has to have its classes."""
 
     classes: Literal["names", "order"] = Field(
@@ -167,7 +198,8 @@ class HeadSettings(Config):
     )
 
 
-SETTINGS: dict[str, type[Config]] = {
+# By evaluator, in the order in which an error lists them.
+SETTINGS: dict[str, type[EvaluatorSettings]] = {
     "linear": LinearSettings,
     "sgd": SgdSettings,
     "knn": KnnSettings,
@@ -179,10 +211,18 @@ SETTINGS: dict[str, type[Config]] = {
 }
 
 
+def _known_evaluator(value: Any) -> Any:
+    """An evaluator's name. The error is that of a Literal, but the names are those of the table."""
+    if not isinstance(value, str) or value not in SETTINGS:
+        *first, last = map(repr, SETTINGS)
+        raise PydanticKnownError("literal_error", {"expected": f"{', '.join(first)} or {last}"})
+    return value
+
+
 class SuiteEntry(Config):
     """One evaluator on some tasks: for every checkpoint, or for the last one only."""
 
-    evaluator: EvaluatorName
+    evaluator: Annotated[str, BeforeValidator(_known_evaluator)]
     tasks: tuple[str, ...] = Field(min_length=1)
     checkpoints: Literal["every", "last"] = "every"
     seeds: tuple[int, ...] = Field((0,), min_length=1)
@@ -236,29 +276,19 @@ class EvaluateRecipe(Config):
         return self
 
 
-# told even where they are the default
-_ALWAYS = {
-    "linear": ("l2",),
-    "sgd": ("steps", "learning_rates"),
-    "knn": ("k",),
-    "ridge": ("l2",),
-    "fewshot": ("shots", "l2"),
-    "finetune": ("steps", "learning_rates", "runs"),
-}
-_LISTED = 4  # longer lists are told by their ends
-_MISSING = object()
-
-
 def settings_summary(key: EvaluationKey) -> str:
-    """``shots 10, l2 1024``; with the version of the protocol where it is not the first."""
+    """``shots 10, l2 1024``: the settings that matter most, and those that are not the default.
+
+    With the version of the protocol where it is not the first.
+    """
     kind = SETTINGS.get(key.evaluator)
     defaults = kind().model_dump(mode="json") if kind else {}
     defaults |= {name: field.default for name, field in Task.model_fields.items() if not field.is_required()}
-    always = _ALWAYS.get(key.evaluator, ())
+    always = kind.SHOWN_ALWAYS if kind else ()
     names = [name for name in always if name in key.settings]
     names += [name for name in key.settings if name not in always and _differs(key.settings, defaults, name)]
-    words = [f"{name} {_short(key.settings[name])}" for name in names]
-    return ", ".join([*words, *([f"protocol {key.protocol_version}"] if key.protocol_version > 1 else [])])
+    parts = [f"{name} {_short(key.settings[name])}" for name in names]
+    return ", ".join([*parts, *([f"protocol {key.protocol_version}"] if key.protocol_version > 1 else [])])
 
 
 def _differs(settings: dict[str, Any], defaults: dict[str, Any], name: str) -> bool:
@@ -267,8 +297,8 @@ def _differs(settings: dict[str, Any], defaults: dict[str, Any], name: str) -> b
 
 def _short(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{name}: {_short(one)}" for name, one in value.items()) + "}"
+        return "{" + ", ".join(f"{name}: {_short(inner)}" for name, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
-        shown = [_short(one) for one in value]
-        return "/".join(shown) if len(shown) <= _LISTED else f"{len(shown)} from {shown[0]} to {shown[-1]}"
+        shown = [_short(element) for element in value]
+        return "/".join(shown) if len(shown) <= _MAX_LISTED else f"{len(shown)} from {shown[0]} to {shown[-1]}"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,62 +1,77 @@
-"""Evaluation as a stage: what is due for the checkpoints of a run is done, each thing recorded exactly once."""
+"""Evaluation as a stage: check a request, do what is due, each evaluation recorded exactly once, raise what failed.
+
+::
+
+    check_request --CheckedRequest--> evaluate --ScheduleSummary--> raise_failed
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pipeline.base.errors import FailedError
-from pipeline.base.progress import Progress
+from pipeline.base.progress import Progress, Silent
 from pipeline.base.store.protocol import Store
-from pipeline.evaluate.discovery import EvaluationRequest, keep_suite, plan_all, refuse_empty
+from pipeline.evaluate.discovery import (
+    CheckedRequest,
+    EvaluationRequest,
+    make_planner,
+    plan_all,
+    refuse_empty,
+    store_suite,
+)
 from pipeline.evaluate.recipe import EvaluateRecipe
-from pipeline.evaluate.scheduler import Outcome, Scheduler
+
+if TYPE_CHECKING:  # it brings ray and torch along
+    from pipeline.evaluate.scheduler import ScheduleSummary
+
+# Imports in functions here keep ray and torch out of a request that is refused.
+
+
+def import_requested_weights(workspace: Store, request: EvaluationRequest) -> None:
+    """Store the weights of *request* in *workspace*, if it has any, once it is known that its suite can be planned."""
+    if request.weights is not None:
+        from pipeline.evaluate.imported_weights import store_weights  # noqa: PLC0415
+
+        plan_all(workspace, request.run, [request.read_recipe()], planner=request.planner(workspace))
+        store_weights(workspace, request.weights)
+
+
+def check_request(workspace: Store, request: EvaluationRequest) -> CheckedRequest:
+    """Refuse before anything starts what the scheduler would: datasets that are missing or leak, nothing to judge.
+
+    What it learns of leaks is remembered in this process, so that the scheduler need not read the indexes again. The
+    weights of the request must be stored already.
+    """
+    recipe, planner = request.read_recipe(), make_planner(workspace, request.run, Silent())
+    planner.plan(recipe)
+    if request.every_seconds is None:
+        refuse_empty(planner)
+    return CheckedRequest(recipe, planner)
 
 
 def evaluate(
-    workspace: Store,
-    run: str,
-    read_recipe: Callable[[], EvaluateRecipe],
-    progress: Progress,
-    every_seconds: float | None = None,
-    suite: str = "suite",
-) -> Outcome:
-    """Do what is due for *run*. Needs a ray cluster that is connected.
+    workspace: Store, request: EvaluationRequest, progress: Progress, checked: CheckedRequest | None = None
+) -> ScheduleSummary:
+    """Do what is due for the run of *request*. Needs a Ray cluster that is connected.
 
-    With *every_seconds*, look for new checkpoints so often until the run is complete; *read_recipe* is asked each
-    time. One failing evaluation does not stop the others. Raises InputError when the run has no checkpoint or a
-    dataset is missing.
+    With ``every_seconds``, look for new checkpoints so often until the run is complete; ``read_recipe`` is called each
+    time. *checked*: what ``check_request`` returned, so that checkpoints are not checked twice. A failing evaluation
+    does not stop the others. Raises InputError when the run has no checkpoint or a dataset is missing.
     """
+    from pipeline.evaluate.scheduler import Scheduler  # noqa: PLC0415
 
-    def keep(recipe: EvaluateRecipe) -> None:
-        keep_suite(workspace, run, suite, recipe)
+    def on_suite(recipe: EvaluateRecipe) -> None:
+        store_suite(workspace, request.run, request.suite, recipe)
 
-    return Scheduler(workspace, run, read_recipe, progress, every_seconds, keep).run()
+    read, every = request.read_recipe, request.every_seconds
+    return Scheduler(workspace, request.run, read, progress, every, on_suite, checked).run()
 
 
-def check_evaluated(outcome: Outcome) -> None:
+def raise_failed(summary: ScheduleSummary) -> None:
     """Raise FailedError when something failed, naming it."""
-    if outcome.failures:
+    if summary.failures:
         raise FailedError(
-            f"{len(outcome.failures)} of {outcome.num_planned} evaluations failed: {outcome.failures[0]}",
-            "the others are recorded; mend the cause, and give the same command with --retry",
+            f"{len(summary.failures)} of {summary.num_planned} evaluations failed: {summary.failures[0]}",
+            "the others are recorded; mend the cause, then: vitpipe evaluations retry",
         )
-
-
-def _check_planned(workspace: Store, asked: EvaluationRequest) -> None:
-    """Refuse before anything starts what the scheduler would: datasets that are missing or leak, nothing to judge.
-
-    What it learns of leaks is remembered, so that the scheduler need not read the indexes again.
-    """
-    planner = asked.planner(workspace)
-    plan_all(workspace, asked.run, [asked.read_recipe()], planner=planner)
-    if asked.every_seconds is None:
-        refuse_empty(planner)
-
-
-def take_weights(workspace: Store, asked: EvaluationRequest) -> None:
-    """Store the weights that are asked for in *workspace*, if any, once it is known that the suite can be planned."""
-    if asked.weights is not None:
-        from pipeline.evaluate.imported_weights import keep_weights  # noqa: PLC0415
-
-        plan_all(workspace, asked.run, [asked.read_recipe()], planner=asked.planner(workspace))
-        keep_weights(workspace, asked.weights)

@@ -1,4 +1,7 @@
-"""A task opened for one evaluation: whether it may be judged at all is checked first; its parts are given as types."""
+"""TaskData: a task opened for one evaluation. Whether it may be judged is checked first; its parts are typed.
+
+Shapes: N samples, K classes.
+"""
 
 from __future__ import annotations
 
@@ -44,21 +47,21 @@ class Masks:
     """Over the samples of a training dataset, in its order (N,): those that are used, and of them those held out."""
 
     used: NDArray[np.bool_]
-    held: NDArray[np.bool_]
+    held_out: NDArray[np.bool_]
 
     @property
     def fit(self) -> NDArray[np.bool_]:
         """Those that candidates are fitted on."""
-        fit: NDArray[np.bool_] = self.used & ~self.held
+        fit: NDArray[np.bool_] = self.used & ~self.held_out
         return fit
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """The samples of a task as *subject* sees them. *is_many*: samples have several labels, and are judged by mAP."""
+    """The samples of a task as the model sees them. *is_many*: samples have several labels, and are judged by mAP."""
 
     workspace: Store
-    subject: ModelRef
+    model_ref: ModelRef
     task: Task
     class_names: tuple[str, ...]
     is_many: bool
@@ -71,14 +74,14 @@ class TaskData:
     def prepare(self, specs: Sequence[FeatureSpec]) -> None:
         """Have *specs* of both datasets computed, each in one forward pass."""
         for dataset in (self.task.train, self.task.test):
-            prepare_features(self.workspace, self.subject, dataset, specs)
+            prepare_features(self.workspace, self.model_ref, dataset, specs)
 
     def train(self, spec: FeatureSpec) -> TrainPart:
         """The training samples: all, or the 1,000 of VTAB-1k."""
         if self.task.split == "vtab":
             return self._vtab(spec)[0]
-        found = load_features(self.workspace, self.subject, self.task.train, spec)
-        return TrainPart(found.keys, self._labels(found, self.task.train), found.features)
+        features = load_features(self.workspace, self.model_ref, self.task.train, spec)
+        return TrainPart(features.keys, self._labels(features, self.task.train), features.features)
 
     def choice(self, train: TrainPart) -> Choice:
         """The two parts of them between which settings are chosen."""
@@ -88,7 +91,7 @@ class TaskData:
 
     def test(self, spec: FeatureSpec) -> TestPart:
         """The test samples."""
-        return self._test_part(load_features(self.workspace, self.subject, self.task.test, spec))
+        return self._test_part(load_features(self.workspace, self.model_ref, self.task.test, spec))
 
     def train_stream(self, spec: FeatureSpec) -> Iterator[tuple[TrainPart, NDArray[np.bool_]]]:
         """The training samples part by part, and which of them are held out."""
@@ -96,13 +99,13 @@ class TaskData:
             train, choice = self._vtab(spec)
             yield train, np.arange(len(train.keys)) >= len(choice.fit.keys)
             return
-        for part in iterate_features(self.workspace, self.subject, self.task.train, spec):
+        for part in iterate_features(self.workspace, self.model_ref, self.task.train, spec):
             train = TrainPart(part.keys, self._labels(part, self.task.train), part.features)
             yield train, held_out(part.keys, self.task.validation)
 
     def test_stream(self, spec: FeatureSpec) -> Iterator[TestPart]:
         """The test samples part by part."""
-        for part in iterate_features(self.workspace, self.subject, self.task.test, spec):
+        for part in iterate_features(self.workspace, self.model_ref, self.task.test, spec):
             yield self._test_part(part)
 
     def masks(self) -> Masks:
@@ -113,27 +116,30 @@ class TaskData:
                 return Masks(np.ones(len(keys), dtype=bool), validation_mask(keys, self.task.validation))
             order = vtab_order(keys)
             self._check_coverage(reader, order[:VTAB_TRAIN])
-        used, held = np.zeros((2, len(keys)), dtype=bool)
-        used[order], held[order[VTAB_TRAIN:]] = True, True
-        return Masks(used, held)
+        used, validation = np.zeros((2, len(keys)), dtype=bool)
+        used[order], validation[order[VTAB_TRAIN:]] = True, True
+        return Masks(used, validation)
 
     def share(self, labels: Labels, scores_NK: NDArray[Any]) -> float:
-        """What candidates are compared by: top-1, or mAP."""
+        """The score that candidates are compared by: top-1, or mAP."""
         if self.is_many:
             return mean_average_precision(scores_NK, labels)
         return float((scores_NK.argmax(axis=1) == labels).mean())
 
     def outcomes(self, keys: tuple[str, ...], labels: Labels, scores_NK: NDArray[Any], *, calibrated: bool) -> Outcomes:
-        """*calibrated*: scores are probabilities, of classes that exclude each other or, where many, of each alone."""
+        """Per-sample outcomes of the scores.
+
+        *calibrated*: scores are probabilities; with one label of exclusive classes, with several of each class alone.
+        """
         if self.is_many:
             return of_label_scores(keys, labels, scores_NK, calibrated=calibrated)
         return (of_probabilities if calibrated else of_scores)(keys, labels, scores_NK)
 
     def oracle(self, test: TestPart, shares: Sequence[float], scores_of: Callable[[int], NDArray[Any]]) -> Metric:
-        """The best of what was tried on the test samples after all was chosen: never a result.
+        """The best test score of all candidates, chosen with knowledge of the test samples: never a result.
 
-        *shares*: the test share of each that was tried, the honest result among them; *scores_of* gives the scores of
-        one (N, K), and is asked only where samples have several labels.
+        *shares*: the test score of each candidate, the one that was chosen honestly among them; *scores_of* returns the
+        scores (N, K) of a candidate, and is called only where samples have several labels.
         """
         best = int(np.argmax(np.asarray(shares)))
         if self.is_many:
@@ -151,48 +157,49 @@ class TaskData:
         """The samples of VTAB-1k, those to fit on first; no others are in memory."""
         with closing(DatasetReader(self.workspace, self.task.train)) as reader:
             keys = _keys(reader)
-        wanted = np.zeros(len(keys), dtype=bool)
-        wanted[vtab_order(keys)] = True
-        taken, labels, features, done = [], [], [], 0
-        for part in iterate_features(self.workspace, self.subject, self.task.train, spec):
-            rows = np.flatnonzero(wanted[done : done + len(part.keys)])
-            done += len(part.keys)
-            taken += [part.keys[row] for row in rows]
+        is_used = np.zeros(len(keys), dtype=bool)
+        is_used[vtab_order(keys)] = True
+        used_keys, labels, features, start = [], [], [], 0
+        for part in iterate_features(self.workspace, self.model_ref, self.task.train, spec):
+            rows = np.flatnonzero(is_used[start : start + len(part.keys)])
+            start += len(part.keys)
+            used_keys += [part.keys[row] for row in rows]
             labels.append(self._labels(part, self.task.train)[rows])
             features.append(part.features[rows])
-        found = TrainPart(tuple(taken), np.concatenate(labels), np.concatenate(features))
-        return vtab_split(found, self.num_classes, allow_missing=self.task.allow_missing_classes)[:2]
+        train = TrainPart(tuple(used_keys), np.concatenate(labels), np.concatenate(features))
+        return vtab_split(train, self.num_classes, allow_missing=self.task.allow_missing_classes)[:2]
 
     def _check_coverage(self, reader: DatasetReader, rows: NDArray[np.int64]) -> None:
         """Raise InputError for classes without a sample among *rows* of the dataset, unless the task allows it."""
         ends = np.cumsum(reader.shards.sizes)
         shards = np.searchsorted(ends, rows, side="right")
-        places = zip(shards.tolist(), (rows - (ends - reader.shards.sizes)[shards]).tolist(), strict=True)
-        members = [reader.member(shard, row) for shard, row in places]
+        rows_in_shards = rows - (ends - reader.shards.sizes)[shards]
+        members = [reader.member(*ref) for ref in zip(shards.tolist(), rows_in_shards.tolist(), strict=True)]
         labels = np.array([label for member in members for label in member.labels], dtype=np.int64)
         check_coverage(labels, self.num_classes, allow_missing=self.task.allow_missing_classes)
 
-    def _test_part(self, found: Features) -> TestPart:
-        return TestPart(found.keys, self._labels(found, self.task.test), found.features)
+    def _test_part(self, features: Features) -> TestPart:
+        return TestPart(features.keys, self._labels(features, self.task.test), features.features)
 
-    def _labels(self, found: Features, dataset: str) -> Labels:
+    def _labels(self, features: Features, dataset: str) -> Labels:
+        """(N,) class numbers, or (N, K) of 0 and 1. Raises InputError where samples have no label."""
         if self.is_many:
-            return found.targets(self.num_classes)
-        without = int((found.labels < 0).sum())
-        if without:
-            raise InputError(f"{without} samples of {dataset} have no label", "judge on datasets with labels")
-        return found.labels
+            return features.targets(self.num_classes)
+        num_unlabelled = int((features.labels < 0).sum())
+        if num_unlabelled:
+            raise InputError(f"{num_unlabelled} samples of {dataset} have no label", "judge on datasets with labels")
+        return features.labels
 
 
 def open_task(workspace: Store, planned: PlannedEvaluation) -> TaskData:
-    """Raises InputError when the two datasets have other classes, or share an image."""
+    """Open the task of *planned*. Raises InputError when its datasets have other classes, or share an image."""
     task = planned.task
     train, test = (read_dataset_card(workspace, name) for name in (task.train, task.test))
     if train.class_names != test.class_names:
         raise InputError(f"task {planned.key.task}: {task.train} and {task.test} have other classes")
     refuse_leak(workspace, planned.key.task, task)
     is_many = _has_several(train) or _has_several(test)
-    return TaskData(workspace, planned.subject, task, train.class_names, is_many)
+    return TaskData(workspace, planned.model_ref, task, train.class_names, is_many)
 
 
 def _keys(reader: DatasetReader) -> tuple[str, ...]:

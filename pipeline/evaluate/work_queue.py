@@ -1,4 +1,7 @@
-"""What to start next: evaluations in their order, and before them what they share. Knows nothing of workers."""
+"""WorkQueue: which work starts next: evaluations in their order, and before them the features that they share.
+
+Knows nothing of workers, and asks the store only through the functions that it is given.
+"""
 
 from __future__ import annotations
 
@@ -10,130 +13,131 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 
 from pipeline.evaluate.plan import PlannedEvaluation
-from pipeline.evaluate.worker import FeatureJob, preparations
+from pipeline.evaluate.worker import FeatureJob, feature_jobs
 
-Task = PlannedEvaluation | FeatureJob
+Work = PlannedEvaluation | FeatureJob
 
 
-class Queue:
-    """Evaluations that wait for a worker, for a preparation, or for the time of their next try.
+class WorkQueue:
+    """Evaluations that wait for a worker, for a feature job, or for the time of their next try.
 
-    *is_prepared* asks the store, and *parts_of* which parts are missing: several are handed out one by one, and once
-    they have ended the whole, which makes what is still missing. A preparation that failed *max_tries* times is given
-    up: the evaluations that want it go without, and tell why they fail.
+    *is_done* tells whether the features of a job are stored, and *missing_parts* which of its parts are not. Where
+    several parts are missing, they are handed out as single jobs; after they have ended, the complete job is handed
+    out, which computes what is still missing and writes the card. A job that failed *max_tries* times is given up: the
+    evaluations that need it start without it, and report why they fail.
     """
 
     def __init__(
         self,
-        is_prepared: Callable[[FeatureJob], bool],
-        parts_of: Callable[[FeatureJob], list[int]],
+        is_done: Callable[[FeatureJob], bool],
+        missing_parts: Callable[[FeatureJob], list[int]],
         max_tries: int,
     ) -> None:
-        self._is_prepared, self._parts_of, self._max_tries = is_prepared, parts_of, max_tries
-        self._preparations: dict[str, tuple[FeatureJob, ...]] = {}
-        self._parts_left: Counter[Hashable] = Counter()
+        self._is_done, self._missing_parts, self._max_tries = is_done, missing_parts, max_tries
+        self._jobs: dict[str, tuple[FeatureJob, ...]] = {}  # by evaluation
         self._ready: deque[PlannedEvaluation] = deque()
-        self._openings: deque[FeatureJob] = deque()
-        self._parked: dict[str, tuple[PlannedEvaluation, set[Hashable]]] = {}  # by id: what it still waits for
-        self._waiting_for: dict[Hashable, list[str]] = defaultdict(list)
-        self._later: list[tuple[float, int, PlannedEvaluation]] = []
-        self._known: set[Hashable] = set()  # preparations that are there, or given up
-        self._making: set[Hashable] = set()  # handed out
+        self._later: list[tuple[float, int, PlannedEvaluation]] = []  # a heap: time, number, evaluation
+        self._parked: dict[str, tuple[PlannedEvaluation, set[Hashable]]] = {}  # by id: the jobs that it waits for
+        self._waiting_for: dict[Hashable, list[str]] = defaultdict(list)  # by job: ids of evaluations
+        self._open_jobs: deque[FeatureJob] = deque()  # to be handed out
+        self._running: set[Hashable] = set()  # jobs that are handed out, or whose parts are
+        self._finished: set[Hashable] = set()  # jobs whose features are stored, or that are given up
+        self._parts_left: Counter[Hashable] = Counter()
         self._tries: Counter[Hashable] = Counter()
         self._number = itertools.count()
 
     def __len__(self) -> int:
-        """All that is left to be handed out, now or later."""
-        return len(self._ready) + len(self._openings) + len(self._parked) + len(self._later)
+        """All that is still to be handed out, now or later."""
+        return len(self._ready) + len(self._open_jobs) + len(self._parked) + len(self._later)
 
     def fill(self, due: Iterable[PlannedEvaluation], later: Iterable[tuple[float, PlannedEvaluation]]) -> None:
-        """From here on *due*, in this order, and each of *later* at its time (seconds since 1970)."""
-        now, then = list(due), list(later)
-        self._preparations = preparations([*now, *(item for _, item in then)])
-        self._ready = deque(now)
-        # Besides parts, a whole whose parts have ended: it counts as being made, so that nobody opens it again.
-        self._openings = deque(one for one in self._openings if one.part is not None or one.id in self._making)
+        """Replace what waits by *due*, in this order, and each of *later* at its time (seconds since 1970)."""
+        due, later = list(due), list(later)
+        self._jobs = feature_jobs([*due, *(evaluation for _, evaluation in later)])
+        self._ready = deque(due)
+        # Parts stay, and a complete job whose parts have ended: it counts as running, so nothing else would open it.
+        self._open_jobs = deque(job for job in self._open_jobs if job.part is not None or job.id in self._running)
         self._parked.clear()
         self._waiting_for.clear()
-        self._later = [(at, next(self._number), item) for at, item in then]
+        self._later = [(at, next(self._number), evaluation) for at, evaluation in later]
         heapq.heapify(self._later)
 
-    def add(self, item: PlannedEvaluation, at: float = 0.0) -> None:
-        """One more, at its time."""
-        heapq.heappush(self._later, (at, next(self._number), item))
+    def add(self, evaluation: PlannedEvaluation, at: float = 0.0) -> None:
+        """One more evaluation, to be handed out from *at* on (seconds since 1970)."""
+        heapq.heappush(self._later, (at, next(self._number), evaluation))
 
-    def next(self) -> Task | None:
+    def next(self) -> Work | None:
         """What to start now; None: nothing."""
         now = time.time()
         while self._later and self._later[0][0] <= now:
             self._ready.append(heapq.heappop(self._later)[2])
-        while self._ready and not self._openings:
-            item = self._ready.popleft()
-            missing = [one for one in self._preparations.get(item.id, ()) if self._is_missing(one)]
+        while self._ready and not self._open_jobs:
+            evaluation = self._ready.popleft()
+            missing = [job for job in self._jobs.get(evaluation.id, ()) if self._is_missing(job)]
             if not missing:
-                return item
-            self._park(item, missing)
-        if self._openings:
-            return self._open(self._openings.popleft())
+                return evaluation
+            self._park(evaluation, missing)
+        if self._open_jobs:
+            return self._hand_out(self._open_jobs.popleft())
         return None
 
-    def _open(self, preparation: FeatureJob) -> FeatureJob:
-        """What to hand out of it: a part, where there are several."""
-        is_new = preparation.id not in self._making
-        self._making.add(preparation.id)
-        parts = self._parts_of(preparation) if is_new and not self._tries[preparation.id] else []
-        if len(parts) < 2:
-            return preparation
-        self._parts_left[preparation.id] = len(parts)
-        first, *rest = (replace(preparation, part=part) for part in parts)
-        self._openings.extendleft(reversed(rest))
-        return first
-
-    def _part_ended(self, preparation: FeatureJob) -> None:
-        self._parts_left[preparation.id] -= 1
-        if not self._parts_left[preparation.id]:
-            self._openings.append(replace(preparation, part=None))
-
-    def made(self, preparation: FeatureJob) -> None:
-        """It is there: what waited for it comes next, in its order."""
-        if preparation.part is not None:
-            self._part_ended(preparation)
+    def job_done(self, job: FeatureJob) -> None:
+        """The features of *job* are stored: what waited for them comes next, in its order."""
+        if job.part is not None:
+            self._part_ended(job)
             return
-        self._making.discard(preparation.id)
-        self._known.add(preparation.id)
+        self._running.discard(job.id)
+        self._finished.add(job.id)
         freed = []
-        for evaluation_id in self._waiting_for.pop(preparation.id, []):
-            item, waits = self._parked[evaluation_id]
-            waits.discard(preparation.id)
+        for evaluation_id in self._waiting_for.pop(job.id, []):
+            evaluation, waits = self._parked[evaluation_id]
+            waits.discard(job.id)
             if not waits:
                 del self._parked[evaluation_id]
-                freed.append(item)
+                freed.append(evaluation)
         self._ready.extendleft(reversed(freed))
 
-    def not_made(self, preparation: FeatureJob) -> None:
-        """It failed: once more, or given up."""
-        if preparation.part is not None:
-            self._part_ended(preparation)  # the whole makes what is missing
+    def job_failed(self, job: FeatureJob) -> None:
+        """*job* failed: it is handed out once more, or given up."""
+        if job.part is not None:
+            self._part_ended(job)  # the complete job computes what is missing
             return
-        self._making.discard(preparation.id)
-        self._tries[preparation.id] += 1
-        if self._tries[preparation.id] >= self._max_tries:
-            self.made(preparation)
-        elif preparation.id in self._waiting_for:
-            self._openings.append(preparation)
+        self._running.discard(job.id)
+        self._tries[job.id] += 1
+        if self._tries[job.id] >= self._max_tries:
+            self.job_done(job)
+        elif job.id in self._waiting_for:
+            self._open_jobs.append(job)
 
-    def _is_missing(self, preparation: FeatureJob) -> bool:
-        if preparation.id in self._known:
+    def _is_missing(self, job: FeatureJob) -> bool:
+        if job.id in self._finished:
             return False
-        if preparation.id not in self._making and self._is_prepared(preparation):
-            self._known.add(preparation.id)
+        if job.id not in self._running and self._is_done(job):
+            self._finished.add(job.id)
             return False
         return True
 
-    def _park(self, item: PlannedEvaluation, missing: list[FeatureJob]) -> None:
-        self._parked[item.id] = (item, {one.id for one in missing})
-        for one in missing:
-            is_new = one.id not in self._waiting_for and one.id not in self._making
-            self._waiting_for[one.id].append(item.id)
+    def _park(self, evaluation: PlannedEvaluation, missing: list[FeatureJob]) -> None:
+        self._parked[evaluation.id] = (evaluation, {job.id for job in missing})
+        for job in missing:
+            is_new = job.id not in self._waiting_for and job.id not in self._running
+            self._waiting_for[job.id].append(evaluation.id)
             if is_new:
-                self._openings.append(one)
+                self._open_jobs.append(job)
+
+    def _hand_out(self, job: FeatureJob) -> FeatureJob:
+        """*job*, or the first of its parts, where several are missing; the others are handed out next."""
+        is_new = job.id not in self._running
+        self._running.add(job.id)
+        parts = self._missing_parts(job) if is_new and not self._tries[job.id] else []
+        if len(parts) < 2:
+            return job
+        self._parts_left[job.id] = len(parts)
+        first, *rest = (replace(job, part=part) for part in parts)
+        self._open_jobs.extendleft(reversed(rest))
+        return first
+
+    def _part_ended(self, job: FeatureJob) -> None:
+        self._parts_left[job.id] -= 1
+        if not self._parts_left[job.id]:
+            self._open_jobs.append(replace(job, part=None))

@@ -22,12 +22,14 @@ _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL.Image.Resampling
 
 @dataclass(frozen=True)
 class Input:
-    """How a foreign model's input is made. ``transform`` None: not told, or in a way that is not ours."""
+    """How a foreign model's input is made. ``transform`` None: not specified, or none that ``EvaluationTransform`` can
+    express. ``is_specified``: a file named mean and standard deviation.
+    """
 
     transform: EvaluationTransform | None = None
     mean: tuple[float, ...] = HALF
     std: tuple[float, ...] = HALF
-    told: bool = False  # mean and std stood in a file
+    is_specified: bool = False
 
 
 def default_transform(image_size: int) -> EvaluationTransform:
@@ -57,7 +59,7 @@ def to_preprocessor(transform: EvaluationTransform) -> dict[str, Any]:
 
 
 def from_preprocessor(tree: Mapping[str, Any], image_size: int) -> Input:
-    """Of preprocessor_config.json; a transform that is not ours is left open."""
+    """Of preprocessor_config.json. Raises InputError for statistics that are none."""
     mean, std = _statistics(tree.get("image_mean"), tree.get("image_std"))
     if not tree.get("do_normalize", True):
         mean, std = (0.0,) * 3, (1.0,) * 3
@@ -71,7 +73,7 @@ def from_preprocessor(tree: Mapping[str, Any], image_size: int) -> Input:
         fields |= {"mode": "short", "resize": size["shortest_edge"]}
     else:
         fields |= {"mode": "square", "resize": _side(size)}
-    return Input(_transform(fields, image_size), mean, std, told=True)
+    return Input(_transform(fields, image_size), mean, std, is_specified=True)
 
 
 def to_pretrained(transform: EvaluationTransform) -> dict[str, Any]:
@@ -86,24 +88,24 @@ def to_pretrained(transform: EvaluationTransform) -> dict[str, Any]:
 
 
 def from_pretrained(tree: Mapping[str, Any], image_size: int) -> Input:
-    """Of timm's pretrained_cfg, with timm's defaults for what is left out; nothing told of an empty one."""
+    """Of timm's pretrained_cfg, with timm's defaults for what is left out; an empty one specifies nothing."""
     if not tree:
         return Input()
     mean, std = _statistics(tree.get("mean"), tree.get("std"))
     mode = {"center": "short", "squash": "square"}.get(str(tree.get("crop_mode", "center")))
     share = tree.get("crop_pct", 0.875)
-    sensible = isinstance(share, int | float) and 0.01 < share <= 1
-    resize = math.floor(image_size / share) if sensible else 0  # as timm rounds; 0: no transform
+    is_share = isinstance(share, int | float) and 0.01 < share <= 1
+    resize = math.floor(image_size / share) if is_share else 0  # as timm rounds; 0: no transform
     fields = {"size": image_size, "resize": resize, "mode": mode, "filter": tree.get("interpolation", "bicubic")}
-    return Input(_transform(fields, image_size), mean, std, told=bool(tree.get("mean")))
+    return Input(_transform(fields, image_size), mean, std, is_specified=bool(tree.get("mean")))
 
 
 def _statistics(mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Both, per channel; a half where nothing is said."""
-    found = [HALF if values is None else values for values in (mean, std)]
-    if not all(_is_channels(values) for values in found) or min(found[1]) <= 0:
+    """Both, per channel; a half where there is none."""
+    means, deviations = (HALF if values is None else values for values in (mean, std))
+    if not (_is_channels(means) and _is_channels(deviations)) or min(deviations) <= 0:
         raise InputError(f"mean {mean} and standard deviation {std} of pixels are not three numbers each")
-    return tuple(map(float, found[0])), tuple(map(float, found[1]))
+    return tuple(map(float, means)), tuple(map(float, deviations))
 
 
 def _is_channels(values: Any) -> bool:

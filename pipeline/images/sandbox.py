@@ -1,15 +1,17 @@
-"""Images are decoded in another process, so that one which crashes, hangs or fills the memory costs itself alone.
+"""Images are decoded in a child process, so that one which crashes, hangs or fills the memory costs itself alone.
 
 One child decodes; it is kept from call to call. While it works on some images, the caller works on others. When it
 dies, the image it was at is tried once more by a new child, and those behind it are sent again. A rejection is never
-the machine's fault: the clock that finds a hang counts only what the child itself used or slept away while this side
+the machine's fault: the clock that detects a hang counts only what the child itself used or slept away while this side
 was waiting for it, and a child that was killed or stopped from outside does not count as a try.
+``sandbox_worker.py`` is the program of the child.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,15 +19,19 @@ from functools import cache
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+from pipeline.base.child_process import ChildProcess
 from pipeline.base.errors import FailedError
 from pipeline.images.check import CheckOptions, CheckResult, refuse_if_impossible
 from pipeline.images.decode import ImageRejectedError
-from pipeline.images.sandbox_process import Child
-from pipeline.images.sandbox_worker import SIZE, SIZE_BODY, ChildSettings, unpack
+from pipeline.images.sandbox_worker import READY, SIZE, SIZE_BODY, ChildSettings, unpack
 
 T = TypeVar("T")
 
+_PROGRAM = "pipeline.images.sandbox_worker"
 _TICK_SECONDS = 0.05
+_FEW = 3  # images of which the child should have all bytes: with fewer it soon has nothing to do
+_PLENTY, _NAP_SECONDS = 8, 0.002  # with so many to go on with, several results are fetched at once
+_START_TICKS, _START_TICK_SECONDS = 600, 0.1  # in which nothing came from a child that starts
 _STARTS = 3  # children in a row that were killed from outside before they were ready
 _OUTSIDE_KILLS = 5  # of children that were at the same image: it is the image that has them killed, by its memory
 _IDLE_SECONDS = 60.0  # the child neither ran nor slept, or had not even got the image: the machine's fault
@@ -45,7 +51,7 @@ class Limits:
 
 @dataclass(eq=False)
 class _Job(Generic[T]):
-    """One image in flight."""
+    """One image in flight. *num_pixels* is known of a large one that is being decoded."""
 
     tag: T
     data: bytes
@@ -55,7 +61,7 @@ class _Job(Generic[T]):
     outside_kills: int = 0
 
 
-class StallClock:
+class _StallClock:
     """How long the child has been at one image, by its own account."""
 
     def __init__(self) -> None:
@@ -81,10 +87,11 @@ class Sandbox:
     def __init__(self, options: CheckOptions, limits: Limits | None = None) -> None:
         refuse_if_impossible(options.reencode)
         self.options, self.limits = options, limits or Limits()
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
         self._flight: deque[_Job[object]] = deque()
         self._flight_bytes = 0
-        self._clock = StallClock()
+        self._num_open = 0  # of those in flight, the ones without a result
+        self._clock = _StallClock()
         self._busy = False
 
     def __enter__(self) -> Self:
@@ -113,20 +120,20 @@ class Sandbox:
         self._busy = True
         flight: deque[_Job[T]] = deque()
         self._flight = flight  # type: ignore[assignment]
-        self._flight_bytes = 0
+        self._flight_bytes = self._num_open = 0
         try:
             source = iter(images)
             while self._fill(flight, source):
                 job = flight[0]
                 if job.result and self._child and self._child.num_unsent:
-                    self._deliver(self._child.exchange(0.0))
+                    self._deliver(self._child.receive(0.0))
                 result = self._wait_for(job)  # type: ignore[arg-type]
                 flight.popleft()
                 self._flight_bytes -= len(job.data)
                 yield job.tag, job.data, result
         finally:
             self._busy = False
-            if flight:  # the caller has left, or the source failed: nobody wants the answers that are under way
+            if flight:  # the caller has left, or the source failed: nobody takes the results that are under way
                 self.close()
 
     def _fill(self, flight: deque[_Job[T]], source: Iterator[tuple[T, bytes]]) -> bool:
@@ -142,14 +149,16 @@ class Sandbox:
             self._flight_bytes += len(data)
             if not data:
                 job.result = ImageRejectedError("empty")
-            elif self._child:
-                self._child.queue(data)
+                continue
+            self._num_open += 1
+            if self._child:
+                self._child.send(data)
         return bool(flight)
 
     def _wait_for(self, job: _Job[object]) -> CheckResult | ImageRejectedError:
         while job.result is None:
             child = self._child or self._start()
-            bodies = child.exchange(_TICK_SECONDS)
+            bodies = self._receive(child)
             if bodies is not None:
                 self._deliver(bodies)
                 if child.ended and job.result is None:
@@ -158,23 +167,37 @@ class Sandbox:
                 self._end_of_try(job, fault)
         return job.result
 
+    def _receive(self, child: ChildProcess) -> list[memoryview] | None:
+        """Bodies that came from *child*; None when nothing was sent or received for a tick."""
+        bodies = child.receive(0.0)
+        if bodies is not None:
+            return bodies
+        num_sent = self._num_open - child.num_unsent
+        if num_sent >= _PLENTY:
+            time.sleep(_NAP_SECONDS)
+        return child.receive(_TICK_SECONDS, for_room=num_sent < _FEW)
+
     def _deliver(self, bodies: list[memoryview] | None) -> None:
-        """Give what the child said to the images it was said of: it answers in order."""
+        """Give each of *bodies* to its image: the child answers in order."""
         waiting = (job for job in self._flight if job.result is None)
         job = next(waiting, None) if bodies else None
         for body in bodies or ():
             if job is None:
                 raise FailedError("the decoder's process answered out of turn", "run it again")
-            self._clock = StallClock()
+            self._clock = _StallClock()
             if body[:1] == SIZE:
                 (job.num_pixels,) = SIZE_BODY.unpack_from(body, 1)
                 continue
-            job.result = unpack(body)
+            self._settle(job, unpack(body))
             job = next(waiting, None)
 
-    def _tick(self, child: Child, job: _Job[object]) -> str:
+    def _settle(self, job: _Job[object], result: CheckResult | ImageRejectedError) -> None:
+        job.result = result
+        self._num_open -= 1
+
+    def _tick(self, child: ChildProcess, job: _Job[object]) -> str:
         """Nothing came for a tick. Why the image at hand has had its time, or ``outside``; "" when it has not."""
-        state, cpu_seconds = child.clock()
+        state, cpu_seconds = child.cpu_time()
         self._clock.tick(state, cpu_seconds)
         allowed = self.limits.seconds + self.limits.seconds_per_megapixel * job.num_pixels / 1e6
         if max(self._clock.ran, self._clock.slept) >= allowed:
@@ -182,53 +205,77 @@ class Sandbox:
         stopped = state in "TtZ" and self._clock.idle >= allowed
         return "outside" if stopped or self._clock.idle - self._clock.ran >= _IDLE_SECONDS else ""
 
-    def _after_death(self, child: Child) -> None:
+    def _after_death(self, child: ChildProcess) -> None:
         self._deliver(child.last_frames())
         job = next((job for job in self._flight if job.result is None), None)
-        outside = child.close()
-        waiting = sum(job.result is None for job in self._flight)
-        if job is None or child.num_unsent >= waiting:  # it was at no image: it had not got the next one
+        is_killed = child.close().killed_from_outside
+        if job is None or child.num_unsent >= self._num_open:  # it was at no image: it had not got the next one
             self._restart()
         else:
-            self._end_of_try(job, "outside" if outside else "decoder-crashed")
+            self._end_of_try(job, "outside" if is_killed else "decoder-crashed")
 
     def _end_of_try(self, job: _Job[object], reason: str) -> None:
         """The child is gone, or has to go, at *job*: try again or reject it."""
         if reason == "outside":
             job.outside_kills += 1
             if job.outside_kills >= _OUTSIDE_KILLS:
-                job.result = ImageRejectedError("decoder-memory", f"killed {job.outside_kills} times")
+                self._settle(job, ImageRejectedError("decoder-memory", f"killed {job.outside_kills} times"))
         else:
             job.tries += 1
             if job.tries >= self.limits.tries:
-                job.result = ImageRejectedError(reason, f"{job.tries} times")
+                self._settle(job, ImageRejectedError(reason, f"{job.tries} times"))
         self._restart()
 
     def _restart(self) -> None:
         """End the child; the next is started when it is waited for."""
         self.close()
-        self._clock = StallClock()
+        self._clock = _StallClock()
 
-    def _start(self) -> Child:
-        """A new child, with all the images in flight that have no answer."""
-        settings = ChildSettings(os.getpid(), self.limits.memory_bytes, self.options)
+    def _start(self) -> ChildProcess:
+        """A new child, with all the images in flight that have no result."""
+        settings = ChildSettings(self.limits.memory_bytes, self.options)
         for _ in range(_STARTS):
-            child = Child(settings)
-            try:
-                ready = child.wait_until_ready()
-            except BaseException:
-                child.close()
-                raise
-            if ready:
+            if child := _start_child(settings):
                 break
         else:
             raise FailedError(f"the decoder's process was killed {_STARTS} times while it started", "see who kills it")
-        self._child, self._clock = child, StallClock()
+        self._child, self._clock = child, _StallClock()
         for job in self._flight:
             if job.result is None:
                 job.num_pixels = 0
-                child.queue(job.data)
+                child.send(job.data)
         return child
+
+
+def _start_child(settings: ChildSettings) -> ChildProcess | None:
+    """A child that is ready; None when it was killed from outside before. Raises FailedError."""
+    try:
+        child = ChildProcess.start(_PROGRAM, [settings.to_json()])
+    except OSError as error:
+        raise _no_start(str(error)) from None
+    try:
+        if _wait_until_ready(child):
+            return child
+    except BaseException:
+        child.close()
+        raise
+    result = child.close()
+    if result.killed_from_outside:
+        return None
+    raise _no_start(result.last_line)
+
+
+def _wait_until_ready(child: ChildProcess) -> bool:
+    for _ in range(_START_TICKS):
+        if READY in (child.receive(_START_TICK_SECONDS) or ()):
+            return True
+        if child.ended:
+            break
+    return False
+
+
+def _no_start(reason: str) -> FailedError:
+    return FailedError(f"the decoder's process cannot start: {reason}", "check the installation and the memory limit")
 
 
 def shared_sandbox(options: CheckOptions) -> Sandbox:

@@ -18,27 +18,30 @@ from pydantic import Field, model_validator
 from pipeline.base.config import Config
 
 try:
-    import cykooz_resizer as resizer
-except ImportError:  # no wheel for Linux on arm: Pillow does it there, slower and up to one step off
-    resizer = None
+    import cykooz_resizer
+except ImportError:  # no wheel for Linux on arm
+    cykooz_resizer = None
+
+resizer = cykooz_resizer  # fast_image_resize, or None
 Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
-FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_FILTERS = {"bilinear": "bilinear", "bicubic": "catmull_rom"}  # as the other library calls them
+_PILLOW_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_FAST_FILTERS = {"bilinear": "bilinear", "bicubic": "catmull_rom", "lanczos": "lanczos3", "box": "box"}
 
 
 def resize(pixels: Pixels, width: int, height: int, filter_name: str) -> Pixels:
     """*pixels* at *height* x *width*."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    resized = Image.fromarray(pixels).resize((width, height), FILTERS[filter_name])
+    resized = Image.fromarray(pixels).resize((width, height), _PILLOW_FILTERS[filter_name])
     return np.asarray(resized, dtype=np.uint8)
 
 
 def crop_and_resize(pixels: Pixels, box: Box, width: int, height: int, filter_name: str) -> Pixels:
     """The part of *pixels* in *box* at *height* x *width*, contiguous, perhaps read-only or *pixels* itself.
 
-    Only what is in the box counts: cut first, then resized, as torchvision and big_vision do.
+    Only what is in the box counts: cut first, then resized, as torchvision and big_vision do. Without the library of
+    ``fast_resize`` Pillow does it, slower and up to one step of 255 off.
     """
     left, top, right, bottom = box
     part = pixels[top:bottom, left:right]
@@ -46,9 +49,14 @@ def crop_and_resize(pixels: Pixels, box: Box, width: int, height: int, filter_na
         return np.ascontiguousarray(part)
     if resizer is None:
         return resize(part, width, height, filter_name)
-    source = resizer.ImageData(right - left, bottom - top, resizer.PixelType.U8x3, part.tobytes())
+    return fast_resize(part, width, height, filter_name)
+
+
+def fast_resize(pixels: Pixels, width: int, height: int, filter_name: str) -> Pixels:
+    """*pixels* at *height* x *width*, read-only; by fast_image_resize, which ``resizer`` must be."""
+    source = resizer.ImageData(pixels.shape[1], pixels.shape[0], resizer.PixelType.U8x3, pixels.tobytes())
     target = resizer.ImageData(width, height, resizer.PixelType.U8x3)
-    convolution = resizer.ResizeAlg.convolution(resizer.FilterType[_FILTERS[filter_name]])
+    convolution = resizer.ResizeAlg.convolution(resizer.FilterType[_FAST_FILTERS[filter_name]])
     resizer.Resizer().resize(source, target, resizer.ResizeOptions(resize_alg=convolution))
     return np.frombuffer(target.get_buffer(), dtype=np.uint8).reshape(height, width, 3)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -24,9 +24,11 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
 class ViTConfig(Config):
     """Everything that fixes the network's function, apart from its weights.
 
-    Where others differ, with equal weights: timm has GELU exact; ``transformers`` has it exact and ``norm_epsilon``
+    Other implementations, with equal weights: timm has GELU exact; ``transformers`` has it exact and ``norm_epsilon``
     1e-12, if its config.json does not say otherwise; vision_transformer and big_vision have the values here.
     """
+
+    family: ClassVar[str] = "vit"  # the row of registry.py; no field, so it is not stored
 
     image_size: int = Field(224, gt=0, description="pixels of a side; images are square here")
     patch_size: int = Field(16, gt=0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 from pipeline.models.config import ViTConfig
 
-_CHANNELS = 3
+_CHANNELS = 3  # of an image
 
 
 def count_parameters(config: ViTConfig) -> int:
@@ -32,7 +32,7 @@ def _dense(inputs: int, outputs: int) -> int:
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one image, by part."""
+    """FLOPs of a forward pass of one image, by part."""
 
     patches: int
     projections: int  # q, k, v and the output of attention
@@ -42,13 +42,14 @@ class Flops:
 
     @property
     def total(self) -> int:
-        """Of all parts."""
+        """Their sum."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
 def flops_per_image(config: ViTConfig, *, all_rows: bool = False) -> Flops:
-    """Of a forward pass of one image to its logits. With a class token the last block computes that token alone, or
-    *all_rows*, for who reads all tokens.
+    """Of a forward pass of one image to its logits.
+
+    With a class token the last block computes that token alone; with *all_rows* it computes all of them.
     """
     n, d, m = config.num_tokens, config.width, config.mlp_width
     features = config.pre_logits or d
@@ -76,12 +77,12 @@ def training_flops_per_image(config: ViTConfig, checkpointed: bool = False, *, a
 def activation_bytes_per_image(
     config: ViTConfig, element_bytes: int, checkpointed: bool = False, *, all_rows: bool = False
 ) -> int:
-    """What autograd keeps of one image between forward and backward, with fused attention. An estimate.
+    """Bytes that autograd saves of one image between forward and backward, with fused attention. An estimate.
 
     Of a block: the inputs of both norms, of the four dense layers and of GELU, and q, k, v; a byte for each element of
     a dropout's mask, as on a GPU (CPUs keep a whole element). Of the last one, where it computes the class token
-    alone: the input of the first norm, of q, k and v, and these. With checkpointing: the input of each block, and one
-    block whole while it is computed again.
+    alone: the input of the first norm, of q, k and v, and these. With checkpointing: the input of each block, and all
+    of one block while it is computed again.
     """
     n, d, m = config.num_tokens, config.width, config.mlp_width
     masks = n * (2 * d + m) if config.dropout else 0

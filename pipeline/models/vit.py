@@ -1,7 +1,7 @@
 """The Vision Transformer (ViT section 3.1): pre-norm blocks over patch tokens; features by pooling, logits by the head.
 
 Initialisation follows vision_transformer models_vit.py: Xavier-uniform kernels of attention and MLP, MLP biases
-N(0, 1e-6), zero head; patch projection and pre-logits as flax draws them where nothing is said: LeCun normal.
+N(0, 1e-6), zero head; patch projection and pre-logits by flax's default: LeCun normal.
 Shapes: B images, C = 3 channels, N tokens (the class token first, where there is one), D width, H heads, K classes.
 """
 
@@ -78,12 +78,12 @@ class ViT(nn.Module):
         return out
 
     def encode(self, patches_BND: Tensor) -> Tensor:
-        """What ``embed`` gave -> (B, N, D), the class token first where there is one, after the last norm."""
+        """Output of ``embed`` -> (B, N, D), the class token first where there is one, after the last norm."""
         return self._encoded(patches_BND, None)
 
     def _encoded(self, patches_BND: Tensor, rows: int | None) -> Tensor:
         """The first *rows* tokens of ``encode``, all without it: of the last block nothing else is computed."""
-        x = self._placed(patches_BND)
+        x = self._block_input(patches_BND)
         for number, block in enumerate(self._blocks, 1):
             of_block = rows if number == self.config.depth else None
             if self.checkpointing and torch.is_grad_enabled():
@@ -93,8 +93,8 @@ class ViT(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
-    def _placed(self, patches_BND: Tensor) -> Tensor:
-        """With class token and positions: the input of the first block."""
+    def _block_input(self, patches_BND: Tensor) -> Tensor:
+        """Patches with class token and positions: the input of the first block."""
         x = patches_BND
         if self.cls is not None:
             x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], dim=1)
@@ -111,7 +111,7 @@ class ViT(nn.Module):
         return self.head_input(self._encoded(self.embed(images_BCHW), None if self.cls is None else 1))
 
     def head_input(self, tokens_BND: Tensor) -> Tensor:
-        """What ``tokens`` gave -> (B, D): pooled, and through the pre-logits layer where there is one."""
+        """Output of ``tokens`` -> (B, D): pooled, and through the pre-logits layer where there is one."""
         pooled = tokens_BND[:, 0] if self.cls is not None else tokens_BND.mean(dim=1)
         return torch.tanh(self.pre_logits(pooled)) if self.pre_logits is not None else pooled
 
@@ -121,32 +121,32 @@ class ViT(nn.Module):
         return self.head(features) if self.head is not None else features
 
     def intermediate(self, images_BCHW: Tensor, layers: Collection[int], normed: bool = False) -> dict[int, Tensor]:
-        """The outputs of blocks *layers*, from 1, each (B, N, D); *normed*: through the last norm. None further is run.
+        """The outputs of blocks *layers*, from 1, each (B, N, D); *normed*: through the last norm.
 
-        Raises ValueError for a layer that there is not.
+        Blocks after the last of *layers* are not run. Raises ValueError for a number that is no block's.
         """
-        found: dict[int, Tensor] = {}
-        x = self._placed(self.embed(images_BCHW))
-        for number, block in enumerate(self._until(layers), 1):
+        outputs: dict[int, Tensor] = {}
+        x = self._block_input(self.embed(images_BCHW))
+        for number, block in enumerate(self._blocks_until(layers), 1):
             x = block(x)
             if number in layers:
-                found[number] = self.norm(x) if normed else x
-        return found
+                outputs[number] = self.norm(x) if normed else x
+        return outputs
 
     def attention_weights(self, images_BCHW: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
         """How much each token (row) attends to each in blocks *layers*, from 1: (B, H, N, N), rows that sum to 1.
 
-        Raises ValueError for a layer that there is not.
+        Raises ValueError for a number that is no block's.
         """
-        found: dict[int, Tensor] = {}
-        x = self._placed(self.embed(images_BCHW))
-        for number, block in enumerate(self._until(layers), 1):
+        weights: dict[int, Tensor] = {}
+        x = self._block_input(self.embed(images_BCHW))
+        for number, block in enumerate(self._blocks_until(layers), 1):
             if number in layers:
-                found[number] = block.attention.weights(block.norm1(x))
+                weights[number] = block.attention.weights(block.norm1(x))
             x = block(x)
-        return found
+        return weights
 
-    def _until(self, layers: Collection[int]) -> list[Block]:
+    def _blocks_until(self, layers: Collection[int]) -> list[Block]:
         wrong = sorted(layer for layer in layers if not 1 <= layer <= self.config.depth)
         if wrong:
             raise ValueError(f"no layers {wrong}: they are 1 to {self.config.depth}")
@@ -158,14 +158,14 @@ class ViT(nn.Module):
         Raises pydantic.ValidationError when the patch size does not divide it.
         """
         config = ViTConfig.model_validate(self.config.model_dump() | {"image_size": image_size})
-        other = ViT(config).to(device=self.norm.weight.device, dtype=self.norm.weight.dtype)
+        resized = ViT(config).to(device=self.norm.weight.device, dtype=self.norm.weight.dtype)
         state = self.state_dict()
         if "positions" in state:
             has_cls = self.cls is not None
             state["positions"] = resample_positions(state["positions"], self.config.grid, config.grid, has_cls)
-        other.load_state_dict(state)
-        other.checkpointing = self.checkpointing
-        return other.train(self.training)
+        resized.load_state_dict(state)
+        resized.checkpointing = self.checkpointing
+        return resized.train(self.training)
 
 
 def has_weight_decay(name: str, parameter: Tensor) -> bool:

@@ -13,8 +13,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from pipeline.base.errors import DamageError
-from pipeline.models.config import ViTConfig
-from pipeline.models.vit import ViT
+from pipeline.models.registry import ModelConfig, Network, build_network, pack_architecture, unpack_architecture
 
 FORMAT = "vitpipe-vit-1"
 _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header
@@ -24,7 +23,7 @@ _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON heade
 class ModelDescription:
     """What evaluation needs beside the tensors. ``transform`` is the evaluation transform's recipe."""
 
-    architecture: ViTConfig
+    architecture: ModelConfig
     transform: dict[str, Any]
     class_names: tuple[str, ...]
 
@@ -32,11 +31,11 @@ class ModelDescription:
 def pack_weights(tensors: dict[str, Tensor], description: ModelDescription) -> bytes:
     """The file's bytes. Equal weights and description give equal bytes.
 
-    All metadata stands under one name: safetensors writes several in an order that changes from call to call.
+    All metadata has one name: safetensors writes several names in an order that changes from call to call.
     """
     tree = {
         "format": FORMAT,
-        "architecture": description.architecture.model_dump(mode="json"),
+        "architecture": pack_architecture(description.architecture),
         "transform": description.transform,
         "class_names": list(description.class_names),
     }
@@ -45,27 +44,27 @@ def pack_weights(tensors: dict[str, Tensor], description: ModelDescription) -> b
     return bytes(save_tensors(ordered, metadata=metadata))
 
 
-def unpack_description(data: bytes, where: str) -> ModelDescription:
-    """Only the metadata of the file *data*."""
+def unpack_description(data: bytes, source_name: str) -> ModelDescription:
+    """The metadata of the file *data*, of which only the header is needed. Raises DamageError, naming *source_name*."""
     try:
         length = int.from_bytes(data[:_LENGTH_BYTES], "little")
         metadata = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])["__metadata__"]
         tree = json.loads(metadata["description"])
         if tree["format"] != FORMAT:
             raise ValueError(tree["format"])
-        architecture = ViTConfig.model_validate(tree["architecture"])
+        architecture = unpack_architecture(tree["architecture"])
         return ModelDescription(architecture, tree["transform"], tuple(tree["class_names"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise DamageError(f"{where} does not describe a ViT of this program ({type(error).__name__})") from None
+        raise DamageError(f"{source_name} does not describe a ViT of this program ({type(error).__name__})") from None
 
 
-def unpack_model(data: bytes, where: str) -> tuple[ViT, ModelDescription]:
-    """The network and its description. Raises DamageError, naming *where*, when anything does not fit."""
-    description = unpack_description(data, where)
+def unpack_model(data: bytes, source_name: str) -> tuple[Network, ModelDescription]:
+    """The network and its description. Raises DamageError, naming *source_name*, when anything does not fit."""
+    description = unpack_description(data, source_name)
     try:
         tensors = load_tensors(data)
-        model = ViT(description.architecture)
+        model = build_network(description.architecture)
         model.load_state_dict(tensors)
     except (SafetensorError, RuntimeError, ValueError) as error:
-        raise DamageError(f"{where}: weights do not fit the architecture: {str(error).splitlines()[0]}") from None
+        raise DamageError(f"{source_name}: weights do not fit the architecture: {str(error).splitlines()[0]}") from None
     return model.eval(), description

@@ -1,16 +1,14 @@
-"""The assembly of a pretraining from its recipe.
+"""The pretraining of a recipe: from what is checked before a rank starts to what each rank does.
 
 ::
 
-    recipe.py       PretrainRecipe, and which of its fields may change between attempts
-    objectives/     softmax, sigmoid, masked patch prediction
-    data.py         the dataset, or the mixture, that it is trained on
-    run.py          run.json: create-only, refused when the fingerprint differs
-    lineage.py      forks (--from) and extensions (--extend)
-    initial.py      weights from elsewhere that it begins with (init)
-    network.py      the network as a run begins with it
-    audit.py        the audit, with a store that may refuse it
-    rank.py         one attempt of one rank, put together
-    worker.py       what Ray Train calls: the rank, its log, pulse and signals; how it ended
-    stage.py        the stage: checks, launch; follow.py: its progress
+    recipe.py           PretrainRecipe: which fields may change between attempts is marked on them
+    objectives/         softmax, sigmoid, masked patch prediction
+    plan.py             the datasets, and every check: recipe and data -> TrainingPlan
+    estimate.py         memory, FLOPs, time and checkpoints, before a node is rented
+    run_card.py         run.json: create-only, refused when the fingerprint differs; forks and extensions
+    initial_weights.py  the network as a run begins with it: drawn, or with weights of ``init``
+    trainer.py          assemble: all that one attempt of one rank is made of; Trainer runs it
+    worker.py           what Ray Train calls: the rank, its log, heartbeat and signals; how it ended
+    stage.py            the stage: checks, launch, progress, how it ended
 """

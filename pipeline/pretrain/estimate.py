@@ -1,5 +1,6 @@
-"""``vitpipe plan``: what a pretraining will take, before a node is rented. Computed from its recipe; nothing is read
-but the card of the dataset, where it is there.
+"""What a pretraining will take, before a node is rented: parameters, FLOPs, time, memory, checkpoints.
+
+Computed from its recipe for ``vitpipe plan``; nothing is read but the card of the dataset, where it is there.
 """
 
 from __future__ import annotations
@@ -15,29 +16,24 @@ from pipeline.base.world import allowed_world_sizes
 from pipeline.checkpoints.retention import Retention
 from pipeline.models.config import ViTConfig
 from pipeline.models.cost import activation_bytes_per_image, flops_per_image
-from pipeline.models.vit import ViT
+from pipeline.models.registry import build_network
 from pipeline.pretrain.objectives.objective import build_objective
-from pipeline.pretrain.objectives.recipe import extra_flops_per_image, pretraining_flops_per_image, reads_all_tokens
-from pipeline.pretrain.plan import (
-    DatasetMixture,
-    TrainingData,
-    architecture,
-    check_recipe,
-    read_training_data,
-    world_sizes,
-)
+from pipeline.pretrain.objectives.recipe import pretraining_flops_per_image
+from pipeline.pretrain.plan import DatasetMixture, TrainingData, TrainingPlan, make_plan, read_training_data
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.train.deepspeed_config import check_engine, model_state_bytes
 from pipeline.train.recipe import EngineRecipe, accumulation
 
-_STAGES = (0, 1, 2, 3)
-_ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_STAGES = (0, 1, 2, 3)  # of ZeRO
+_ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # of activations
 _STATE_BYTES = 4  # checkpoints hold float32
+_CLASSES = 1_000  # where the number is not known: ImageNet-1k's
+_DEFAULT_TFLOPS = 312.0  # NVIDIA A100, bf16 without sparsity (its data sheet)
 
 
 @dataclass(frozen=True)
 class Assumed:
-    """What is given on the command line: 0 stands for not given."""
+    """Options of the command line; 0 stands for none."""
 
     images: int = 0
     classes: int = 0
@@ -45,16 +41,11 @@ class Assumed:
     peak_tflops: float = 0.0
 
 
-_CLASSES = 1_000  # where nothing tells: ImageNet-1k's
-_DEFAULT_TFLOPS = 312.0  # NVIDIA A100, bf16 without sparsity (its data sheet)
-
-
 def plan(workspace: Store, recipe: PretrainRecipe, assumed: Assumed) -> dict[str, Any]:
     """Everything about *recipe* as plain values. Raises RecipeError where training would refuse it."""
     data, images, notes = _data(workspace, recipe, assumed)
-    check_recipe(recipe, data)
-    config = architecture(recipe, data)
-    ranks = world_sizes(recipe)[0]
+    checked = make_plan(recipe, data)
+    config, ranks = checked.architecture, checked.world_sizes[0]
     num_parameters = _parameters(config, recipe)
     return {
         "run": recipe.run,
@@ -66,36 +57,36 @@ def plan(workspace: Store, recipe: PretrainRecipe, assumed: Assumed) -> dict[str
             "classes": config.num_classes,
         },
         "training": _training(recipe, images, config),
-        "batch": {"batch_size": recipe.stream.batch_size, "workers": ranks, "worlds": _worlds(recipe)},
+        "batch": {"batch_size": recipe.stream.batch_size, "workers": ranks, "worlds": _worlds(checked)},
         "compute": _compute(recipe, config, ranks, assumed),
         "checkpoint_blocks": recipe.checkpoint_blocks,
-        "memory": _memory(recipe, config, num_parameters),
+        "memory": _memory(checked, num_parameters),
         "checkpoints": _checkpoints(recipe, num_parameters, ranks),
     }
 
 
 def _data(workspace: Store, recipe: PretrainRecipe, assumed: Assumed) -> tuple[TrainingData, int, list[str]]:
     """The dataset, or what stands for it; its images, 0 when not known; and what was assumed about it."""
-    found: TrainingData | None = None
+    card: TrainingData | None = None
     notes: list[str] = []
     try:
-        found = read_training_data(workspace, recipe)
+        card = read_training_data(workspace, recipe)
     except (InputError, StoreAccessError) as error:
-        notes.append(f"the dataset was not read: {error.what}")
-    images = assumed.images or (found.num_samples if found else 0)
-    classes = assumed.classes or (len(found.class_names) if found else recipe.model.num_classes)
+        notes.append(f"the dataset was not read: {error.message}")
+    images = assumed.images or (card.num_samples if card else 0)
+    classes = assumed.classes or (len(card.class_names) if card else recipe.model.num_classes)
     labels = recipe.objective.labels
     if not classes and labels != "none":
         classes = _CLASSES
         notes.append(f"{classes:,} classes: not known; add --classes K")
-    elif not found or assumed.classes:
+    elif not card or assumed.classes:
         notes.append(f"{classes:,} classes" if labels != "none" else "no classes: the objective needs no labels")
-    if not found or assumed.images:
+    if not card or assumed.images:
         notes.append(f"{images:,} images" if images else "images: not known, so no epochs; add --images N")
     names = tuple(map(str, range(classes)))
-    if found and classes == len(found.class_names):
-        names = found.class_names
-    digest = found.digest if found else ""
+    if card and classes == len(card.class_names):
+        names = card.class_names
+    digest = card.digest if card else ""
     # What training checks needs some number of images; one that is not known refuses nothing.
     return (
         DatasetMixture(" + ".join(recipe.dataset_weights), digest, names, images or recipe.stream.batch_size),
@@ -107,7 +98,7 @@ def _data(workspace: Store, recipe: PretrainRecipe, assumed: Assumed) -> tuple[T
 def _parameters(config: ViTConfig, recipe: PretrainRecipe) -> int:
     """Of all that is trained: of the objective too."""
     with torch.device("meta"):
-        network = build_objective(recipe.objective).network(ViT(config))
+        network = build_objective(recipe.objective).network(build_network(config))
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
@@ -123,12 +114,12 @@ def _training(recipe: PretrainRecipe, images: int, config: ViTConfig) -> dict[st
     }
 
 
-def _worlds(recipe: PretrainRecipe) -> list[dict[str, Any]]:
+def _worlds(checked: TrainingPlan) -> list[dict[str, Any]]:
     """How each world size that gives the same global batches would divide them."""
     rows = []
-    used = world_sizes(recipe)
+    recipe = checked.recipe
     for size in allowed_world_sizes(recipe.stream.partitions):
-        row: dict[str, Any] = {"world_size": size, "in_recipe": size in used}
+        row: dict[str, Any] = {"world_size": size, "in_recipe": size in checked.world_sizes}
         try:
             micro, steps = accumulation(recipe.stream.batch_size, size, recipe.engine.micro_batch_size)
             row |= {"micro_batch_size": micro, "accumulation": steps, "problem": None}
@@ -140,8 +131,8 @@ def _worlds(recipe: PretrainRecipe) -> list[dict[str, Any]]:
 
 def _compute(recipe: PretrainRecipe, config: ViTConfig, ranks: int, assumed: Assumed) -> dict[str, Any]:
     """Model FLOPs: what is computed again, as with activation checkpointing, is not among them."""
-    extra = extra_flops_per_image(recipe.objective, config)
-    forward = flops_per_image(config, all_rows=reads_all_tokens(recipe.objective))
+    extra = recipe.objective.extra_flops_per_image(config)
+    forward = flops_per_image(config, all_rows=recipe.objective.reads_all_tokens)
     training = pretraining_flops_per_image(recipe.objective, config)
     step = training * recipe.stream.batch_size
     total = step * recipe.steps
@@ -162,14 +153,15 @@ def _compute(recipe: PretrainRecipe, config: ViTConfig, ranks: int, assumed: Ass
     }
 
 
-def _memory(recipe: PretrainRecipe, config: ViTConfig, num_parameters: int) -> list[dict[str, Any]]:
+def _memory(checked: TrainingPlan, num_parameters: int) -> list[dict[str, Any]]:
     """Of a rank while it updates, by world size (fewest and most of the recipe) and ZeRO stage."""
     rows = []
+    recipe, config = checked.recipe, checked.architecture
     element = _ELEMENT_BYTES[recipe.engine.precision]
-    for ranks in sorted({world_sizes(recipe)[0], world_sizes(recipe)[-1]}):
+    for ranks in sorted({checked.world_sizes[0], checked.world_sizes[-1]}):
         micro, steps = accumulation(recipe.stream.batch_size, ranks, recipe.engine.micro_batch_size)
         kept, checkpointed = (
-            micro * activation_bytes_per_image(config, element, again, all_rows=reads_all_tokens(recipe.objective))
+            micro * activation_bytes_per_image(config, element, again, all_rows=recipe.objective.reads_all_tokens)
             for again in (False, True)
         )
         for stage in _STAGES:
@@ -205,11 +197,11 @@ def _checkpoints(recipe: PretrainRecipe, num_parameters: int, ranks: int) -> dic
     """Their expected size, apart from some kilobytes of names and cards."""
     moments = {"adamw": 2, "sgd": 1 if recipe.optimizer.momentum else 0}[recipe.optimizer.name]
     has_ema = recipe.optimizer.ema > 0
-    whole = _STATE_BYTES * num_parameters
+    tensor_bytes = _STATE_BYTES * num_parameters
     sizes = {
-        "fragments_bytes": whole * (1 + moments + has_ema),
-        "weights_bytes": whole,
-        "ema_weights_bytes": whole * has_ema,
+        "fragments_bytes": tensor_bytes * (1 + moments + has_ema),
+        "weights_bytes": tensor_bytes,
+        "ema_weights_bytes": tensor_bytes * has_ema,
     }
     steps = [*range(0, recipe.steps, recipe.checkpoint_every), recipe.steps]  # 0: of the untrained network
     kept = len(steps) - len(Retention(recipe.keep_last, recipe.keep_every).superfluous(steps))

@@ -1,7 +1,8 @@
-"""Weights that a new run begins with (``init``): looked at before anything starts, taken over by every rank.
+"""The network as a run begins with it: drawn from its seed, or with weights from elsewhere (``init``).
 
-They count once, for a run that has nothing to resume and is no fork: own run -> fork's parent -> ``init`` -> scratch.
-run.json keeps their sha256, so that a file which changes before the ranks have read it is refused.
+Weights of ``init`` are checked before anything starts, and loaded by every rank. They count once, for a run that has
+nothing to resume and is no fork: own run -> fork's parent -> ``init`` -> scratch. run.json has their sha256, so that a
+file which changes before the ranks have read it is refused.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from pipeline.base.errors import DamageError, InputError, MismatchError
 from pipeline.base.seeds import derive
 from pipeline.base.store.protocol import Store, Stores
 from pipeline.checkpoints.state import EMA, WEIGHT
-from pipeline.checkpoints.warm_start import digest_of, find_weights, header_of, read_initial
+from pipeline.checkpoints.warm_start import compute_digest, find_weights, read_header, read_initial
 from pipeline.models.config import ViTConfig
+from pipeline.models.registry import build_network
 from pipeline.models.vit import ViT
 from pipeline.models.weights import unpack_description, unpack_model
 from pipeline.pretrain.objectives.objective import Objective
@@ -29,7 +31,8 @@ from pipeline.records.run import list_steps, read_run_card, run_prefix
 
 _log = logging.getLogger(__name__)
 
-_HEAD = ("head.", "pre_logits.")
+_HEAD = ("head.", "pre_logits.")  # parameters that are loaded only where the classes are the same
+# Fields of the architecture that need not be those of the weights.
 _MAY_DIFFER = {"num_classes", "head_bias", "dropout", "drop_path", "pre_logits", "position_std"}
 
 
@@ -37,7 +40,7 @@ def check_initial(workspace: Store, stores: Stores, recipe: PretrainRecipe, pare
     """The sha256 of the weights that a new run begins with, for its card; "" when ``init`` does not count.
 
     *parent*: of a fork. Raises InputError when there are no such weights, MismatchError naming how their architecture
-    differs, and what ``digest_of`` raises. Nothing but their header is kept in memory.
+    differs, and what ``compute_digest`` raises. Nothing but their header is kept in memory.
     """
     if not recipe.init or parent is not None or list_steps(workspace, recipe.run):
         return ""
@@ -46,13 +49,13 @@ def check_initial(workspace: Store, stores: Stores, recipe: PretrainRecipe, pare
         return ""
     initial = find_weights(workspace, recipe.init, stores)
     try:
-        theirs = unpack_description(header_of(initial), recipe.init).architecture
+        stored = unpack_description(read_header(initial), recipe.init).architecture
     except DamageError as error:
         raise InputError(
-            f"init: {error.what}", "vitpipe import makes a model.safetensors of npz, timm and Hugging Face files"
+            f"init: {error.message}", "vitpipe import makes a model.safetensors of npz, timm and Hugging Face files"
         ) from None
-    _check_architecture(recipe.model, theirs, recipe.init)
-    return digest_of(initial) if is_new else ""
+    _check_architecture(recipe.model, stored, recipe.init)
+    return compute_digest(initial) if is_new else ""
 
 
 def load_initial_weights(
@@ -63,45 +66,46 @@ def load_initial_weights(
     The head is taken over too when it is of the same classes, in their order; else it stays as it was drawn. Raises
     MismatchError, and what ``read_initial`` raises.
     """
-    data, where = read_initial(workspace, recipe.init, stores), recipe.init
-    found = sha256_hex(data)
-    if sha256 not in ("", found):
+    source = recipe.init
+    data = read_initial(workspace, source, stores)
+    digest = sha256_hex(data)
+    if sha256 not in ("", digest):
         raise MismatchError(
-            f"init {where} has changed since run {recipe.run} was made: sha256 {sha256[:12]} -> {found[:12]}",
+            f"init {source} has changed since run {recipe.run} was made: sha256 {sha256[:12]} -> {digest[:12]}",
             "bring the file back, or name another run",
         )
-    given, description = unpack_model(data, where)
-    _check_architecture(vit.config, description.architecture, where)
-    own, theirs = vit.state_dict(), given.state_dict()
-    names = [name for name in own if name in theirs and not name.startswith(_HEAD)]
+    model, description = unpack_model(data, source)
+    _check_architecture(vit.config, description.architecture, source)
+    own, stored = vit.state_dict(), model.state_dict()
+    names = [name for name in own if name in stored and not name.startswith(_HEAD)]
     if _is_head_of(description.class_names, class_names):
-        names += [name for name in own if name.startswith(_HEAD) and name in theirs]
-    names = [name for name in names if own[name].shape == theirs[name].shape]
-    vit.load_state_dict(own | {name: theirs[name] for name in names})
+        names += [name for name in own if name.startswith(_HEAD) and name in stored]
+    names = [name for name in names if own[name].shape == stored[name].shape]
+    vit.load_state_dict(own | {name: stored[name] for name in names})
     missing = sorted(own.keys() - set(names))
-    _log.info("begins with the weights of %s (sha256 %s)", where, found)
+    _log.info("begins with the weights of %s (sha256 %s)", source, digest)
     if missing:
         _log.info("which has nothing for: %s; they begin as drawn", ", ".join(missing))
 
 
-def _is_head_of(theirs: Sequence[str], ours: Sequence[str]) -> bool:
+def _is_head_of(stored: Sequence[str], own: Sequence[str]) -> bool:
     """Weights from elsewhere may name no classes: then their number decides, by the head's shape."""
-    return not theirs or tuple(theirs) == tuple(ours)
+    return not stored or tuple(stored) == tuple(own)
 
 
-def _check_architecture(ours: ViTConfig, theirs: ViTConfig, where: str) -> None:
-    mine, other = ours.model_dump(), theirs.model_dump()
-    fields = [f"{name}: {other[name]} -> {mine[name]}" for name in mine if other.get(name) != mine[name]]
+def _check_architecture(own: ViTConfig, stored: ViTConfig, source: str) -> None:
+    old, new = stored.model_dump(), own.model_dump()
+    fields = [f"{name}: {old[name]} -> {new[name]}" for name in new if old.get(name) != new[name]]
     fields = [text for text in fields if text.partition(":")[0] not in _MAY_DIFFER]
     if fields:
-        raise MismatchError(f"init {where} is of another architecture: {'; '.join(fields)}")
+        raise MismatchError(f"init {source} is of another architecture: {'; '.join(fields)}")
 
 
 def first_network(
     recipe: PretrainRecipe, config: ViTConfig, objective: Objective, begin: Callable[[ViT], None] = lambda _: None
 ) -> nn.Module:
     """What the engine trains: the same on every rank. *begin* may give the drawn network other weights."""
-    vit = ViT(config, seed=derive(recipe.seed, "weights"))
+    vit = build_network(config, seed=derive(recipe.seed, "weights"))
     begin(vit)
     if recipe.checkpoint_blocks:
         vit.checkpointing = True

@@ -1,10 +1,13 @@
-"""What a run is trained on: one dataset, or several that are mixed."""
+"""What a run is trained on, and the check of everything that can be known before a rank starts. Pure but for one read.
+
+``make_plan`` is the only place where a recipe is checked against its data; what follows takes the plan.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self, TypeVar
 
 from pipeline.base.errors import InputError, MismatchError, RecipeError
 from pipeline.base.store.protocol import Store
@@ -17,9 +20,11 @@ from pipeline.stream.order import check_world
 from pipeline.train.deepspeed_config import check_engine
 from pipeline.train.recipe import accumulation
 
+Value = TypeVar("Value")
+
 
 class TrainingData(Protocol):
-    """What has to be known of it before training. A DatasetCard is one."""
+    """What has to be known of the data before training. A DatasetCard is one."""
 
     @property
     def name(self) -> str:
@@ -48,13 +53,27 @@ class DatasetMixture:
     num_samples: int
 
 
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A recipe that fits its data. *world_sizes*: the numbers of ranks that may train it, the largest first."""
+
+    recipe: PretrainRecipe
+    data: TrainingData
+    architecture: ViTConfig  # the recipe's model, with the classes of the data
+    world_sizes: tuple[int, ...]
+
+    def with_steps(self, steps: int) -> Self:
+        """The same for *steps* updates: an extended run has more than its recipe says."""
+        return replace(self, recipe=self.recipe.model_copy(update={"steps": steps}))
+
+
 def read_training_data(workspace: Store, recipe: PretrainRecipe) -> TrainingData:
-    """Of the datasets that *recipe* names. Raises InputError when one is not there, MismatchError as ``joined``."""
+    """Of the datasets that *recipe* names. Raises InputError when one is not there, MismatchError for other classes."""
     weights = recipe.dataset_weights
-    return joined([read_dataset_card(workspace, name) for name in weights], list(weights.values()))
+    return _mix([read_dataset_card(workspace, name) for name in weights], list(weights.values()))
 
 
-def joined(cards: Sequence[DatasetCard], weights: Sequence[float]) -> TrainingData:
+def _mix(cards: Sequence[DatasetCard], weights: Sequence[float]) -> TrainingData:
     """One for all of *cards*. Raises MismatchError when their classes are not the same."""
     first = cards[0]
     if len(cards) == 1:
@@ -62,7 +81,7 @@ def joined(cards: Sequence[DatasetCard], weights: Sequence[float]) -> TrainingDa
     for card in cards[1:]:
         if card.class_names != first.class_names:
             raise MismatchError(
-                f"datasets {first.name} and {card.name} cannot be mixed: {_difference(first, card)}",
+                f"datasets {first.name} and {card.name} cannot be mixed: {_class_difference(first, card)}",
                 "shard them with the same class table",
             )
     return DatasetMixture(
@@ -73,48 +92,50 @@ def joined(cards: Sequence[DatasetCard], weights: Sequence[float]) -> TrainingDa
     )
 
 
-def _difference(first: DatasetCard, other: DatasetCard) -> str:
-    ours, theirs = first.class_names, other.class_names
-    if len(ours) != len(theirs):
-        return f"they have {len(ours)} and {len(theirs)} classes"
-    label = next(label for label in range(len(ours)) if ours[label] != theirs[label])
-    return f"class {label} is {ours[label]!r} and {theirs[label]!r}"
+def _class_difference(first: DatasetCard, second: DatasetCard) -> str:
+    names, others = first.class_names, second.class_names
+    if len(names) != len(others):
+        return f"they have {len(names)} and {len(others)} classes"
+    label = next(label for label in range(len(names)) if names[label] != others[label])
+    return f"class {label} is {names[label]!r} and {others[label]!r}"
+
+
+def make_plan(recipe: PretrainRecipe, data: TrainingData) -> TrainingPlan:
+    """Check *recipe* against *data*. Raises RecipeError with all that is wrong, InputError for data that do not do."""
+    problems: list[str] = []
+
+    def checked(check: Callable[[], Value]) -> Value | None:
+        try:
+            return check()
+        except RecipeError as error:
+            problems.extend(error.problems)
+            return None
+
+    model = checked(lambda: architecture(recipe, data))
+    sizes = checked(lambda: world_sizes(recipe))
+    checked(lambda: check_engine(recipe.engine))
+    checked(lambda: _check_precision(recipe))
+    if problems or model is None or sizes is None:
+        raise RecipeError(problems)
+    if data.num_samples < sizes[0]:
+        raise InputError(f"dataset {data.name} has {data.num_samples} samples for {sizes[0]} ranks")
+    return TrainingPlan(recipe, data, model, tuple(sizes))
 
 
 def architecture(recipe: PretrainRecipe, data: TrainingData) -> ViTConfig:
     """The network for the classes of the dataset. Raises RecipeError when the recipe states another number."""
-    found, stated = len(data.class_names), recipe.model.num_classes
+    num_classes, stated = len(data.class_names), recipe.model.num_classes
     if recipe.objective.labels == "none":
         if stated:
             raise RecipeError(
                 [f"model.num_classes is {stated}, but {recipe.objective.name} trains no head; leave it out"]
             )
         return recipe.model
-    if not found:
+    if not num_classes:
         raise InputError(f"dataset {data.name} has no labels", f"the {recipe.objective.name} objective needs them")
-    if stated not in (0, found):
-        raise RecipeError([f"model.num_classes is {stated}, but dataset {data.name} has {found}; leave it out"])
-    return recipe.model.model_copy(update={"num_classes": found})
-
-
-def check_recipe(recipe: PretrainRecipe, data: TrainingData) -> None:
-    """Everything that can be known before a rank starts. Raises RecipeError with all that is wrong."""
-    checks: list[Callable[[], object]] = [
-        lambda: architecture(recipe, data),
-        lambda: world_sizes(recipe),
-        lambda: check_engine(recipe.engine),
-        lambda: _check_precision(recipe),
-    ]
-    problems: list[str] = []
-    for check in checks:
-        try:
-            check()
-        except RecipeError as error:
-            problems += error.problems
-    if problems:
-        raise RecipeError(problems)
-    if data.num_samples < world_sizes(recipe)[0]:
-        raise InputError(f"dataset {data.name} has {data.num_samples} samples for {world_sizes(recipe)[0]} ranks")
+    if stated not in (0, num_classes):
+        raise RecipeError([f"model.num_classes is {stated}, but dataset {data.name} has {num_classes}; leave it out"])
+    return recipe.model.model_copy(update={"num_classes": num_classes})
 
 
 def world_sizes(recipe: PretrainRecipe) -> Sequence[int]:

@@ -1,4 +1,4 @@
-"""A pretraining, whole. The defaults are those of ViT-S/16 on ImageNet-1k (arXiv 2205.01580) where it names them."""
+"""The recipe of a pretraining. Defaults are those of ViT-S/16 on ImageNet-1k (arXiv 2205.01580) where it names them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.base.config import Config
+from pipeline.base.config import Config, PerAttempt, per_attempt_fields
 from pipeline.base.errors import InputError, RecipeError
 from pipeline.base.store.open import normalise_uri
 from pipeline.images.transforms import EvaluationTransform
@@ -18,46 +18,6 @@ from pipeline.stream.mixture import whole_weights
 from pipeline.stream.recipe import StreamRecipe
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe, ScheduleRecipe
 
-# What may change between attempts of one run (DESIGN.md, Run): how the work is spread, logged and saved.
-_FREE = {
-    "workers": True,
-    "resources": True,
-    "max_restarts": True,
-    "grace_seconds": True,
-    "on_nonfinite": True,
-    "max_skipped": True,
-    "log_every": True,
-    "checkpoint_every": True,
-    "keep_last": True,
-    "keep_every": True,
-    "max_failed_saves": True,
-    "save_patience_seconds": True,
-    "checkpoint_blocks": True,
-    "stream": {
-        "workers",
-        "ahead",
-        "check",
-        "max_damaged",
-        "access",
-        "cache_bytes",
-        "patience_seconds",
-        "stall_seconds",
-        "audit",
-    },
-    # Checkpoints know neither world size nor ZeRO stage.
-    "engine": {
-        "zero_stage",
-        "micro_batch_size",
-        "offload_optimizer",
-        "offload_parameters",
-        "nvme_path",
-        "pin_memory",
-        "overlap_comm",
-        "reduce_bucket_size",
-        "allgather_bucket_size",
-        "persistence_threshold",
-    },
-}
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
@@ -80,7 +40,10 @@ class WorkerRange(Config):
 
 
 class PretrainRecipe(Config):
-    """One run: named by its user, resumed when the same recipe is given again."""
+    """One run: named by its user, resumed when the same recipe is given again.
+
+    ``PerAttempt`` marks what may change between attempts of one run: how the work is spread, logged and saved.
+    """
 
     run: str = Field(pattern=NAME_PATTERN, description="name of the run")
     dataset: str | dict[str, float] = Field(
@@ -89,7 +52,7 @@ class PretrainRecipe(Config):
     seed: int = Field(0, ge=0)
     steps: int = Field(gt=0, description="updates")
     model: ViTConfig = Field(description="num_classes comes from the dataset; 'name: S/16' fills in a named size")
-    checkpoint_blocks: bool = Field(
+    checkpoint_blocks: PerAttempt[bool] = Field(
         False, description="keep the inputs of blocks alone for the backward pass, which computes the rest again"
     )
     objective: ObjectiveRecipe = Field(
@@ -105,32 +68,38 @@ class PretrainRecipe(Config):
         description="weights of a new run, its head too where the classes are the same: path or URI of a "
         "model.safetensors, or RUN@STEP; '': none, from scratch",
     )
-    workers: int | WorkerRange = Field(
+    workers: PerAttempt[int | WorkerRange] = Field(
         2, description="ranks; or {min: 2, max: 8}: as many as fit on the cluster, now and at each restart"
     )
-    resources: WorkerResources = WorkerResources()
-    max_restarts: int = Field(3, ge=0, description="of all ranks, when one of them dies")
-    grace_seconds: float = Field(
+    resources: PerAttempt[WorkerResources] = WorkerResources()
+    max_restarts: PerAttempt[int] = Field(3, ge=0, description="of all ranks, when one of them dies")
+    grace_seconds: PerAttempt[float] = Field(
         30, gt=0, description="from SIGTERM to SIGKILL, as whoever stops us does it (ray job stop: 3)"
     )
-    on_nonfinite: Literal["stop", "skip"] = Field(
+    on_nonfinite: PerAttempt[Literal["stop", "skip"]] = Field(
         "stop", description="when a loss or gradient is not finite: end the run, or leave that update out"
     )
-    max_skipped: int = Field(10, gt=0, description="updates that on_nonfinite: skip may leave out, of an attempt")
-    checkpoint_every: int = Field(1000, gt=0, description="steps; the last step is always saved")
-    keep_last: int = Field(0, ge=0, description="checkpoints to keep; 0: all. Nothing that is in use is deleted")
-    keep_every: int = Field(0, ge=0, description="steps; checkpoints at multiples of it are kept for ever; 0: none")
-    max_failed_saves: int = Field(3, gt=0, description="saves in a row that may fail before the run does")
-    save_patience_seconds: float = Field(
+    max_skipped: PerAttempt[int] = Field(
+        10, gt=0, description="updates that on_nonfinite: skip may leave out, of an attempt"
+    )
+    checkpoint_every: PerAttempt[int] = Field(1000, gt=0, description="steps; the last step is always saved")
+    keep_last: PerAttempt[int] = Field(
+        0, ge=0, description="checkpoints to keep; 0: all. Nothing that is in use is deleted"
+    )
+    keep_every: PerAttempt[int] = Field(
+        0, ge=0, description="steps; checkpoints at multiples of it are kept for ever; 0: none"
+    )
+    max_failed_saves: PerAttempt[int] = Field(3, gt=0, description="saves in a row that may fail before the run does")
+    save_patience_seconds: PerAttempt[float] = Field(
         3600, gt=0, description="that training waits for a checkpoint that is still being written, before the run fails"
     )
-    log_every: int = Field(10, gt=0, description="steps")
+    log_every: PerAttempt[int] = Field(10, gt=0, description="steps")
 
     @field_validator("model", mode="before")
     @classmethod
     def _expand_name(cls, value: Any) -> Any:
         if isinstance(value, dict) and "name" in value:
-            changes = {key: item for key, item in value.items() if key != "name"}
+            changes = {key: setting for key, setting in value.items() if key != "name"}
             return config_by_name(str(value["name"]), **changes)
         return value
 
@@ -144,7 +113,7 @@ class PretrainRecipe(Config):
             if value:
                 parse_reference(value)
         except InputError as error:
-            raise ValueError(f"{error.what}; write a .safetensors file, or RUN@STEP") from None
+            raise ValueError(f"{error.message}; write a .safetensors file, or RUN@STEP") from None
         return value
 
     @field_validator("workers", mode="before")  # before, as below
@@ -152,11 +121,11 @@ class PretrainRecipe(Config):
     def _can_be_elastic(cls, value: Any) -> Any:
         number = value.model_dump() if isinstance(value, WorkerRange) else value
         counts = [number.get("min"), number.get("max")] if isinstance(number, dict) else [number, number]
-        whole = [count for count in counts if isinstance(count, int) and not isinstance(count, bool) and count > 0]
-        if len(whole) < len(counts) or (isinstance(number, dict) and len(number) != len(counts)):
+        valid = [count for count in counts if isinstance(count, int) and not isinstance(count, bool) and count > 0]
+        if len(valid) < len(counts) or (isinstance(number, dict) and len(number) != len(counts)):
             raise ValueError("write a number of ranks, or {min: 2, max: 8}")
-        if whole[0] > whole[1]:
-            raise ValueError(f"min {whole[0]} is more than max {whole[1]}")
+        if valid[0] > valid[1]:
+            raise ValueError(f"min {valid[0]} is more than max {valid[1]}")
         return value
 
     @field_validator("dataset", mode="before")  # before, since the errors of two possible types would confuse
@@ -194,8 +163,8 @@ class PretrainRecipe(Config):
             raise ValueError("these must be equal: " + ", ".join(f"{name} {size}" for name, size in sizes.items()))
         batch, total = self.stream.batch_size, self.steps * self.stream.batch_size
         if self.schedule.span("warmup", batch) > total:
-            given = self.schedule.warmup_steps
-            span = f"warmup_steps {given}" if given else f"warmup_samples {self.schedule.warmup_samples}"
+            steps = self.schedule.warmup_steps
+            span = f"warmup_steps {steps}" if steps else f"warmup_samples {self.schedule.warmup_samples}"
             raise ValueError(f"schedule.{span} is more than steps {self.steps}")
         return self
 
@@ -207,6 +176,6 @@ class PretrainRecipe(Config):
         return self.workers, self.workers
 
     def fingerprinted(self, dataset_digest: str) -> dict[str, Any]:
-        """What an attempt must share with the first one."""
-        fixed = self.model_dump(mode="json", exclude=_FREE)  # type: ignore[arg-type]
+        """What an attempt must share with the first one: all but the fields marked ``PerAttempt``."""
+        fixed = self.model_dump(mode="json", exclude=per_attempt_fields(type(self)))
         return fixed | {"dataset_digest": dataset_digest}

@@ -1,4 +1,4 @@
-"""The stage: check everything that can be known, start the ranks, follow their journal, tell how it ended."""
+"""The stage ``pretrain``: check a run, start its ranks, follow their journal, raise what ended them before the end."""
 
 from __future__ import annotations
 
@@ -14,18 +14,111 @@ from pipeline.base.progress import Progress
 from pipeline.base.store.protocol import Store, Stores
 from pipeline.checkpoints.card import list_attempts
 from pipeline.pretrain.initial_weights import check_initial
-from pipeline.pretrain.plan import check_recipe, read_training_data, world_sizes
+from pipeline.pretrain.plan import TrainingPlan, make_plan, read_training_data
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.pretrain.run_card import open_run_card
 from pipeline.pretrain.worker import failure_key, pretrain_worker
-from pipeline.records.run import MetricsRow, extended, list_steps, run_prefix
+from pipeline.records.run import MetricsRow, RunCard, extended, list_steps, run_prefix
 from pipeline.train.ray_executor import ElasticSizes, launch
 
-_POLL_SECONDS = 2.0
+_POLL_SECONDS = 2.0  # between two looks at the journal
+
+
+def check(
+    workspace: Store, stores: Stores, recipe: PretrainRecipe, *, code_version: str
+) -> tuple[TrainingPlan, RunCard]:
+    """Everything that can be known before a rank starts: the checked plan, and the run's card, made if there is none.
+
+    Raises RefusedError kinds. A command that checks before it connects to ray does these steps itself, so that a
+    refused recipe costs no import of torch and ray.
+    """
+    plan = make_plan(recipe, read_training_data(workspace, recipe))
+    init_sha256 = check_initial(workspace, stores, recipe)
+    return plan, open_run_card(workspace, recipe, plan.data, code_version, init_sha256=init_sha256)
+
+
+def pretrain(workspace: Store, stores: Stores, plan: TrainingPlan, card: RunCard, *, progress: Progress) -> list[int]:
+    """Train run *card* to its last step, resuming what is there; the steps that have a checkpoint.
+
+    Needs a ray cluster that is connected. Raises FailedError kinds, and InterruptedRunError when it was stopped.
+    """
+    plan = plan.with_steps(extended(workspace, card))
+    num_steps = plan.recipe.steps
+    steps = list_steps(workspace, card.name)
+    if num_steps in steps:
+        progress.message(f"run {card.name} is complete: {num_steps} steps")
+        return steps
+    if steps:
+        progress.message(f"run {card.name} resumes from step {steps[-1]}")
+    elif card.parent:
+        progress.message(f"run {card.name} begins at {card.parent}")
+    config = {
+        "workspace": workspace.uri,
+        "stores": stores,
+        "plan": plan,
+        "run": card,
+        "token": secrets.token_hex(8),
+    }
+    try:
+        _launch(workspace, plan, config, progress)
+        steps = list_steps(workspace, card.name)
+    except StoreAccessError as error:  # the ranks were started: no refusal any more
+        raise FailedError(error.message, error.way_out) from error
+    return steps
+
+
+def _launch(workspace: Store, plan: TrainingPlan, config: dict[str, Any], progress: Progress) -> None:
+    """Until the last step is saved. Raises what ended the ranks before it."""
+    recipe = plan.recipe
+    error_key = failure_key(recipe.run, config["token"])
+    resources = {"CPU": recipe.resources.cpus} | ({"GPU": recipe.resources.gpus} if recipe.resources.gpus else {})
+    sizes = ElasticSizes(plan.world_sizes, resources, recipe.max_restarts, recipe.grace_seconds)
+    with MetricsFollower(workspace, recipe, progress):
+        try:
+            is_stopped = launch(
+                pretrain_worker,
+                config,
+                sizes,
+                _Events(workspace, recipe.run, progress),
+                reached=lambda: _newest_step(workspace, recipe.run),
+            )
+        except VitpipeError as error:
+            raise _take_rank_error(workspace, error_key) or error from error
+    if recipe.steps in list_steps(workspace, recipe.run):
+        return
+    rank_error = _take_rank_error(workspace, error_key)
+    if rank_error is None and is_stopped:
+        rank_error = InterruptedRunError(
+            f"run {recipe.run} was stopped by SIGTERM", "the same command goes on where it stopped"
+        )
+    raise rank_error or FailedError(f"run {recipe.run} ended before step {recipe.steps}")
+
+
+def _newest_step(workspace: Store, run: str) -> int:
+    """The newest step that is saved; -1 when there is none, or nobody can look."""
+    try:
+        return max(list_steps(workspace, run), default=-1)
+    except (FailedError, StoreAccessError):
+        return -1
+
+
+def _take_rank_error(workspace: Store, key: str) -> VitpipeError | None:
+    """The error that a rank left at *key*, which is deleted; None when there is none, or it cannot be read."""
+    try:
+        error = json.loads(workspace.read(key))
+    except (FileNotFoundError, ValueError, FailedError, StoreAccessError):
+        return None
+    with suppress(FailedError, StoreAccessError):
+        workspace.delete(key)
+    kinds = {kind.exit_code: kind for kind in (RefusedError, InterruptedRunError)}
+    return kinds.get(error["exit_code"], FailedError)(error["message"])
 
 
 class MetricsFollower:
-    """A thread that reads one part of the newest attempt's journal after the other: no listing grows with the run."""
+    """A thread that turns the run's journal into progress while the ranks work.
+
+    It reads one part of the newest attempt's journal after the other: no listing grows with the run.
+    """
 
     def __init__(self, workspace: Store, recipe: PretrainRecipe, progress: Progress) -> None:
         self._workspace, self._recipe, self._progress = workspace, recipe, progress
@@ -59,7 +152,7 @@ class MetricsFollower:
             return  # only a display: the ranks say what is wrong with the store
 
     def _look(self) -> None:
-        newest = max((name for name in list_attempts(self._workspace, self._recipe.run)), default="")
+        newest = max(list_attempts(self._workspace, self._recipe.run), default="")
         if not newest or newest in self._old:
             return
         if newest != self._attempt:
@@ -81,86 +174,6 @@ class MetricsFollower:
         self._step = max(self._step, row.step)
 
 
-def pretrain(
-    workspace: Store, stores: Stores, recipe: PretrainRecipe, *, code_version: str, progress: Progress
-) -> list[int]:
-    """Train *recipe* to its last step, resuming what is there; the steps that have a checkpoint.
-
-    Needs a ray cluster that is connected. Raises RefusedError kinds before a rank starts, FailedError kinds after, and
-    InterruptedRunError when it was stopped.
-    """
-    data = read_training_data(workspace, recipe)
-    check_recipe(recipe, data)
-    card = open_run_card(workspace, recipe, data, code_version, init_sha256=check_initial(workspace, stores, recipe))
-    recipe = recipe.model_copy(update={"steps": extended(workspace, card)})
-    steps = list_steps(workspace, recipe.run)
-    if recipe.steps in steps:
-        progress.say(f"run {recipe.run} is complete: {recipe.steps} steps")
-        return steps
-    if steps:
-        progress.say(f"run {recipe.run} resumes from step {steps[-1]}")
-    elif card.parent:
-        progress.say(f"run {recipe.run} begins at {card.parent}")
-    config = {
-        "workspace": workspace.uri,
-        "stores": {name: settings.model_dump() for name, settings in stores.items()},
-        "recipe": recipe.model_dump(mode="json"),
-        "token": secrets.token_hex(8),
-    }
-    try:
-        _launch(workspace, recipe, config, progress)
-        steps = list_steps(workspace, recipe.run)
-    except StoreAccessError as error:  # the ranks were started: no refusal any more
-        raise FailedError(error.what, error.way_out) from error
-    return steps
-
-
-def _launch(workspace: Store, recipe: PretrainRecipe, config: dict[str, Any], progress: Progress) -> None:
-    """Until the last step is saved. Raises what ended the ranks before it."""
-    key = failure_key(recipe.run, config["token"])
-    resources = {"CPU": recipe.resources.cpus} | ({"GPU": recipe.resources.gpus} if recipe.resources.gpus else {})
-    places = ElasticSizes(world_sizes(recipe), resources, recipe.max_restarts, recipe.grace_seconds)
-    with MetricsFollower(workspace, recipe, progress):
-        try:
-            is_stopped = launch(
-                pretrain_worker,
-                config,
-                places,
-                _Events(workspace, recipe.run, progress),
-                reached=lambda: _saved(workspace, recipe.run),
-            )
-        except VitpipeError as error:
-            raise _told(workspace, key) or error from error
-    if recipe.steps in list_steps(workspace, recipe.run):
-        return
-    told = _told(workspace, key)
-    if told is None and is_stopped:
-        told = InterruptedRunError(
-            f"run {recipe.run} was stopped by SIGTERM", "the same command goes on where it stopped"
-        )
-    raise told or FailedError(f"run {recipe.run} ended before step {recipe.steps}")
-
-
-def _saved(workspace: Store, run: str) -> int:
-    """The newest step that is saved; -1 when there is none, or nobody can look."""
-    try:
-        return max(list_steps(workspace, run), default=-1)
-    except (FailedError, StoreAccessError):
-        return -1
-
-
-def _told(workspace: Store, key: str) -> VitpipeError | None:
-    """The error that a rank left behind at *key*, which is taken from there."""
-    try:
-        told = json.loads(workspace.read(key))
-    except (FileNotFoundError, ValueError, FailedError, StoreAccessError):
-        return None
-    with suppress(FailedError, StoreAccessError):
-        workspace.delete(key)
-    kinds = {kind.exit_code: kind for kind in (RefusedError, InterruptedRunError)}
-    return kinds.get(told["exit_code"], FailedError)(told["message"])
-
-
 class _Events:
     """What people should know: shown, and kept as ``logs/<attempt>/driver/part-*.jsonl``."""
 
@@ -169,7 +182,7 @@ class _Events:
         self._journals: dict[str, Journal] = {}
 
     def __call__(self, attempt: str, text: str) -> None:
-        self._progress.say(text)
+        self._progress.message(text)
         if not attempt:
             return  # no rank has begun: there is no log to keep it in
         prefix = f"{run_prefix(self._run)}/logs/{attempt}/driver"
@@ -178,4 +191,4 @@ class _Events:
         try:
             journal.flush()
         except (FailedError, RefusedError):
-            return  # shown it was; it is written with the next one
+            return  # it was shown; it is written with the next one

@@ -1,10 +1,11 @@
-"""What each rank does: resume or start, then train, saving every n steps. Ray Train calls ``pretrain_worker``."""
+"""What each rank does: begin an attempt, or leave the error that ended it. Ray Train calls ``pretrain_worker``."""
 
 from __future__ import annotations
 
 import logging
 import os
 import socket
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -13,12 +14,12 @@ import torch.distributed as dist
 from pipeline.base.digests import canonical_json
 from pipeline.base.errors import FailedError, StoreAccessError, VitpipeError
 from pipeline.base.store.open import open_store
-from pipeline.base.store.protocol import BucketSettings, Store, Stores
+from pipeline.base.store.protocol import Store, Stores
 from pipeline.base.world import Collective
 from pipeline.checkpoints.card import take_attempt
-from pipeline.pretrain.recipe import PretrainRecipe
-from pipeline.pretrain.trainer import Trainer
-from pipeline.records.run import run_prefix
+from pipeline.pretrain.plan import TrainingPlan
+from pipeline.pretrain.trainer import RankContext, Trainer, assemble
+from pipeline.records.run import RunCard, run_prefix
 from pipeline.train.distributed import current_collective
 from pipeline.train.heartbeat import RankHeartbeat
 from pipeline.train.preemption import StopSignal, listening
@@ -27,40 +28,39 @@ from pipeline.train.rank_log import RankLogHandler
 _log = logging.getLogger(__name__)
 
 
+def pretrain_worker(config: dict[str, Any]) -> None:
+    """Train one rank to the end. *config*: ``workspace``, a URI; ``stores``; ``plan`` and ``run``, as the driver has
+    checked and opened them; ``token``, see ``failure_key``; ``supervisor``, the address of the driver's Watchdog.
+
+    A typed error is left in the workspace and the rank returns; where the store takes none, it is raised. Either way
+    nothing is restarted (train/ray_executor.py), since a restart would not change it.
+    """
+    workspace = open_store(config["workspace"], config["stores"])
+    plan: TrainingPlan = config["plan"]
+    torch.set_num_threads(plan.recipe.resources.threads)
+    collective = current_collective()
+    error_key = failure_key(plan.recipe.run, config["token"])
+    if collective.broadcast(workspace.head(error_key) is not None):
+        return  # a rank gave up for a reason that a restart does not change
+    try:
+        run_attempt(workspace, config["stores"], plan, config["run"], collective, config.get("supervisor", ""))
+    except VitpipeError as error:
+        is_stored = _store_error(workspace, error_key, error)
+        if dist.is_initialized():
+            dist.destroy_process_group()  # so that ranks which wait for this one fail now, not after half an hour
+        if not is_stored:
+            raise
+
+
 def failure_key(run: str, token: str) -> str:
-    """Where a rank leaves the error that ended its attempt, for the driver that made *token* to tell.
+    """Where a rank leaves the error that ended its attempt, for the driver that made *token* to show.
 
     One for each driver: what the ranks of a superseded one leave says nothing about those of the newer one.
     """
     return f"{run_prefix(run)}/failures/{token}.json"
 
 
-def pretrain_worker(config: dict[str, Any]) -> None:
-    """Train one rank to the end. *config*: workspace, stores, recipe as plain JSON; token, see ``failure_key``;
-    supervisor, an address for Pulse.
-
-    A typed error is left in the workspace and the rank returns; where the store takes none, it is raised. Either way
-    nothing is restarted (launch.py), since a restart would not change it.
-    """
-    stores = {name: BucketSettings.model_validate(value) for name, value in config["stores"].items()}
-    workspace = open_store(config["workspace"], stores)
-    recipe = PretrainRecipe.model_validate(config["recipe"])
-    torch.set_num_threads(recipe.resources.threads)
-    collective = current_collective()
-    told_at = failure_key(recipe.run, config["token"])
-    if collective.broadcast(workspace.head(told_at) is not None):
-        return  # a rank gave up for a reason that a restart does not change
-    try:
-        work(workspace, stores, recipe, collective, config.get("supervisor", ""))
-    except VitpipeError as error:
-        is_told = _tell(workspace, told_at, error)
-        if dist.is_initialized():
-            dist.destroy_process_group()  # so that ranks which wait for this one fail now, not after half an hour
-        if not is_told:
-            raise
-
-
-def _tell(workspace: Store, key: str, error: VitpipeError) -> bool:
+def _store_error(workspace: Store, key: str, error: VitpipeError) -> bool:
     """Leave *error* at *key*; whether the store took it. One that went away meanwhile is no refusal (exit code 2)."""
     exit_code = FailedError.exit_code if isinstance(error, StoreAccessError) else error.exit_code
     try:
@@ -71,30 +71,32 @@ def _tell(workspace: Store, key: str, error: VitpipeError) -> bool:
     return True
 
 
-def work(workspace: Store, stores: Stores, recipe: PretrainRecipe, collective: Collective, supervisor: str = "") -> int:
-    """One attempt of this rank: log, pulse, signals, and training; how many steps are done.
+def run_attempt(
+    workspace: Store, stores: Stores, plan: TrainingPlan, run: RunCard, collective: Collective, supervisor: str = ""
+) -> int:
+    """One attempt of this rank at *run*: log, heartbeat, signals, and training; how many steps are done.
 
-    Raises VitpipeError kinds: InterruptedRunError when it was stopped from outside.
+    *supervisor*: the address of the driver's Watchdog; "": there is none. Raises VitpipeError kinds:
+    InterruptedRunError when the rank was stopped from outside.
     """
     world = collective.world
-    attempt = collective.broadcast(take_attempt(workspace, recipe.run) if world.is_first else None)
-    stop = StopSignal(recipe.grace_seconds)
+    attempt = collective.broadcast(take_attempt(workspace, run.name) if world.is_first else None)
+    stop = StopSignal(plan.recipe.grace_seconds)
     with (
-        RankLogHandler(workspace, f"{run_prefix(recipe.run)}/logs/{attempt}/rank-{world.rank}.log") as log,
+        RankLogHandler(workspace, f"{run_prefix(run.name)}/logs/{attempt}/rank-{world.rank}.log") as log,
         listening(stop),
     ):
 
-        def last_words(reason: str) -> None:
+        def on_end(reason: str) -> None:
             _log.error("ends itself: %s", reason)
             log.flush_to_store()
 
-        pulse = RankHeartbeat(supervisor, world, attempt, stop.ask, last_words)
+        heartbeat = RankHeartbeat(supervisor, world, attempt, stop.request, on_end)
         try:
-            _log.info("attempt %s, rank %d of %d, %s, pid %d", attempt, world.rank, world.size, *_here())
-            return Trainer(workspace, stores, recipe, collective, attempt, pulse, stop, log).train()
+            process = socket.gethostname(), os.getpid()
+            _log.info("attempt %s, rank %d of %d, %s, pid %d", attempt, world.rank, world.size, *process)
+            rank = RankContext(workspace, stores, collective, attempt, heartbeat, stop, log)
+            with ExitStack() as resources:
+                return Trainer(assemble(plan, run, rank, resources)).run()
         finally:
-            pulse.close()
-
-
-def _here() -> tuple[str, int]:
-    return socket.gethostname(), os.getpid()
+            heartbeat.close()

@@ -1,4 +1,4 @@
-"""A corpus as found: a listing of entries, the class table, and something that reads the entries' bytes."""
+"""A corpus: a listing of entries, the class table, what was left out, and a reader of the entries' bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.records.record import Record
 # Where the bytes of an image are: the whole object `file` (row and offset -1), `num_bytes` of it from `offset`, or
 # row `row` of a table. `etag` is the object's when it was listed ("": not pinned); `origin` is unique in the corpus
 # and relative to it.
-_PLACE = [
+_LOCATION_FIELDS = [
     ("origin", pa.string()),
     ("file", pa.string()),
     ("row", pa.int64()),
@@ -23,10 +23,16 @@ _PLACE = [
     ("num_bytes", pa.int64()),
     ("etag", pa.string()),
 ]
-# What a source finds, labels as text. Null: nothing is said of this image. Empty: several may stand there, none does.
-FOUND_SCHEMA = pa.schema([*_PLACE, ("labels", pa.list_(pa.string()))])
+# What a source lists, labels as text. Null: nothing is known of its labels. Empty: it may have several, and has none.
+SOURCE_SCHEMA = pa.schema([*_LOCATION_FIELDS, ("labels", pa.list_(pa.string()))])
 # What is sharded: `source` is the number of the reader, labels are numbers of the class table.
-LISTING_SCHEMA = pa.schema([*_PLACE, ("source", pa.int16()), ("labels", pa.list_(pa.int32()))])
+LISTING_SCHEMA = pa.schema([*_LOCATION_FIELDS, ("source", pa.int16()), ("labels", pa.list_(pa.int32()))])
+REJECTS_SCHEMA = pa.schema([("origin", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+# `reason` is same-file, same-pixels, evaluation-file or evaluation-pixels; `of` is the origin that was kept, or
+# dataset/key for an evaluation set; `labels_differ`: the one that was kept has other labels.
+DUPLICATES_SCHEMA = pa.schema(
+    [("origin", pa.string()), ("reason", pa.string()), ("of", pa.string()), ("labels_differ", pa.bool_())]
+)
 KEY_DIGITS = 20  # hex digits of a sample's key: 80 bits, so 10^9 keys collide with probability below 10^-6
 
 
@@ -37,19 +43,11 @@ def key_of(origin: str) -> str:
 
 @dataclass(frozen=True)
 class Reject:
-    """An image that was left out: where it came from, the typed reason, and what was seen."""
+    """An image that was left out: its origin, the typed reason, and details."""
 
     origin: str
     reason: str
     detail: str = ""
-
-
-REJECTS_SCHEMA = pa.schema([("origin", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
-# `reason` is same-file, same-pixels, evaluation-file or evaluation-pixels; `of` is the origin that was kept, or
-# dataset/key for an evaluation set; `labels_differ`: the one that was kept has other labels.
-DUPLICATES_SCHEMA = pa.schema(
-    [("origin", pa.string()), ("reason", pa.string()), ("of", pa.string()), ("labels_differ", pa.bool_())]
-)
 
 
 def rejects_table(rejects: list[Reject]) -> pa.Table:
@@ -94,7 +92,7 @@ class Corpus:
 
     @property
     def num_input(self) -> int:
-        """Every image that was found: those listed, rejected and duplicate."""
+        """Every image of the sources: those listed, rejected and duplicate."""
         return self.entries.num_rows + self.rejects.num_rows + self.duplicates.num_rows
 
     @property

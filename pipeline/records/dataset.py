@@ -1,4 +1,4 @@
-"""Dataset card, shard entries and the per-shard index; and where they stand in a workspace.
+"""Dataset card, shard entries, the schema of a shard's index, the header of a tar member; and keys.
 
 A dataset exists if and only if its card, ``datasets/<name>/dataset.json``, is there. The card is written last.
 """
@@ -21,6 +21,9 @@ SHARDS_TABLE = "shards.parquet"
 REJECTS_TABLE = "rejects.parquet"
 DUPLICATES_TABLE = "duplicates.parquet"
 WORK = "work"  # below a dataset: what a sharding needs until its card is written
+HEADER_BYTES = 512  # of a member of a tar, before its data
+_NAME_BYTES = 100  # of a member, in a USTAR header without a prefix
+_MAX_MEMBER_BYTES = 8**11 - 1  # eleven octal digits
 # One row per sample of a shard, in the order of the tar. Offsets are of the members' data, in bytes from the start.
 INDEX_SCHEMA = pa.schema(
     [
@@ -88,7 +91,7 @@ class DatasetCard(Record):
     """What a dataset is. Holds no time, host, absolute URI or attempt: same input and recipe, same bytes.
 
     ``made_of`` is what shaped the corpus before it was sharded: sources and weights, duplicates, split.
-    ``class_table`` stands only where a class table with synsets or parents was given.
+    ``class_table`` is there only where a class table has synsets or parents.
     """
 
     schema_version: Literal[2] = 2
@@ -116,8 +119,14 @@ def dataset_digest(shard_digests: list[str]) -> str:
 
 
 def dataset_prefix(name: str) -> str:
-    """Where dataset *name* stands in a workspace."""
+    """The prefix of the keys of dataset *name*."""
     return f"datasets/{name}"
+
+
+def list_datasets(workspace: Store) -> list[str]:
+    """The names of all datasets that have a card."""
+    keys = (info.key for info in workspace.list("datasets/"))
+    return sorted(key.split("/")[1] for key in keys if key.endswith(f"/{CARD}") and key.count("/") == 2)
 
 
 def read_dataset_card(workspace: Store, name: str) -> DatasetCard:
@@ -130,13 +139,8 @@ def read_dataset_card(workspace: Store, name: str) -> DatasetCard:
         ) from None
 
 
-HEADER_BYTES = 512
-_NAME_BYTES = 100
-_MAX_MEMBER_BYTES = 8**11 - 1
-
-
 def member_header(name: str, num_bytes: int) -> bytes:
-    """The 512 bytes that stand before a member's data: a USTAR header with fixed owner, mode and time.
+    """The 512 bytes before a member's data: a USTAR header with fixed owner, mode and time.
 
     *name* is ASCII and at most 100 characters, as keys with an extension are.
     """

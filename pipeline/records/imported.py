@@ -1,12 +1,12 @@
-"""Weights that were taken into a workspace, to be judged without a run; their scores are told under a name.
+"""Weights that were imported into a workspace, to be evaluated without a run; their scores are listed under a name.
 
 ::
 
     imported/<digest>/model.safetensors   the weights, under the sha256 of the file
     imported/names/<name>.json            the card of a name, last, create-only
 
-Evaluations know weights by digest alone, so two names of one digest share their results. Runs are named beside these:
-``Score.run`` is the one or the other, and ``Score.step`` of these is null.
+Evaluations know weights by digest alone, so two names of the same digest share their results. ``Score.run`` is the name
+of a run or of imported weights; ``Score.step`` of these is null.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NAMES = f"{IMPORTED}names/"
 
 
 class ImportedCard(Record):
-    """What *name* stands for. ``source`` is where the weights were read, ``transform`` how their input is made."""
+    """The weights called *name*. ``source``: where they were read; ``transform``: how their input is made."""
 
     schema_version: Literal[1] = 1
     name: str
@@ -32,7 +32,7 @@ class ImportedCard(Record):
 
     @property
     def weights_key(self) -> str:
-        """Where the weights stand."""
+        """The key of the weights."""
         return f"{IMPORTED}{self.weights.name}"
 
 
@@ -42,7 +42,7 @@ def imported_file(digest: str, num_bytes: int) -> StoredFile:
 
 
 def imported_card_key(name: str) -> str:
-    """Where the card of *name* stands."""
+    """The key of the card of *name*."""
     return f"{_NAMES}{name}.json"
 
 

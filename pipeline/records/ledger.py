@@ -1,4 +1,4 @@
-"""The ledger of evaluations: what is in it, and what a listing of it tells.
+"""The ledger of evaluations: its records, its keys, and the newest files of each evaluation in a listing.
 
 ::
 
@@ -9,8 +9,8 @@
                      result.json           of generation 0, result-<g>.json of a later one; create-only
                      outcomes-<digest>.parquet, ...   what a result lists, named by content: no writer hurts another
                      tuning-<training>.safetensors    where a long fine-tuning is; not part of the ledger
-    evaluations/cancelled/<run>.json       what of a run is not wanted now
-    evaluations/suites/<run>/<suite>.json  what a run was last asked to be judged on
+    evaluations/cancelled/<run>.json       patterns of what of a run is cancelled now
+    evaluations/suites/<run>/<suite>.json  the suite under which a run was evaluated last
 
 The current generation of an evaluation is the number of its ``invalid`` files. Claims are numbered through all
 generations.
@@ -23,6 +23,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.base.lease import Lease
+from pipeline.base.process_identity import ProcessIdentity
 from pipeline.base.store.protocol import ObjectInfo
 from pipeline.records.record import Record
 
@@ -31,15 +33,20 @@ _FILE = re.compile(r"evaluations/([0-9a-f]{64})/(claim|renew|failure|invalid|res
 
 
 class Owner(Record):
-    """Who claims: a process, the place where its number means something, and a word that no other process has."""
+    """Who claims: a process, as ``ProcessIdentity.place_text`` and number, and a token that no other process has."""
 
     place: str
     pid: int
     token: str
 
+    @property
+    def process(self) -> ProcessIdentity:
+        """The process that claims; without its start time, which is not stored."""
+        return ProcessIdentity.from_place(self.place, self.pid)
+
 
 class Claim(Record):
-    """*owner* works on evaluation *name* of *run*, since and until seconds since 1970."""
+    """*owner* works on evaluation *name* of *run*; *since* and *expires* are in seconds since 1970."""
 
     owner: Owner
     run: str
@@ -48,9 +55,14 @@ class Claim(Record):
     since: float
     expires: float
 
+    def lease(self, renewal: Renewal | None = None) -> Lease:
+        """The lease that it is; *renewal*: its newest one."""
+        expires = renewal.expires if renewal else self.expires
+        return Lease(self.owner.process, self.owner.token, self.since, expires)
+
 
 class Renewal(Record):
-    """The claim counts until then, in seconds since 1970."""
+    """The claim of the same number counts until *expires*, in seconds since 1970."""
 
     expires: float
 
@@ -59,7 +71,8 @@ class Failure(Record):
     """How the work of a claim ended. ``errors`` and ``losses`` are counted over the generation, this one included.
 
     error: the evaluation failed; refused: it cannot be done; lost: its worker or its store went away; released: it was
-    put back, by who was interrupted or asked to. ``retry_after``, seconds since 1970; None: never by itself.
+    put back, by a process that was interrupted, or on request. *at* and *retry_after* are in seconds since 1970;
+    *retry_after* None: it is never tried again by itself.
     """
 
     kind: Literal["error", "refused", "lost", "released"]
@@ -73,7 +86,7 @@ class Failure(Record):
 
 
 class Invalid(Record):
-    """Why a generation is void, who said so, and the number of the last claim before that."""
+    """Why a generation is void, who made it so, and the number of the last claim before that."""
 
     reason: str
     by: str
@@ -82,13 +95,13 @@ class Invalid(Record):
 
 
 class Cancelled(Record):
-    """Patterns of the names of evaluations of a run that are not wanted now."""
+    """Patterns of the names of the evaluations of a run that are cancelled now."""
 
     patterns: tuple[str, ...]
 
 
 class StoredSuite(Record):
-    """What a run was last asked to be judged on, under this name."""
+    """The suite under which a run was evaluated last, under this name."""
 
     schema_version: Literal[1] = 1
     run: str
@@ -98,7 +111,7 @@ class StoredSuite(Record):
 
 @dataclass
 class LedgerListing:
-    """What a listing tells of one evaluation: the newest file of each kind."""
+    """The newest file of each kind of one evaluation: its number and its listing."""
 
     newest: dict[str, tuple[int, ObjectInfo]] = field(default_factory=dict)
 
@@ -117,29 +130,29 @@ class LedgerListing:
         return self.number("result") >= self.generation  # above it: the listing began before it was made invalid
 
 
-def read_marks(listing: Iterable[ObjectInfo]) -> dict[str, LedgerListing]:
-    """What a listing of ``evaluations/`` tells, by id. Reads nothing."""
-    found: dict[str, LedgerListing] = {}
-    for info in listing:
+def parse_listing(objects: Iterable[ObjectInfo]) -> dict[str, LedgerListing]:
+    """The evaluations in a listing of ``evaluations/``, by id. Reads nothing."""
+    listings: dict[str, LedgerListing] = {}
+    for info in objects:
         match = _FILE.fullmatch(info.key)
         if match:
-            marks = found.setdefault(match[1], LedgerListing())
+            listing = listings.setdefault(match[1], LedgerListing())
             number = int(match[3] or 0)
-            if number >= marks.number(match[2]):
-                marks.newest[match[2]] = (number, info)
-    return found
+            if number >= listing.number(match[2]):
+                listing.newest[match[2]] = (number, info)
+    return listings
 
 
 def ledger_key(evaluation_id: str, kind: str, number: int) -> str:
-    """Where file *number* of *kind* of an evaluation stands."""
+    """The key of file *number* of *kind* of an evaluation."""
     return f"{LEDGER}{evaluation_id}/{kind}-{number}.json"
 
 
 def cancelled_key(run: str) -> str:
-    """Where it stands what of *run* is not wanted."""
+    """The key of the patterns of *run* that are cancelled."""
     return f"{LEDGER}cancelled/{run}.json"
 
 
 def suite_prefix(run: str) -> str:
-    """Below which the suites of *run* stand."""
+    """The prefix of the keys of the suites of *run*."""
     return f"{LEDGER}suites/{run}/"

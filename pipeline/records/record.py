@@ -24,24 +24,27 @@ class Record(BaseModel):
 RecordType = TypeVar("RecordType", bound=Record)
 
 
-def parse_record(kind: type[RecordType], data: bytes, where: str) -> RecordType:
-    """The *kind* in *data*. Raises DamageError for broken JSON, another schema version, or missing fields."""
+def parse_record(kind: type[RecordType], data: bytes, source_name: str) -> RecordType:
+    """The *kind* in *data*, read from *source_name*.
+
+    Raises DamageError for broken JSON, another schema version, or missing fields.
+    """
     try:
         tree: Any = json.loads(data)
     except ValueError:
-        raise DamageError(f"{where} is not valid JSON", "it was cut or overwritten; make it again") from None
+        raise DamageError(f"{source_name} is not valid JSON", "it was cut or overwritten; make it again") from None
     expected = kind.model_fields["schema_version"].default if "schema_version" in kind.model_fields else None
-    found = tree.get("schema_version") if isinstance(tree, dict) else None
-    if expected is not None and found != expected:
+    version = tree.get("schema_version") if isinstance(tree, dict) else None
+    if expected is not None and version != expected:
         raise DamageError(
-            f"{where} has schema version {found}, this vitpipe reads {expected}", "use a matching release"
+            f"{source_name} has schema version {version}, this vitpipe reads {expected}", "use a matching release"
         )
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise DamageError(f"{where}: field '{field}': {first['msg']}", "it was edited or damaged") from None
+        raise DamageError(f"{source_name}: field '{field}': {first['msg']}", "it was edited or damaged") from None
 
 
 def read_record(kind: type[RecordType], store: Store, key: str) -> RecordType:

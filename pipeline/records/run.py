@@ -1,17 +1,17 @@
-"""Runs, their attempts, checkpoints and metrics; and where they stand in a workspace.
+"""Runs, their attempts, checkpoints and metrics: records and keys.
 
 ::
 
     runs/<name>/run.json                               create-only
-                attempts/0001.json                     create-only: who is trusted to commit is the newest
+                attempts/0001.json                     create-only: only the newest attempt may commit
                 extend-00002000.json                   create-only: the run has 2,000 steps now
                 metrics/0001/part-00000000.jsonl       what attempt 1 measured; tensorboard/0001/ has it as event files
-                logs/0001/rank-0.log                   what its ranks said; driver/: what their driver found
+                logs/0001/rank-0.log                   the logs of its ranks; driver/: those of their driver
                 checkpoints/step-00000100/0001/...            what attempt 1 wrote, model.safetensors among it
                                           checkpoint.json     the card, last, create-only
                                           retired.json        the card of a step that retention removed
-                pins/<owner>.json                      steps that somebody needs
-                failures/<token>.json                  why a rank gave up, until its driver has told it
+                pins/<owner>.json                      leases on steps: they are not removed
+                failures/<token>.json                  why a rank gave up, until its driver has shown it
                 seconds.json                           wall time of each stage of the chain
 """
 
@@ -59,12 +59,12 @@ class RunCard(Record):
     @property
     def dataset_weights(self) -> dict[str, float]:
         """The datasets by name and their weights: of one alone, 1; of a mixture, in the order of its digest."""
-        given = self.recipe.get("dataset")
-        return dict(sorted(given.items())) if isinstance(given, dict) else {self.dataset_name: 1.0}
+        weights = self.recipe.get("dataset")
+        return dict(sorted(weights.items())) if isinstance(weights, dict) else {self.dataset_name: 1.0}
 
 
 class Extension(Record):
-    """*run* has *steps* steps; when that was said it had *before*, and its newest checkpoint was of *done*."""
+    """*run* has *steps* steps; when it was extended it had *before*, and its newest checkpoint was of *done*."""
 
     schema_version: Literal[1] = 1
     run: str
@@ -84,8 +84,8 @@ class StoredFile(Record):
 class CheckpointCard(Record):
     """A step is a checkpoint if and only if this card is there and every file that it lists is there.
 
-    ``world_size``, ``zero_stage`` and ``dtype`` tell how it was written; any others can resume it. ``digest`` is over
-    the other fields, so that a card with a changed byte is known for damaged; left out, it is filled in.
+    ``world_size``, ``zero_stage`` and ``dtype`` are those it was written with; any others can resume it. ``digest`` is
+    over the other fields, so that a card with a changed byte is known to be damaged; left out, it is filled in.
     """
 
     schema_version: Literal[2] = 2
@@ -117,7 +117,7 @@ class CheckpointCard(Record):
 
     @property
     def every_file(self) -> tuple[StoredFile, ...]:
-        """What has to be there."""
+        """The files that have to be there."""
         return (*self.files, self.weights, *((self.ema_weights,) if self.ema_weights else ()))
 
 
@@ -139,12 +139,12 @@ class MetricsRow(Record):
 
 
 def run_prefix(name: str) -> str:
-    """Where run *name* stands in a workspace."""
+    """The prefix of the keys of run *name*."""
     return f"runs/{name}"
 
 
 def step_prefix(run: str, step: int) -> str:
-    """Where the checkpoint of *step* stands."""
+    """The prefix of the keys of the checkpoint of *step*."""
     return f"{run_prefix(run)}/checkpoints/step-{step:08d}"
 
 
@@ -179,16 +179,16 @@ def extended(workspace: Store, run: RunCard) -> int:
 
 
 def extension_key(run: str, steps: int) -> str:
-    """Where it stands that *run* has *steps* steps now."""
+    """The key of the extension of *run* to *steps* steps."""
     return f"{run_prefix(run)}/extend-{steps:08d}.json"
 
 
-def parse_checkpoint_card(data: bytes, run: str, step: int, where: str) -> CheckpointCard:
-    """The card that *data* is, found at *where*. Raises DamageError for a broken one, and for that of another step."""
-    card = parse_record(CheckpointCard, data, where)
+def parse_checkpoint_card(data: bytes, run: str, step: int, source_name: str) -> CheckpointCard:
+    """The card in *data*, read from *source_name*. Raises DamageError for a broken one, or one of another step."""
+    card = parse_record(CheckpointCard, data, source_name)
     if (card.run, card.step) != (run, step):
         raise DamageError(
-            f"{where} is the card of {card.run}@{card.step}, not of {run}@{step}",
+            f"{source_name} is the card of {card.run}@{card.step}, not of {run}@{step}",
             "vitpipe pretrain sets it aside and goes on from the one before",
         )
     return card
@@ -200,14 +200,14 @@ def _read_card(workspace: Store, run: str, step: int, name: str = CARD) -> Check
 
 
 def read_checkpoint_card(workspace: Store, run: str, step: int) -> CheckpointCard:
-    """The card of one checkpoint. Raises InputError, telling the steps that there are, when there is none.
+    """The card of one checkpoint. Raises InputError, which names the steps that there are, when there is none.
 
     Raises DamageError for a card that is broken or of another checkpoint; so do those that list cards.
     """
     try:
         return _read_card(workspace, run, step)
     except FileNotFoundError:
-        steps = ", ".join(str(found) for found in list_steps(workspace, run)) or "none"
+        steps = ", ".join(str(known) for known in list_steps(workspace, run)) or "none"
         raise InputError(f"no checkpoint {run}@{step} in {workspace.uri}", f"its steps: {steps}") from None
 
 

@@ -1,7 +1,7 @@
 """Scores and evaluation results.
 
-``evaluations/<id>/result.json`` is create-only (``ledger.py`` draws what stands beside it). It knows weights by digest
-alone; which run and step they belong to is found by joining with the checkpoint cards, so equal weights are never
+``evaluations/<id>/result.json`` is create-only (``ledger.py`` draws the files beside it). It knows weights by digest
+alone; a join with the checkpoint cards gives their run and step, so equal weights are never
 evaluated twice.
 """
 
@@ -15,12 +15,17 @@ import pyarrow as pa
 
 from pipeline.base.digests import fingerprint
 from pipeline.base.store.protocol import Store
-from pipeline.records.ledger import LEDGER, read_marks
+from pipeline.records.ledger import LEDGER, parse_listing
 from pipeline.records.record import Record, parse_record
 
 PIXELS = "pixels"  # stands for a weights digest where the "features" are the raw pixels
 ARTEFACTS = "artefacts.safetensors"
 OUTCOMES = "outcomes.parquet"
+# Parts of the names of metrics. An oracle's value is the best that any candidate had on the test data: to report it
+# would be to choose on the test data.
+ORACLE_PREFIX = "oracle_"
+L2_INFIX = "_l2_"  # before a number: what another l2 than that of the protocol would have given (few-shot)
+RUNS_MEAN, RUNS_STD = "_runs_mean", "_runs_std"  # over several trainings of one evaluation (fine-tuning)
 # One row per test sample, for paired comparisons and for metrics that are thought of later. What is not known is null.
 # Schema 1 had the first four columns, and no version in its metadata.
 OUTCOMES_SCHEMA_VERSION = 2
@@ -69,7 +74,7 @@ class Metric(Record):
 
 
 class EvaluationResult(Record):
-    """What one evaluation found. ``chosen`` are hyper-parameters, chosen on the validation part, and how it went."""
+    """The result of one evaluation. ``chosen`` are hyper-parameters, chosen on the validation part, and how it went."""
 
     schema_version: Literal[1] = 1
     id: str
@@ -78,7 +83,7 @@ class EvaluationResult(Record):
     num_samples: int
     chosen: dict[str, Any]
     seconds: float
-    files: dict[str, str]  # name -> sha256 of what stands beside the result
+    files: dict[str, str]  # name -> sha256 of a file beside the result
 
 
 class Score(Record):
@@ -104,30 +109,30 @@ class Score(Record):
 
 
 def result_key(evaluation_id: str, generation: int = 0) -> str:
-    """Where the result of an evaluation stands in a workspace."""
+    """The key of the result of an evaluation."""
     return f"evaluations/{evaluation_id}/{f'result-{generation}' if generation else 'result'}.json"
 
 
 def file_key(evaluation_id: str, name: str, digest: str) -> str:
-    """Where the file *name* of a result stands: under its content's name, so that no writer hurts another's."""
+    """The key of the file *name* of a result. It holds the content's digest, so that no writer hurts another's file."""
     stem, dot, ending = name.rpartition(".")
     return f"evaluations/{evaluation_id}/{stem}-{digest[:16]}{dot}{ending}"
 
 
 def list_results(workspace: Store) -> list[EvaluationResult]:
     """All recorded results, by id; of each evaluation that of its current generation."""
-    found = read_marks(workspace.list(LEDGER))
-    keys = [marks.newest["result"][1].key for _, marks in sorted(found.items()) if marks.is_recorded]
+    listings = parse_listing(workspace.list(LEDGER))
+    keys = [listing.newest["result"][1].key for _, listing in sorted(listings.items()) if listing.is_recorded]
     return [parse_record(EvaluationResult, workspace.read(key), key) for key in keys]
 
 
 @dataclass(frozen=True)
 class ResultFilter:
-    """Which evaluations are wanted; a task or an evaluator may be a pattern with ``*`` and ``?``. None: all."""
+    """Which evaluations to take; a task or an evaluator may be a pattern with ``*`` and ``?``. None: all."""
 
     task: str | None = None
     evaluator: str | None = None
 
     def wants(self, key: EvaluationKey) -> bool:
-        """True for an evaluation that is asked for."""
+        """True for an evaluation that it takes."""
         return fnmatchcase(key.task, self.task or "*") and fnmatchcase(key.evaluator, self.evaluator or "*")

@@ -2,17 +2,15 @@
 
 ::
 
-    collect.py    workspace -> Collected: cards, metrics, seconds, joined results, artefacts
-    scores.py     evaluation results x checkpoint cards -> Joined -> Score rows, scores.parquet
-    artefacts.py  what the inspect evaluator left, with its shapes checked
-    tables.py     means over seeds, one table per task, how a cell stands against its baselines
-    verdict.py    does the linear probe beat both baselines: the honest sentence
-    progressed.py is the last checkpoint better than the one before: answers that come in as values
-    paper.py      published values, where the test data are the same
-    theme.py      matplotlib figure -> deterministic SVG that follows light and dark
-    curves.py     loss, learning rate, images/s, score against step
-    pictures.py   patch filters, position similarity, sample images, confusion -> PNG
-    page.py       all of it -> HTML, through page.html.j2 and page.css
-    summary.py    all of it -> summary.json, which is written last and makes the report exist
-    build.py      build_report: the door
+    collect.py     workspace -> RunData: cards, metrics, seconds, scored results, pictures of the model as arrays
+    scores.py      evaluation results x checkpoint cards -> ScoredResult -> Score rows, scores.parquet
+    query.py       scores by run, task, evaluator, metric, step; as JSON, parquet or CSV
+    tables.py      means over seeds, one table per task, cells against their baselines, published values
+    verdicts.py    does the linear probe beat both baselines; is the last checkpoint better than the one before
+    formatting.py  numbers and names as text
+    theme.py       matplotlib figure -> deterministic SVG that follows light and dark
+    curves.py      loss, learning rate, images/s, score against step -> SVG
+    pictures.py    patch filters, position similarity, sample images, confusion -> PNG
+    page.py        all of it -> HTML, through page.html.j2 and page.css
+    stage.py       build_report: collect, render, put; summary.json last, which makes the report exist
 """

@@ -1,4 +1,7 @@
-"""Read all that a report shows into one frozen value. Nothing after this touches the workspace but the final puts."""
+"""Read all that a report shows into one frozen value, pictures of the model included, with their shapes checked.
+
+Nothing after this touches the workspace but the final puts.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,6 @@ from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError, InputError
 from pipeline.base.store.protocol import Store
 from pipeline.records.dataset import DatasetCard, read_dataset_card
-from pipeline.records.evaluators import INSPECT
 from pipeline.records.record import parse_record
 from pipeline.records.run import (
     CheckpointCard,
@@ -32,7 +34,8 @@ from pipeline.records.score import ARTEFACTS, Score, file_key, list_results
 from pipeline.report.scores import ScoredResult, join_results, score_rows
 
 Array = npt.NDArray[Any]
-_NUM_DIMENSIONS = {
+_INSPECT = "inspect"  # the evaluator whose artefacts the page shows
+_NUM_DIMENSIONS = {  # of each array among the artefacts
     "patch_filters": 4,
     "position_similarity": 4,
     "sample_images": 4,
@@ -45,7 +48,7 @@ _NUM_DIMENSIONS = {
 
 @dataclass(frozen=True)
 class Samples:
-    """Test images with what the model said of them: (n, H, W, 3) uint8 and three arrays of (n,)."""
+    """Test images with the model's predictions: (n, H, W, 3) uint8 and three arrays of (n,)."""
 
     images: Array
     labels: Array
@@ -55,7 +58,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Artefacts:
-    """What there is to look at, from which step and task; None where it was not recorded."""
+    """Pictures of the model as arrays, from which step and task; None where it was not recorded."""
 
     step: int | None = None
     task: str = ""
@@ -65,46 +68,46 @@ class Artefacts:
     confusion: Array | None = None  # (K, K) int64, rows are the truth
 
 
-def read_artefacts(workspace: Store, joined: Iterable[ScoredResult]) -> Artefacts:
+def _read_artefacts(workspace: Store, joined: Iterable[ScoredResult]) -> Artefacts:
     """The artefacts of the newest inspected step; empty when nothing was inspected.
 
     Raises DamageError when the file is not what its result says, or an array has another shape than promised.
     """
-    inspected = [item for item in joined if item.result.key.evaluator == INSPECT and item.step is not None]
+    inspected = [entry for entry in joined if entry.result.key.evaluator == _INSPECT and entry.step is not None]
     if not inspected:
         return Artefacts()
-    newest = min(inspected, key=lambda item: (-(item.step or 0), item.result.key.task, item.result.id))
+    newest = min(inspected, key=lambda entry: (-(entry.step or 0), entry.result.key.task, entry.result.id))
     promised = newest.result.files.get(ARTEFACTS, "")
-    where = file_key(newest.result.id, ARTEFACTS, promised)
+    key = file_key(newest.result.id, ARTEFACTS, promised)
     try:
-        data = workspace.read(where)
+        data = workspace.read(key)
     except FileNotFoundError:
         return Artefacts(newest.step, newest.result.key.task)
     if promised != sha256_hex(data):
-        raise DamageError(f"{where} is not what its result lists", "delete the evaluation and evaluate again")
+        raise DamageError(f"{key} is not what its result lists", "delete the evaluation and evaluate again")
     try:
         arrays = load(data)
     except SafetensorError as error:
-        raise DamageError(f"{where} cannot be read: {error}", "delete the evaluation and evaluate again") from None
-    return _checked(arrays, where, newest)
+        raise DamageError(f"{key} cannot be read: {error}", "delete the evaluation and evaluate again") from None
+    return _checked(arrays, key, newest)
 
 
-def _checked(arrays: dict[str, Array], where: str, newest: ScoredResult) -> Artefacts:
+def _checked(arrays: dict[str, Array], key: str, newest: ScoredResult) -> Artefacts:
     for name, dimensions in _NUM_DIMENSIONS.items():
         if name in arrays and arrays[name].ndim != dimensions:
-            raise DamageError(f"{where}: '{name}' has shape {arrays[name].shape}, {dimensions} dimensions expected")
-    kept = {name: array for name, array in arrays.items() if array.size}
-    parts = [kept.get(f"sample_{name}") for name in ("images", "labels", "predictions", "probabilities")]
+            raise DamageError(f"{key}: '{name}' has shape {arrays[name].shape}, {dimensions} dimensions expected")
+    filled = {name: array for name, array in arrays.items() if array.size}
+    parts = [filled.get(f"sample_{name}") for name in ("images", "labels", "predictions", "probabilities")]
     present = [part for part in parts if part is not None]
     if len({len(part) for part in present}) > 1:
-        raise DamageError(f"{where}: the sample arrays differ in length: {[len(part) for part in present]}")
+        raise DamageError(f"{key}: the sample arrays differ in length: {[len(part) for part in present]}")
     return Artefacts(
         step=newest.step,
         task=newest.result.key.task,
-        patch_filters=_finite(kept.get("patch_filters")),
-        position_similarity=_finite(kept.get("position_similarity")),
+        patch_filters=_finite(filled.get("patch_filters")),
+        position_similarity=_finite(filled.get("position_similarity")),
         samples=Samples(*present) if len(present) == len(parts) else None,
-        confusion=kept.get("confusion"),
+        confusion=filled.get("confusion"),
     )
 
 
@@ -150,7 +153,7 @@ class RunData:
     @property
     def shown_steps(self) -> tuple[int, ...]:
         """The steps that have a column: trained checkpoints, and removed ones of which scores are left."""
-        left = {item.step for item in self.joined if item.step} & {card.step for card in self.retired}
+        left = {entry.step for entry in self.joined if entry.step} & {card.step for card in self.retired}
         return tuple(sorted(left | {card.step for card in self.checkpoints if card.step > 0}))
 
 
@@ -167,11 +170,11 @@ def collect(workspace: Store, run: str) -> RunData:
         dataset_note=note,
         checkpoints=checkpoints,
         retired=retired,
-        training=read_training(workspace, run),
+        training=_read_training(workspace, run),
         seconds=_read_seconds(workspace, run),
         joined=joined,
         scores=score_rows(run, joined),
-        artefacts=read_artefacts(workspace, joined),
+        artefacts=_read_artefacts(workspace, joined),
     )
 
 
@@ -190,7 +193,7 @@ def _dataset_of(workspace: Store, card: RunCard) -> tuple[DatasetCard | None, st
     return dataset, ""
 
 
-def read_training(workspace: Store, run: str) -> Training:
+def _read_training(workspace: Store, run: str) -> Training:
     """Merge the metrics of all attempts by step; where two attempts logged a step, the later attempt counts."""
     prefix = f"{run_prefix(run)}/metrics/"
     attempts: dict[str, dict[int, MetricsRow]] = {}
@@ -211,15 +214,15 @@ def read_training(workspace: Store, run: str) -> Training:
 
 
 def _read_seconds(workspace: Store, run: str) -> dict[str, float]:
-    where = f"{run_prefix(run)}/seconds.json"
+    key = f"{run_prefix(run)}/seconds.json"
     try:
-        tree = json.loads(workspace.read(where))
+        tree = json.loads(workspace.read(key))
     except FileNotFoundError:
         return {}
     except ValueError:
-        raise DamageError(f"{where} is not valid JSON", "delete it; only the times of the stages are lost") from None
+        raise DamageError(f"{key} is not valid JSON", "delete it; only the times of the stages are lost") from None
     if not isinstance(tree, dict) or not all(isinstance(value, int | float) for value in tree.values()):
-        raise DamageError(f"{where} is not an object of seconds", "delete it; only the times of the stages are lost")
+        raise DamageError(f"{key} is not an object of seconds", "delete it; only the times of the stages are lost")
     return {str(stage): float(value) for stage, value in tree.items()}
 
 

@@ -17,9 +17,9 @@ from pipeline.report.formatting import is_share, number
 from pipeline.report.tables import Cell, ScoreRow, TaskTable
 from pipeline.report.theme import MUTED, SECOND, SERIES, THIRD, WARM, Picture, panels, style, svg_picture
 
-MAX_POINTS = 2000  # more than a screen has; longer histories are thinned evenly for drawing only
-MIN_SMOOTHED = 8
-PANELS_PER_ROW = 4
+_MAX_POINTS = 2000  # of a curve, more than a screen has; longer histories are thinned evenly for drawing only
+_MIN_SMOOTHED = 8  # rows; fewer are drawn as points, without a mean
+_PANELS_PER_ROW = 4
 Floats = npt.NDArray[np.float64]
 
 
@@ -28,10 +28,10 @@ def smooth(values: Floats, span: int) -> Floats:
     finite = np.isfinite(values)
     totals = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
-    places = np.arange(len(values))
-    low, high = np.maximum(places - span // 2, 0), np.minimum(places + span // 2 + 1, len(values))
-    found = counts[high] - counts[low]
-    return np.where(found > 0, (totals[high] - totals[low]) / np.maximum(found, 1), np.nan)
+    indexes = np.arange(len(values))
+    low, high = np.maximum(indexes - span // 2, 0), np.minimum(indexes + span // 2 + 1, len(values))
+    num_finite = counts[high] - counts[low]
+    return np.where(num_finite > 0, (totals[high] - totals[low]) / np.maximum(num_finite, 1), np.nan)
 
 
 def loss_picture(training: Training, checkpoint_steps: Sequence[int]) -> Picture | None:
@@ -41,7 +41,7 @@ def loss_picture(training: Training, checkpoint_steps: Sequence[int]) -> Picture
         return None
     with style():
         figure, (axes,) = panels(1, 1, 10.6, 3.5)
-        few = len(steps) < MIN_SMOOTHED
+        few = len(steps) < _MIN_SMOOTHED
         span = max(2, len(steps) // 20)
         shown = _finite(losses)
         axes.plot(
@@ -61,10 +61,8 @@ def loss_picture(training: Training, checkpoint_steps: Sequence[int]) -> Picture
         _step_axis(axes)
         axes.set_ylabel("training loss")
         axes.legend(loc="upper right", ncols=4)
-        words = (
-            f"Training loss from {losses[0]:.3f} at step {int(steps[0])} to {losses[-1]:.3f} at step {int(steps[-1])}"
-        )
-        return svg_picture(figure, words)
+        alt = f"Training loss from {losses[0]:.3f} at step {int(steps[0])} to {losses[-1]:.3f} at step {int(steps[-1])}"
+        return svg_picture(figure, alt)
 
 
 def learning_rate_picture(training: Training) -> Picture | None:
@@ -85,18 +83,18 @@ def _small(training: Training, values: Floats, label: str, color: str, *, smooth
         return None
     with style():
         figure, (axes,) = panels(1, 1, 5.2, 2.6)
-        axes.plot(*_thin(steps, _finite(values)), color=color, lw=1.8, marker="o" if len(steps) < MIN_SMOOTHED else "")
-        words = f"{label.capitalize()} against the step, between {np.nanmin(values):.3g} and {np.nanmax(values):.3g}"
+        axes.plot(*_thin(steps, _finite(values)), color=color, lw=1.8, marker="o" if len(steps) < _MIN_SMOOTHED else "")
+        alt = f"{label.capitalize()} against the step, between {np.nanmin(values):.3g} and {np.nanmax(values):.3g}"
         if smoothed:
             middle = float(np.median(values))
             axes.axhline(middle, color=MUTED, lw=1, ls=(0, (4, 3)), label=f"median {middle:,.0f}")
             axes.legend(loc="lower right")
-            words += f", median {middle:.3g}"
+            alt += f", median {middle:.3g}"
         axes.set_ylim(bottom=0)
         _step_axis(axes)
         axes.set_title(label)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        return svg_picture(figure, words)
+        return svg_picture(figure, alt)
 
 
 def scores_picture(table: TaskTable) -> Picture | None:
@@ -104,7 +102,7 @@ def scores_picture(table: TaskTable) -> Picture | None:
     rows = [row for row in table.headline if row.steps and is_share(row.metric)]
     if not rows:
         return None
-    columns = min(len(rows), PANELS_PER_ROW)
+    columns = min(len(rows), _PANELS_PER_ROW)
     lines = math.ceil(len(rows) / columns)
     with style():
         width = {1: 5.6, 2: 8.2}.get(columns, 10.6)
@@ -155,8 +153,8 @@ def _describe(task: str, rows: Sequence[ScoreRow]) -> str:
 
 
 def _mark(axes: Axes, training: Training, checkpoint_steps: Sequence[int]) -> None:
-    for place, step in enumerate(training.resumed_at):
-        axes.axvline(step, color=WARM, lw=1.2, ls=(0, (4, 3)), label="" if place else "resumed by a new attempt")
+    for index, step in enumerate(training.resumed_at):
+        axes.axvline(step, color=WARM, lw=1.2, ls=(0, (4, 3)), label="" if index else "resumed by a new attempt")
     if checkpoint_steps:
         base = axes.get_xaxis_transform()
         axes.plot(
@@ -187,5 +185,5 @@ def _finite(values: Floats) -> Floats:
 
 
 def _thin(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
-    stride = -(-len(steps) // MAX_POINTS)
+    stride = -(-len(steps) // _MAX_POINTS)
     return steps[::stride], values[::stride]

@@ -1,8 +1,10 @@
-"""Numbers and names as the page writes them."""
+"""Numbers and names as text: of the page and of the tables of commands."""
 
 from __future__ import annotations
 
-METRIC_NAMES = {
+from pipeline.records.score import L2_INFIX, ORACLE_PREFIX, RUNS_MEAN, RUNS_STD
+
+_METRIC_NAMES = {
     "top1": "top-1",
     "top5": "top-5",
     "mean_per_class": "mean per class",
@@ -10,12 +12,7 @@ METRIC_NAMES = {
     "nll": "negative log-likelihood",
     "ece": "calibration error",
 }
-# A value of this name is the best that any candidate had on the test data: choosing it would be choosing on test data.
-# The same as pipeline/evaluate/metrics/classification.py, which stands too high to be imported here.
-ORACLE_PREFIX = "oracle_"
 ORACLE_WORDS = "chosen on the test data: a bound, not a result"
-OF_L2 = "_l2_"  # and a number: what another l2 than that of the protocol would have given (few-shot)
-RUNS_MEAN, RUNS_STD = "_runs_mean", "_runs_std"  # over several trainings of one evaluation (fine-tuning)
 _SHARES = {"top1", "top5", "mean_per_class", "mAP"}
 
 
@@ -26,7 +23,7 @@ def is_oracle(metric: str) -> bool:
 
 def is_share(metric: str) -> bool:
     """True for metrics that are shares of the test samples, or means of shares: they read as per cent."""
-    plain = metric.removeprefix(ORACLE_PREFIX).partition(OF_L2)[0].removesuffix(RUNS_MEAN).removesuffix(RUNS_STD)
+    plain = metric.removeprefix(ORACLE_PREFIX).partition(L2_INFIX)[0].removesuffix(RUNS_MEAN).removesuffix(RUNS_STD)
     return plain in _SHARES or plain.endswith("accuracy")
 
 
@@ -34,8 +31,8 @@ def metric_name(metric: str) -> str:
     """As people call it; an oracle's value with the words that say what it is."""
     if is_oracle(metric):
         return f"{metric_name(metric.removeprefix(ORACLE_PREFIX))}, {ORACLE_WORDS}"
-    plain, _, l2 = metric.partition(OF_L2)
-    return f"{METRIC_NAMES.get(plain, plain)}{f' with l2 {l2}' if l2 else ''}"
+    plain, _, l2 = metric.partition(L2_INFIX)
+    return f"{_METRIC_NAMES.get(plain, plain)}{f' with l2 {l2}' if l2 else ''}"
 
 
 def number(metric: str, value: float) -> str:
@@ -46,6 +43,13 @@ def number(metric: str, value: float) -> str:
 def interval(metric: str, low: float, high: float) -> str:
     """``[82.5, 85.8]``, in the unit of :func:`number`."""
     return f"[{100 * low:.1f}, {100 * high:.1f}]" if is_share(metric) else f"[{low:.4g}, {high:.4g}]"
+
+
+def probability_text(probability: float) -> str:
+    """``97.3 %``; beyond 99.9 % and 0.1 % only that it is beyond."""
+    if probability > 0.999:
+        return "> 99.9 %"
+    return "< 0.1 %" if probability < 0.001 else f"{100 * probability:.1f} %"
 
 
 def count(value: int) -> str:

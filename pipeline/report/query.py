@@ -1,4 +1,4 @@
-"""``vitpipe scores``: what was measured, of which weights, with which certainty; as tables, JSON, parquet or CSV."""
+"""Scores by run, task, evaluator, metric and step: as stored, as tables, as JSON, parquet or CSV."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from pipeline.report.formatting import ORACLE_WORDS, is_oracle
 from pipeline.report.scores import ScoredResult, join_results, score_rows, scores_table
 from pipeline.report.tables import Cell, ScoreRow, TaskTable, task_tables
 
-ALL_METRICS = "all"
+_ALL_METRICS = "all"  # instead of the name of a metric
 
 
 @dataclass(frozen=True)
 class ScoreQuery:
-    """What is asked for; None: everything, and of metrics the headline of each evaluation. With *step*, the baselines
-    stay, since a score is read against them."""
+    """Which scores; None: all, and of metrics the headline of each evaluation.
+
+    With *step*, the baselines stay, since a score is read against them.
+    """
 
     runs: tuple[str, ...] = ()
     only: ResultFilter = field(default_factory=ResultFilter)
@@ -42,27 +44,27 @@ class Scores:
     tables: tuple[TaskTable, ...]
 
 
-def find_scores(workspace: Store, wanted: ScoreQuery) -> list[Scores]:
-    """What is recorded of the runs that are asked for, else of everything in the workspace.
+def find_scores(workspace: Store, query: ScoreQuery) -> list[Scores]:
+    """What is recorded of the runs of *query*, else of everything in the workspace.
 
-    Raises InputError for a run that there is not, and when nothing is left, naming what there is.
+    Raises InputError for an unknown run, and when no score is left, naming what there is.
     """
     results = list_results(workspace)
     imported = {card.name: card for card in list_imported_cards(workspace)}
     runs = list_runs(workspace)
-    chosen = wanted.runs or runs
+    chosen = query.runs or runs
     cards = {run: _cards(workspace, run) for run in chosen if run in runs or run not in imported}
-    found = [(run, join_results(cards[run], results)) for run in cards]
-    found += [
-        (name, _of_imported(card, results)) for name, card in imported.items() if name in wanted.runs or not wanted.runs
+    joined_by_name = [(run, join_results(cards[run], results)) for run in cards]
+    joined_by_name += [
+        (name, _of_imported(card, results)) for name, card in imported.items() if name in query.runs or not query.runs
     ]
-    if not wanted.runs:
-        found += _of_no_name(results, cards.values(), imported.values())
-    scores = [_scores(name, joined, wanted) for name, joined in found]
-    left = [one for one in scores if one.rows]
-    if not left:
-        raise _nothing([item for _, joined in found for item in joined], wanted)
-    return left
+    if not query.runs:
+        joined_by_name += _of_no_name(results, cards.values(), imported.values())
+    scores = [_scores(name, joined, query) for name, joined in joined_by_name]
+    matches = [entry for entry in scores if entry.rows]
+    if not matches:
+        raise _nothing([result for _, joined in joined_by_name for result in joined], query)
+    return matches
 
 
 def _cards(workspace: Store, run: str) -> list[CheckpointCard]:
@@ -88,39 +90,39 @@ def _of_no_name(
     return [(f"weights {digest[:12]}", tuple(joined)) for digest, joined in sorted(alone.items())]
 
 
-def _scores(name: str, joined: tuple[ScoredResult, ...], wanted: ScoreQuery) -> Scores:
-    kept = tuple(item for item in joined if wanted.only.wants(item.result.key) and _is_of(item, wanted.step))
-    if all(item.baseline for item in kept):  # nothing that was asked for, only what it would be held against
-        kept = kept if wanted.step in (None, 0) else ()
-    rows = tuple(row for row in score_rows(name, kept) if wants_metric(row.metric, wanted.metric))
-    return Scores(name, rows, task_tables(kept))
+def _scores(name: str, joined: tuple[ScoredResult, ...], query: ScoreQuery) -> Scores:
+    selected = tuple(entry for entry in joined if query.only.wants(entry.result.key) and _is_of(entry, query.step))
+    if all(entry.baseline for entry in selected):  # only baselines, and nothing to compare with them
+        selected = selected if query.step in (None, 0) else ()
+    rows = tuple(row for row in score_rows(name, selected) if wants_metric(row.metric, query.metric))
+    return Scores(name, rows, task_tables(selected))
 
 
-def _is_of(item: ScoredResult, step: int | None) -> bool:
-    return step is None or item.step == step or item.baseline is not None
+def _is_of(entry: ScoredResult, step: int | None) -> bool:
+    return step is None or entry.step == step or entry.baseline is not None
 
 
-def wants_metric(metric: str, wanted: str | None) -> bool:
-    """True for a metric that is asked for; nothing asked for: every one."""
-    return wanted in (None, ALL_METRICS) or metric == wanted
+def wants_metric(metric: str, requested: str | None) -> bool:
+    """True for the *requested* metric; without one, for every metric."""
+    return requested in (None, _ALL_METRICS) or metric == requested
 
 
-def _nothing(joined: list[ScoredResult], wanted: ScoreQuery) -> InputError:
-    """Why nothing is left, and what there is."""
+def _nothing(joined: list[ScoredResult], query: ScoreQuery) -> InputError:
+    """Why nothing is left, and what is recorded."""
     if not joined:
         return InputError("no evaluation is recorded", "evaluate a run with: vitpipe evaluate RUN -w WORKSPACE")
-    keys = [item.result.key for item in joined]
-    there = {
+    keys = [entry.result.key for entry in joined]
+    recorded = {
         "task": {key.task for key in keys},
         "evaluator": {key.evaluator for key in keys},
-        "metric": {metric.name for item in joined for metric in item.result.metrics},
-        "step": {str(item.step) for item in joined if item.step is not None},
+        "metric": {metric.name for entry in joined for metric in entry.result.metrics},
+        "step": {str(entry.step) for entry in joined if entry.step is not None},
     }
-    given = {"task": wanted.only.task, "evaluator": wanted.only.evaluator, "metric": wanted.metric, "step": wanted.step}
-    asked = " ".join(f"--{name} {value}" for name, value in given.items() if value is not None)
-    names = [name for name, value in given.items() if value is not None]
-    listed = "; ".join(f"{name}s: {', '.join(sorted(there[name], key=_by_number))}" for name in names)
-    return InputError(f"nothing recorded matches {asked}" if asked else "no score is recorded", listed)
+    filters = {"task": query.only.task, "evaluator": query.only.evaluator, "metric": query.metric, "step": query.step}
+    filter_text = " ".join(f"--{name} {value}" for name, value in filters.items() if value is not None)
+    names = [name for name, value in filters.items() if value is not None]
+    listed = "; ".join(f"{name}s: {', '.join(sorted(recorded[name], key=_by_number))}" for name in names)
+    return InputError(f"nothing recorded matches {filter_text}" if filter_text else "no score is recorded", listed)
 
 
 def _by_number(text: str) -> tuple[int, str]:
@@ -133,18 +135,18 @@ def cells_of(row: ScoreRow) -> list[tuple[str, Cell | None]]:
     return [("raw pixels", row.pixels), ("untrained", row.untrained), ("imported", row.imported), *steps]
 
 
-def scores_json(found: list[Scores], wanted: ScoreQuery) -> dict[str, Any]:
+def scores_json(scores: list[Scores], query: ScoreQuery) -> dict[str, Any]:
     """Plain values: every score, those apart that were chosen on test data, and the means over seeds."""
-    rows = [row.model_dump(mode="json") for scores in found for row in scores.rows]
+    rows = [row.model_dump(mode="json") for entry in scores for row in entry.rows]
     return {
         "scores": [row for row in rows if not is_oracle(row["metric"])],
         "no_results": {"what": ORACLE_WORDS, "scores": [row for row in rows if is_oracle(row["metric"])]},
         "means": [
-            _mean_json(scores.name, of, row, cell)
-            for scores in found
-            for table in scores.tables
+            _mean_json(entry.name, of, row, cell)
+            for entry in scores
+            for table in entry.tables
             for row in table.rows
-            if not is_oracle(row.metric) and wants_metric(row.metric, wanted.metric)
+            if not is_oracle(row.metric) and wants_metric(row.metric, query.metric)
             for of, cell in cells_of(row)
             if cell is not None
         ],
@@ -175,9 +177,9 @@ def check_out(out: Path) -> None:
         raise InputError(f"--out {out}: its name must end with .parquet or .csv")
 
 
-def write_scores(found: list[Scores], out: Path) -> int:
+def write_scores(scores: list[Scores], out: Path) -> int:
     """Write every score, one row for each metric of each evaluation, and tell how many rows there are."""
-    table = scores_table(row for scores in found for row in scores.rows)
+    table = scores_table(row for entry in scores for row in entry.rows)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".csv":

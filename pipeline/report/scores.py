@@ -19,7 +19,7 @@ from pipeline.records.run import CheckpointCard
 from pipeline.records.score import PIXELS, EvaluationResult, Score
 
 Baseline = Literal["pixels", "untrained"]
-SCORES_SCHEMA = pa.schema(
+_SCORES_SCHEMA = pa.schema(
     [
         ("run", pa.string()),
         ("evaluator", pa.string()),
@@ -79,7 +79,7 @@ def _what_is_judged(result: EvaluationResult) -> tuple[str, str, tuple[str, ...]
 
 def score_rows(run: str, joined: Iterable[ScoredResult]) -> tuple[Score, ...]:
     """One Score per metric of each result, in an order that depends on nothing but their content."""
-    rows = [row for item in joined for row in _rows_of(run, item)]
+    rows = [row for entry in joined for row in _rows_of(run, entry)]
     return tuple(sorted(rows, key=_order))
 
 
@@ -114,7 +114,7 @@ def _order(row: Score) -> tuple[str, str, str, int, int, str]:
 
 def scores_table(scores: Iterable[Score]) -> pa.Table:
     """Every field of every Score, a row for each."""
-    return pa.Table.from_pylist([row.model_dump(mode="json") for row in scores], schema=SCORES_SCHEMA)
+    return pa.Table.from_pylist([row.model_dump(mode="json") for row in scores], schema=_SCORES_SCHEMA)
 
 
 def scores_parquet(scores: Iterable[Score]) -> bytes:

@@ -1,4 +1,4 @@
-"""Build a report: collect, render, put. The page and the table first, the summary last."""
+"""The entry of the report stage: collect, render, put. The page and the table first, the summary last."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from pipeline.report.scores import scores_parquet
 from pipeline.report.tables import task_tables
 from pipeline.report.verdicts import BaselineVerdict, CheckpointComparison, verdicts
 
-_SCORE_FIELDS = (
+PAGE = "report.html"
+TABLE = "scores.parquet"
+SUMMARY = "summary.json"  # written last: it makes the report exist
+_SCORE_FIELDS = (  # of a score, in the summary
     "evaluator",
     "dataset",
     "step",
@@ -30,15 +33,54 @@ _SCORE_FIELDS = (
 )
 
 
-def build_summary(
+def report_prefix(name: str) -> str:
+    """The folder of report *name* in a workspace."""
+    return f"reports/{name}"
+
+
+def build_report(
+    workspace: Store,
+    run: str,
+    *,
+    name: str,
+    code_version: str,
+    progress: Progress,
+    comparisons: tuple[CheckpointComparison, ...] = (),
+) -> dict[str, Any]:
+    """Write ``reports/<name>/`` for *run* and return its summary. A report of that name is replaced.
+
+    *comparisons*: the last checkpoint against the one before it, made where outcomes can be compared.
+    Raises InputError when there is no such run, DamageError when something stored is not what its card says.
+    """
+    progress.start("report", 3)
+    collected = collect(workspace, run)
+    tables = task_tables(collected.joined)
+    answers = verdicts(tables, collected.last_step)
+    progress.advance(note="read")
+    page = render_page(collected, tables, answers, comparisons, name=name, code_version=code_version)
+    progress.advance(note="rendered")
+    prefix = report_prefix(name)
+    workspace.delete(f"{prefix}/{SUMMARY}")  # an older report of that name stops existing before its parts change
+    workspace.put(f"{prefix}/{PAGE}", page.encode())
+    workspace.put(f"{prefix}/{TABLE}", scores_parquet(collected.scores))
+    local = workspace.local_path(f"{prefix}/{PAGE}")
+    location = str(local) if local is not None else f"{workspace.uri}/{prefix}/{PAGE}"
+    summary = _summary(collected, answers, comparisons, code_version=code_version, page=location)
+    workspace.put(f"{prefix}/{SUMMARY}", (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode())
+    progress.advance(note="stored")
+    progress.finish(location)
+    return summary
+
+
+def _summary(
     collected: RunData,
     verdicts: tuple[BaselineVerdict, ...],
-    progressed: tuple[CheckpointComparison, ...],
+    comparisons: tuple[CheckpointComparison, ...],
     *,
     code_version: str,
     page: str,
 ) -> dict[str, Any]:
-    """The summary as a JSON object. *page* is where ``report.html`` stands.
+    """The summary as a JSON object. *page*: path or URI of ``report.html``.
 
     ``last_against_the_one_before``: is the last checkpoint better, with what probability. ``no_results``: values that
     were chosen on test data, kept apart from the scores.
@@ -75,7 +117,8 @@ def build_summary(
             for verdict in verdicts
         ],
         "last_against_the_one_before": [
-            asdict(one) | {"seeds": list(one.seeds), "answer": one.answer} for one in progressed
+            asdict(comparison) | {"seeds": list(comparison.seeds), "answer": comparison.answer}
+            for comparison in comparisons
         ],
         "code_version": code_version,
         "report": page,
@@ -84,47 +127,3 @@ def build_summary(
 
 def _score(row: Score) -> dict[str, Any]:
     return row.model_dump(mode="json", include=set(_SCORE_FIELDS))
-
-
-PAGE = "report.html"
-TABLE = "scores.parquet"
-SUMMARY = "summary.json"
-
-
-def report_prefix(name: str) -> str:
-    """Where report *name* stands in a workspace."""
-    return f"reports/{name}"
-
-
-def build_report(
-    workspace: Store,
-    run: str,
-    *,
-    name: str,
-    code_version: str,
-    progress: Progress,
-    progressed: tuple[CheckpointComparison, ...] = (),
-) -> dict[str, Any]:
-    """Write ``reports/<name>/`` for *run* and return its summary. A report of that name is replaced.
-
-    *progressed* tells how the last checkpoint stands against the one before it; who can compare outcomes makes it.
-    Raises InputError when there is no such run, DamageError when something stored is not what its card says.
-    """
-    progress.start("report", 3)
-    collected = collect(workspace, run)
-    tables = task_tables(collected.joined)
-    judged = verdicts(tables, collected.last_step)
-    progress.advance(note="read")
-    page = render_page(collected, tables, judged, progressed, name=name, code_version=code_version)
-    progress.advance(note="rendered")
-    prefix = report_prefix(name)
-    workspace.delete(f"{prefix}/{SUMMARY}")  # an older report of that name stops existing before its parts change
-    workspace.put(f"{prefix}/{PAGE}", page.encode())
-    workspace.put(f"{prefix}/{TABLE}", scores_parquet(collected.scores))
-    local = workspace.local_path(f"{prefix}/{PAGE}")
-    where = str(local) if local is not None else f"{workspace.uri}/{prefix}/{PAGE}"
-    summary = build_summary(collected, judged, progressed, code_version=code_version, page=where)
-    workspace.put(f"{prefix}/{SUMMARY}", (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode())
-    progress.advance(note="stored")
-    progress.finish(where)
-    return summary

@@ -1,4 +1,4 @@
-"""Scores as tables: the mean over seeds, one table per task, and how a cell stands against its baselines."""
+"""Scores as tables: the mean over seeds, one table per task, cells against their baselines, and published values."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from pipeline.base.digests import canonical_json, differing_fields
-from pipeline.records.evaluators import EVALUATOR_NAMES, HEADLINES, INSPECT
-from pipeline.records.score import EvaluationKey, Metric
-from pipeline.report.formatting import RUNS_MEAN, RUNS_STD, interval, is_oracle, is_share, metric_name, number
+from pipeline.records.evaluators import EVALUATORS, evaluator_title, has_scores, is_headline, variant_name
+from pipeline.records.score import RUNS_MEAN, RUNS_STD, EvaluationKey, Metric
+from pipeline.report.formatting import interval, is_oracle, is_share, metric_name, number
 from pipeline.report.scores import ScoredResult
 
-Standing = Literal["clear", "above", "below", "alone"]
+SOURCE = "ViT paper"
+# ImageNet-1k by the usual names: imagenet, imagenet-1k, imagenet1k, imagenet2012, ilsvrc2012, also with -val or -test.
+# Not imagenet-21k, imagenet-v2, imagenet-a, imagenette, ...
+_IMAGENET = re.compile(r"(imagenet|ilsvrc)[-_]?(1k|2012|ilsvrc2012)?([-_](val|validation|test))?", re.IGNORECASE)
+# Everybody tests on its 50,000 validation images; a few may be rejected as damaged or double.
+_IMAGENET_TEST = range(49_000, 50_001)
+_Variant = tuple[str, str, str]  # task, evaluator, all else but the seed and the weights: one row, unless by metric
+Margin = Literal["clear", "above", "below", "alone"]
 
 
 @dataclass(frozen=True)
@@ -44,9 +51,9 @@ class Cell:
         """``84.2 % [82.5, 85.8]``."""
         return f"{number(self.metric, self.value)} {interval(self.metric, self.low, self.high)}"
 
-    def overlaps(self, other: Cell) -> bool:
+    def overlaps(self, cell: Cell) -> bool:
         """True when the two intervals have a point in common."""
-        return self.low <= other.high and other.low <= self.high
+        return self.low <= cell.high and cell.low <= self.high
 
 
 @dataclass(frozen=True)
@@ -70,15 +77,15 @@ class ScoreRow:
     @property
     def is_headline(self) -> bool:
         """True for what the evaluation is judged by."""
-        return self.metric in HEADLINES
+        return is_headline(self.evaluator, self.metric)
 
     @property
     def baselines(self) -> tuple[Cell, ...]:
         """The baselines that are there."""
         return tuple(cell for cell in (self.pixels, self.untrained) if cell is not None)
 
-    def standing(self, cell: Cell) -> Standing:
-        """How a checkpoint's *cell* stands against every baseline of this row."""
+    def margin(self, cell: Cell) -> Margin:
+        """A checkpoint's *cell* against the baselines of this row; "clear": above all, and no interval overlaps."""
         if not self.baselines or not is_share(self.metric) or is_oracle(self.metric):
             return "alone"
         if any(cell.value <= rival.value for rival in self.baselines):
@@ -105,19 +112,16 @@ class TaskTable:
         return tuple(sorted(rest, key=lambda row: is_oracle(row.metric)))
 
 
-Variant = tuple[str, str, str]  # task, evaluator, all else but the seed and the weights: one row, unless by metric
-
-
 def task_tables(joined: Iterable[ScoredResult]) -> tuple[TaskTable, ...]:
     """One table per task, its rows in a fixed order. Seeds are averaged only where all else is equal."""
-    scored = [item for item in joined if item.result.key.evaluator != INSPECT]
-    groups: dict[Variant, list[ScoredResult]] = {}
-    for item in scored:
-        if item.baseline != "pixels":
-            groups.setdefault(_variant(item.result.key), []).append(item)
-    pixels = [item for item in scored if item.baseline == "pixels"]
+    scored = [entry for entry in joined if has_scores(entry.result.key.evaluator)]
+    groups: dict[_Variant, list[ScoredResult]] = {}
+    for entry in scored:
+        if entry.baseline != "pixels":
+            groups.setdefault(_variant(entry.result.key), []).append(entry)
+    pixels = [entry for entry in scored if entry.baseline == "pixels"]
     rows = [row for variant in sorted(groups) for row in _rows(groups[variant], pixels, _label(variant, groups))]
-    order = {name: place for place, name in enumerate(EVALUATOR_NAMES)}
+    order = {name: index for index, name in enumerate(EVALUATORS)}
     rows.sort(key=lambda row: (row.task, order.get(row.evaluator, len(order)), row.evaluator, row.variant))
     tasks = sorted({row.task for row in rows})
     return tuple(TaskTable(task, tuple(row for row in rows if row.task == task)) for task in tasks)
@@ -126,72 +130,77 @@ def task_tables(joined: Iterable[ScoredResult]) -> tuple[TaskTable, ...]:
 def _rows(own: list[ScoredResult], pixels: list[ScoredResult], label: str) -> Iterable[ScoreRow]:
     key = own[0].result.key
     rivals = _pixels_of(key, pixels)
-    steps = sorted({item.step for item in own if item.step})
-    for metric in dict.fromkeys(metric.name for item in own for metric in item.result.metrics):
+    steps = sorted({entry.step for entry in own if entry.step})
+    for metric in dict.fromkeys(metric.name for entry in own for metric in entry.result.metrics):
         if metric.endswith((RUNS_MEAN, RUNS_STD)):
-            continue  # told beside the value
-        cells = {step: _cell(metric, [item for item in own if item.step == step]) for step in steps}
+            continue  # shown beside the value
+        cells = {step: _cell(metric, [entry for entry in own if entry.step == step]) for step in steps}
         yield ScoreRow(
             task=key.task,
             evaluator=key.evaluator,
             metric=metric,
             variant=label,
-            label=label if metric in HEADLINES else f"{label} · {metric_name(metric)}",
+            label=label if is_headline(key.evaluator, metric) else f"{label} · {metric_name(metric)}",
             key=key,
             pixels=_cell(metric, rivals),
-            untrained=_cell(metric, [item for item in own if item.step == 0]),
-            imported=_cell(metric, [item for item in own if item.step is None]),
+            untrained=_cell(metric, [entry for entry in own if entry.step == 0]),
+            imported=_cell(metric, [entry for entry in own if entry.step is None]),
             steps={step: cell for step, cell in cells.items() if cell is not None},
         )
 
 
 def _pixels_of(key: EvaluationKey, pixels: list[ScoredResult]) -> list[ScoredResult]:
     """The pixels results to hold against *key*: same data; same settings where there are such, else the strongest."""
-    groups: dict[Variant, list[ScoredResult]] = {}
-    for item in pixels:
-        theirs = item.result.key
-        if (theirs.evaluator, theirs.task, theirs.dataset_digests) == (key.evaluator, key.task, key.dataset_digests):
-            groups.setdefault(_variant(theirs), []).append(item)
+    groups: dict[_Variant, list[ScoredResult]] = {}
+    for entry in pixels:
+        if _is_same_task(entry.result.key, key):
+            groups.setdefault(_variant(entry.result.key), []).append(entry)
     same = {
-        variant: items
-        for variant, items in groups.items()
-        if items[0].result.key.settings == key.settings and items[0].result.key.protocol_version == key.protocol_version
+        variant: entries
+        for variant, entries in groups.items()
+        if entries[0].result.key.settings == key.settings
+        and entries[0].result.key.protocol_version == key.protocol_version
     }
     candidates = sorted((same or groups).items())
-    return max((items for _, items in candidates), key=_strength, default=[])
+    return max((entries for _, entries in candidates), key=_strength, default=[])
 
 
-def _strength(items: list[ScoredResult]) -> float:
-    return fmean(item.result.metrics[0].value if item.result.metrics else 0.0 for item in items)
+def _is_same_task(key: EvaluationKey, candidate: EvaluationKey) -> bool:
+    names = ("evaluator", "task", "dataset_digests")
+    return all(getattr(key, name) == getattr(candidate, name) for name in names)
 
 
-def _cell(metric: str, items: list[ScoredResult]) -> Cell | None:
-    found: list[tuple[Metric, ScoredResult]] = [
-        (measured, item) for item in items for measured in item.result.metrics if measured.name == metric
+def _strength(entries: list[ScoredResult]) -> float:
+    return fmean(entry.result.metrics[0].value if entry.result.metrics else 0.0 for entry in entries)
+
+
+def _cell(metric: str, entries: list[ScoredResult]) -> Cell | None:
+    pairs: list[tuple[Metric, ScoredResult]] = [
+        (measured, entry) for entry in entries for measured in entry.result.metrics if measured.name == metric
     ]
-    if not found:
+    if not pairs:
         return None
-    found.sort(key=lambda pair: (pair[1].result.key.seed, pair[1].result.id))
-    measured = [pair[0] for pair in found]
+    pairs.sort(key=lambda pair: (pair[1].result.key.seed, pair[1].result.id))
+    metrics = [pair[0] for pair in pairs]
     return Cell(
         metric=metric,
-        value=fmean(one.value for one in measured),
-        low=fmean(one.low for one in measured),
-        high=fmean(one.high for one in measured),
-        num_samples=found[0][1].result.num_samples,
-        values=tuple(one.value for one in measured),
-        seeds=tuple(item.result.key.seed for _, item in found),
-        runs=_over_runs(metric, found[0][1]) if len(found) == 1 else None,
+        value=fmean(value.value for value in metrics),
+        low=fmean(value.low for value in metrics),
+        high=fmean(value.high for value in metrics),
+        num_samples=pairs[0][1].result.num_samples,
+        values=tuple(value.value for value in metrics),
+        seeds=tuple(entry.result.key.seed for _, entry in pairs),
+        runs=_over_runs(metric, pairs[0][1]) if len(pairs) == 1 else None,
     )
 
 
-def _over_runs(metric: str, item: ScoredResult) -> tuple[float, float] | None:
-    values = {measured.name: measured.value for measured in item.result.metrics}
+def _over_runs(metric: str, entry: ScoredResult) -> tuple[float, float] | None:
+    values = {measured.name: measured.value for measured in entry.result.metrics}
     mean, deviation = values.get(metric + RUNS_MEAN), values.get(metric + RUNS_STD)
     return None if mean is None or deviation is None else (mean, deviation)
 
 
-def _variant(key: EvaluationKey) -> Variant:
+def _variant(key: EvaluationKey) -> _Variant:
     return key.task, key.evaluator, canonical_json(_rest(key))
 
 
@@ -199,15 +208,14 @@ def _rest(key: EvaluationKey) -> dict[str, Any]:
     return key.model_dump(mode="json", exclude={"weights_digest", "seed", "task", "evaluator"})
 
 
-def _label(variant: Variant, groups: dict[Variant, list[ScoredResult]]) -> str:
+def _label(variant: _Variant, groups: dict[_Variant, list[ScoredResult]]) -> str:
     """The evaluator's name; where the task has it with several settings, also in what this one differs."""
     key = groups[variant][0].result.key
-    shots = key.settings.get("shots") if key.evaluator == "fewshot" else None
-    name = f"{shots}-shot" if shots is not None else EVALUATOR_NAMES.get(key.evaluator, key.evaluator)
-    siblings = [_rest(items[0].result.key) for other, items in sorted(groups.items()) if other[:2] == variant[:2]]
-    mine = _rest(key)
-    fields = sorted({line.partition(":")[0] for other in siblings for line in differing_fields(mine, other)})
-    shown = [f"{path.rpartition('.')[2]}={_value_at(mine, path)}" for path in fields if path != "settings.shots"]
+    name = variant_name(key.evaluator, key.settings) or evaluator_title(key.evaluator)
+    siblings = [_rest(entries[0].result.key) for known, entries in sorted(groups.items()) if known[:2] == variant[:2]]
+    own = _rest(key)
+    fields = sorted({line.partition(":")[0] for candidate in siblings for line in differing_fields(own, candidate)})
+    shown = [f"{path.rpartition('.')[2]}={_value_at(own, path)}" for path in fields if path != "settings.shots"]
     return f"{name} · {', '.join(shown)}" if shown else name
 
 
@@ -215,21 +223,13 @@ def _value_at(tree: Any, path: str) -> str:
     for part in path.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     if isinstance(tree, list):
-        return "/".join(str(item)[:8] for item in tree)
+        return "/".join(str(value)[:8] for value in tree)
     return str(tree)
-
-
-SOURCE = "ViT paper"
-# ImageNet-1k by the usual names: imagenet, imagenet-1k, imagenet1k, imagenet2012, ilsvrc2012, also with -val or -test.
-# Not imagenet-21k, imagenet-v2, imagenet-a, imagenette, ...
-_IMAGENET = re.compile(r"(imagenet|ilsvrc)[-_]?(1k|2012|ilsvrc2012)?([-_](val|validation|test))?", re.IGNORECASE)
-# Everybody tests on its 50,000 validation images; a few may be rejected as damaged or double.
-_IMAGENET_TEST = range(49_000, 50_001)
 
 
 @dataclass(frozen=True)
 class Published:
-    """A top-1 share that a paper reports, by one of our evaluators. ``pretrained_on`` is empty where it is not told."""
+    """A top-1 share that a paper reports, by one of our evaluators; ``pretrained_on``: "" where it names none."""
 
     model: str
     pretrained_on: str
@@ -244,7 +244,7 @@ class Published:
 
 
 # arXiv 2010.11929 (ViT), Tables 2 and 5: fine-tuned at a higher resolution; the linear probe of iGPT-XL as cited there.
-IMAGENET = (
+_PUBLISHED = (
     Published("ViT-H/14", "JFT-300M", "finetune", 0.8855, "Table 2"),
     Published("ViT-L/16", "JFT-300M", "finetune", 0.8776, "Table 2"),
     Published("BiT-L", "JFT-300M", "finetune", 0.8754, "Table 2"),
@@ -260,7 +260,7 @@ def published_for(task: str, num_samples: Iterable[int]) -> tuple[Published, ...
     """The values for *task* if it is ImageNet-1k: by its name, and by how many test images there were."""
     counts = set(num_samples)
     is_same = _IMAGENET.fullmatch(task) is not None and bool(counts) and all(n in _IMAGENET_TEST for n in counts)
-    return IMAGENET if is_same else ()
+    return _PUBLISHED if is_same else ()
 
 
 def published_of(table: TaskTable) -> tuple[Published, ...]:

@@ -66,7 +66,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the page: a data URI, the words for those who cannot see it, and its size in CSS pixels."""
+    """An image of the page: a data URI, its description for those who cannot see it, and its size in CSS pixels."""
 
     uri: str
     alt: str

@@ -1,9 +1,12 @@
-"""Commit a dataset: the three tables, then the card, create-only, then sweep. Before the card there is no dataset."""
+"""Commit a dataset: the lease while it is made, the three tables, the card, create-only, then the sweep.
+
+Before the card there is no dataset.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,8 @@ from pipeline.base.digests import differing_fields, fingerprint, sha256_hex
 from pipeline.base.disk_table import read_parquet
 from pipeline.base.errors import ConflictError, DamageError, MismatchError
 from pipeline.base.failpoints import fail_point
-from pipeline.base.process_identity import here, is_gone
+from pipeline.base.lease import Lease, take, take_over
+from pipeline.base.process_identity import ProcessIdentity
 from pipeline.base.store.protocol import Store
 from pipeline.records.corpus import DUPLICATES_SCHEMA, REJECTS_SCHEMA, Corpus
 from pipeline.records.dataset import (
@@ -34,7 +38,7 @@ from pipeline.shard.index import ShardStatistics, index_name
 from pipeline.shard.plan import listing_digest
 from pipeline.shard.recipe import ShardRecipe
 
-CLAIM = f"{WORK}/claim.json"
+LEASE_KEY = f"{WORK}/claim.json"
 _FORMAT = 3  # raise it when equal input and recipe would give other bytes than before
 
 
@@ -47,18 +51,26 @@ class DatasetFingerprint(Record):
 
 
 class ShardLease(DatasetFingerprint):
-    """What is being made, and the process that began with it last: where its number means something, and the number."""
+    """What is being made, and the process that began with it last, as ``ProcessIdentity.place_text`` and number.
+
+    It counts until the dataset has its card. Two live processes may make one dataset side by side: they write the same.
+    """
 
     place: str = ""
     pid: int = 0
 
+    @property
+    def process(self) -> ProcessIdentity:
+        """The process that makes the dataset; without its start time, which is not stored."""
+        return ProcessIdentity.from_place(self.place, self.pid)
 
-def identity_of(corpus: Corpus, recipe: ShardRecipe, shaping: dict[str, Any]) -> DatasetFingerprint:
-    """Of the *corpus* as listed, the recipe, and *shaping*: what is done to the corpus before it is sharded."""
-    settings = recipe.model_dump(mode="json") | shaping
+
+def fingerprint_dataset(corpus: Corpus, recipe: ShardRecipe, provenance: dict[str, Any]) -> DatasetFingerprint:
+    """Of the *corpus* as listed, the recipe, and its *provenance*: what is done to it before it is sharded."""
+    settings = recipe.model_dump(mode="json") | provenance
     digest = fingerprint([listing_digest(corpus.entries, corpus.classes), corpus.rejects.num_rows])
-    made_of = fingerprint([_FORMAT, settings, digest, corpus.class_names])
-    return DatasetFingerprint(recipe=settings, listing_digest=digest, fingerprint=made_of)
+    total = fingerprint([_FORMAT, settings, digest, corpus.class_names])
+    return DatasetFingerprint(recipe=settings, listing_digest=digest, fingerprint=total)
 
 
 def is_consistent(card: DatasetCard) -> bool:
@@ -67,7 +79,7 @@ def is_consistent(card: DatasetCard) -> bool:
 
 
 def find_existing(target: Store, identity: DatasetFingerprint) -> DatasetCard | None:
-    """The card that stands at *target*, or None. Raises MismatchError when it was made from something else."""
+    """The card at *target*, or None. Raises MismatchError when it was made from something else."""
     try:
         card = read_record(DatasetCard, target, CARD)
     except FileNotFoundError:
@@ -81,29 +93,30 @@ def find_existing(target: Store, identity: DatasetFingerprint) -> DatasetCard | 
 
 
 def take_lease(target: Store, identity: DatasetFingerprint) -> None:
-    """Say, create-only, what is being made at *target*, so that two makings never write over each other.
+    """Record, create-only, what is being made at *target*, so that no two datasets are written over each other.
 
-    An attempt that died leaves its claim to the next one of the same making, which takes it over. Raises ConflictError
-    when the claim that stands there is of another making.
+    An attempt that died leaves its lease to the next one that makes the same dataset, which takes it over. Raises
+    ConflictError when the existing lease is of another dataset.
     """
-    mine = ShardLease(**identity.model_dump(), place=here(), pid=os.getpid()).to_json()
-    if target.put_if_absent(CLAIM, mine):
+    process = ProcessIdentity.current()
+    own = ShardLease(**identity.model_dump(), place=process.place_text, pid=process.pid).to_json()
+    if take(target, LEASE_KEY, own):
         return
-    theirs = read_record(ShardLease, target, CLAIM)
-    if theirs.fingerprint == identity.fingerprint and is_gone(theirs.place, theirs.pid):
-        target.put(CLAIM, mine)
-    if theirs.fingerprint != identity.fingerprint:
-        fields = _differences(identity, theirs.recipe, theirs.listing_digest)
-        raise ConflictError(
-            f"{target.uri} is being made from something else, or was left unfinished: {'; '.join(fields)}",
-            "give another --name, or let that end; if nobody makes it any more: vitpipe gc",
-        )
+    existing = read_record(ShardLease, target, LEASE_KEY)
+    if existing.fingerprint == identity.fingerprint:
+        take_over(target, LEASE_KEY, own, Lease(existing.process), time.time())
+        return
+    fields = _differences(identity, existing.recipe, existing.listing_digest)
+    raise ConflictError(
+        f"{target.uri} is being made from something else, or was left unfinished: {'; '.join(fields)}",
+        "give another --name, or let that end; if nobody makes it any more: vitpipe gc",
+    )
 
 
 def _differences(identity: DatasetFingerprint, recipe: dict[str, Any], listing_digest: str) -> list[str]:
-    ours = {"recipe": identity.recipe, "listing_digest": identity.listing_digest}
-    theirs = {"recipe": recipe, "listing_digest": listing_digest}
-    return differing_fields(ours, theirs) or ["format: made by another release"]
+    new = {"recipe": identity.recipe, "listing_digest": identity.listing_digest}
+    existing = {"recipe": recipe, "listing_digest": listing_digest}
+    return differing_fields(new, existing) or ["format: made by another release"]
 
 
 def put_tables(
@@ -137,17 +150,6 @@ def put_tables(
     return digests
 
 
-def read_shards(target: Store, card: DatasetCard) -> list[ShardEntry]:
-    """The shards of a dataset. Raises DamageError when the table is not the one that the card names."""
-    try:
-        data = target.read(SHARDS_TABLE)
-    except FileNotFoundError:
-        raise DamageError(f"{target.uri}/{SHARDS_TABLE} is missing", "shard the dataset again") from None
-    if sha256_hex(data) != card.tables[SHARDS_TABLE]:
-        raise DamageError(f"{target.uri}/{SHARDS_TABLE} is damaged", "shard the dataset again")
-    return [ShardEntry.model_validate(row) for row in read_parquet(data).to_pylist()]
-
-
 def _write_table(path: Path, schema: pa.Schema, chunks: Iterable[pa.Table]) -> None:
     with pq.ParquetWriter(str(path), schema, compression="zstd") as writer:
         for chunk in chunks:
@@ -159,6 +161,17 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_shards(target: Store, card: DatasetCard) -> list[ShardEntry]:
+    """The shards of a dataset. Raises DamageError when the table is not the one that the card names."""
+    try:
+        data = target.read(SHARDS_TABLE)
+    except FileNotFoundError:
+        raise DamageError(f"{target.uri}/{SHARDS_TABLE} is missing", "shard the dataset again") from None
+    if sha256_hex(data) != card.tables[SHARDS_TABLE]:
+        raise DamageError(f"{target.uri}/{SHARDS_TABLE} is damaged", "shard the dataset again")
+    return [ShardEntry.model_validate(row) for row in read_parquet(data).to_pylist()]
+
+
 def make_card(
     name: str,
     corpus: Corpus,
@@ -168,7 +181,7 @@ def make_card(
     num_rejected: int,
     tables: dict[str, str],
 ) -> DatasetCard:
-    """The card of a written dataset. *identity* says what it is made of (see ``identity.py``)."""
+    """The card of a written dataset, of which *identity* is the fingerprint."""
     has_table = any(entry.synset or entry.parent for entry in corpus.classes)
     return DatasetCard(
         name=name,
@@ -191,17 +204,17 @@ def make_card(
 
 
 def publish(target: Store, card: DatasetCard) -> DatasetCard:
-    """Put the card, create-only. A racer that made the same dataset is no conflict; another one is."""
+    """Put the card, create-only. Another writer's card of the same dataset is no conflict, of a different one it is."""
     fail_point("shard.before-card")
     created = target.put_if_absent(CARD, card.to_json())
     fail_point("shard.after-card")
     if created:
         return card
-    theirs = read_record(DatasetCard, target, CARD)
-    if theirs != card:
-        fields = differing_fields(card.model_dump(mode="json"), theirs.model_dump(mode="json"))
+    existing = read_record(DatasetCard, target, CARD)
+    if existing != card:
+        fields = differing_fields(card.model_dump(mode="json"), existing.model_dump(mode="json"))
         raise ConflictError(f"{target.uri}: another writer published a different dataset: {'; '.join(fields[:3])}")
-    return theirs
+    return existing
 
 
 def sweep(target: Store, shards: list[ShardEntry]) -> int:
@@ -220,6 +233,6 @@ def sweep(target: Store, shards: list[ShardEntry]) -> int:
 
 def _unnamed(target: Store, named: set[str]) -> Iterator[str]:
     for info in list(target.list()):
-        ours = info.key.startswith((f"{WORK}/", "shard-"))
-        if ours and info.key not in named:
+        is_of_sharding = info.key.startswith((f"{WORK}/", "shard-"))
+        if is_of_sharding and info.key not in named:
             yield info.key

@@ -1,4 +1,8 @@
-"""Samples drawn from a dataset by a seed, each as likely as any other, and read one by one out of the shards."""
+"""A contact sheet: samples drawn from a dataset by a seed, read out of the shards, and rendered as one PNG.
+
+Each sample is as likely as any other. Only the indexes of shards that are hit are read, and of the shards only the
+bytes of the images.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import math
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -32,6 +37,17 @@ from pipeline.shard.index import index_name, read_statistics
 
 _READERS = 8  # objects that are read at a time
 _COLUMNS = ["key", "labels", "image_offset", "image_bytes", "sha256", "width", "height", "format"]
+
+# The sheet's measures, in pixels.
+_TILE = 160  # side of the square that a thumbnail is centred in
+_GAP = 14
+_MARGIN = 22
+_CAPTION = 42  # below a tile
+_HEADER = 62
+_MIN_WIDTH = 640  # room for the header of a sheet of few samples
+_MAX_COLUMNS = 10
+_MAX_ENLARGED = 5  # times; small images stay small, their pixels sharp
+_PAPER, _GROUND, _INK, _FAINT = (250, 250, 249), (226, 226, 224), (28, 28, 30), (112, 112, 116)
 
 
 @dataclass(frozen=True)
@@ -57,21 +73,17 @@ def draw_samples(
     ranks = sorted(generator(seed, "sample", card.digest).choice(total, min(count, total), replace=False).tolist())
     shards = read_shards(target, card)
     with ThreadPoolExecutor(_READERS) as pool:
-        hits = list(_hits(shards, ranks, _sizes(target, shards, label, pool)))
-        found = pool.map(lambda hit: _rows(target, hit[0], hit[1], label), hits)
-        picked = list(itertools.chain.from_iterable(found))
-    if len(picked) != len(ranks):
+        hits = list(_hit_shards(shards, ranks, _num_candidates(target, shards, label, pool)))
+        rows_of_shards = pool.map(lambda hit: _read_rows(target, hit[0], hit[1], label), hits)
+        rows = list(itertools.chain.from_iterable(rows_of_shards))
+    if len(rows) != len(ranks):
         raise DamageError(f"{target.uri}: the indexes have other samples than the card", "see vitpipe verify")
-    return picked
+    return rows
 
 
-def read_picked(target: Store, rows: list[dict[str, Any]]) -> list[DrawnSample]:
-    """The images of *rows*, read by their offsets. Raises DamageError when one is not what the index says."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(partial(_read, target), rows))
-
-
-def _sizes(target: Store, shards: list[ShardEntry], label: int | None, pool: ThreadPoolExecutor) -> Iterator[int]:
+def _num_candidates(
+    target: Store, shards: list[ShardEntry], label: int | None, pool: ThreadPoolExecutor
+) -> Iterator[int]:
     """How many samples each shard has to draw from."""
     if label is None:
         yield from (shard.num_samples for shard in shards)
@@ -81,28 +93,30 @@ def _sizes(target: Store, shards: list[ShardEntry], label: int | None, pool: Thr
 
 
 def _num_of_class(target: Store, shard: ShardEntry, label: int) -> int:
-    with _telling(target, shard):
+    with _index_errors(target, shard):
         return read_statistics(target, shard.name).labels[str(label)]
 
 
-def _hits(shards: list[ShardEntry], ranks: list[int], sizes: Iterator[int]) -> Iterator[tuple[ShardEntry, list[int]]]:
-    """Each shard that has some of *ranks* (ascending), and which of its samples those are."""
+def _hit_shards(
+    shards: list[ShardEntry], ranks: list[int], counts: Iterator[int]
+) -> Iterator[tuple[ShardEntry, list[int]]]:
+    """Each shard that has some of *ranks* (ascending), and which of its *counts* samples those are."""
     start, at = 0, 0
-    for shard, size in zip(shards, sizes, strict=False):
+    for shard, count in zip(shards, counts, strict=False):
         inside = []
-        while at < len(ranks) and ranks[at] < start + size:
+        while at < len(ranks) and ranks[at] < start + count:
             inside.append(ranks[at] - start)
             at += 1
         if inside:
             yield shard, inside
-        start += size
+        start += count
         if at == len(ranks):
             return
 
 
-def _rows(target: Store, shard: ShardEntry, ranks: list[int], label: int | None) -> list[dict[str, Any]]:
+def _read_rows(target: Store, shard: ShardEntry, ranks: list[int], label: int | None) -> list[dict[str, Any]]:
     """The *ranks*-th samples of *shard*, or of its samples of class *label*."""
-    with _telling(target, shard), open_object(target, index_name(shard.name)) as file:
+    with _index_errors(target, shard), open_object(target, index_name(shard.name)) as file:
         index = pq.ParquetFile(file).read(columns=_COLUMNS)
         if label is not None:
             flat, parents = pc.list_flatten(index["labels"]), pc.list_parent_indices(index["labels"])
@@ -111,47 +125,37 @@ def _rows(target: Store, shard: ShardEntry, ranks: list[int], label: int | None)
         return [row | {"shard": shard.name} for row in rows]
 
 
-def _read(target: Store, row: dict[str, Any]) -> DrawnSample:
-    where = f"{target.uri}/{row['shard']}"
+@contextmanager
+def _index_errors(target: Store, shard: ShardEntry) -> Iterator[None]:
+    """Turns what reading a missing or damaged index raises into a DamageError that names it."""
+    name = f"{target.uri}/{index_name(shard.name)}"
+    try:
+        yield
+    except FileNotFoundError:
+        raise DamageError(f"{name} is missing", "shard the dataset again") from None
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError):
+        raise DamageError(f"{name} is damaged", "shard the dataset again") from None
+
+
+def read_samples(target: Store, rows: list[dict[str, Any]]) -> list[DrawnSample]:
+    """The images of *rows*, read by their offsets. Raises DamageError when one is not what the index says."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(partial(_read_sample, target), rows))
+
+
+def _read_sample(target: Store, row: dict[str, Any]) -> DrawnSample:
+    name = f"{target.uri}/{row['shard']}"
     try:
         image = target.read_range(row["shard"], row["image_offset"], row["image_bytes"])
     except FileNotFoundError:
-        raise DamageError(f"{where} is missing", "shard the dataset again") from None
+        raise DamageError(f"{name} is missing", "shard the dataset again") from None
     if sha256_hex(image) != row["sha256"]:
-        raise DamageError(f"{where}: sample {row['key']} is damaged", "shard the dataset again")
+        raise DamageError(f"{name}: sample {row['key']} is damaged", "shard the dataset again")
     return DrawnSample(row["labels"], row["width"], row["height"], row["format"], image)
 
 
-class _telling:  # noqa: N801 - reads as a verb: with _telling(target, shard)
-    """Turns what reading a missing or damaged index raises into a DamageError that names it."""
-
-    def __init__(self, target: Store, shard: ShardEntry) -> None:
-        self._name = f"{target.uri}/{index_name(shard.name)}"
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise DamageError(f"{self._name} is missing", "shard the dataset again") from None
-        if isinstance(error, pa.ArrowException | OSError | ValueError | LookupError | TypeError):
-            raise DamageError(f"{self._name} is damaged", "shard the dataset again") from None
-
-
-# All in pixels.
-_TILE = 160  # side of the square that a thumbnail is centred in
-_GAP = 14
-_MARGIN = 22
-_CAPTION = 42  # below a tile
-_HEADER = 62
-_MIN_WIDTH = 640  # room for the header of a sheet of few samples
-_MAX_COLUMNS = 10
-_MAX_ENLARGED = 5  # times; small images stay small, their pixels sharp
-_PAPER, _GROUND, _INK, _FAINT = (250, 250, 249), (226, 226, 224), (28, 28, 30), (112, 112, 116)
-
-
-def render_contact_sheet(card: DatasetCard, samples: list[DrawnSample], told: str) -> bytes:
-    """The sheet of *samples* as the bytes of a PNG; *told* says in its header what is shown."""
+def render_contact_sheet(card: DatasetCard, samples: list[DrawnSample], description: str) -> bytes:
+    """The sheet of *samples* as the bytes of a PNG; *description* says in its header what is shown."""
     columns = max(min(3, len(samples)), min(_MAX_COLUMNS, math.ceil(math.sqrt(len(samples) * 4 / 3))))
     rows = math.ceil(len(samples) / columns)
     width = max(_MIN_WIDTH, 2 * _MARGIN + columns * _TILE + (columns - 1) * _GAP)
@@ -159,19 +163,19 @@ def render_contact_sheet(card: DatasetCard, samples: list[DrawnSample], told: st
     sheet = Image.new("RGB", (width, height), _PAPER)
     pen = _Pen(ImageDraw.Draw(sheet))
     pen.write((_MARGIN, _MARGIN), card.name, 24, _INK, width - 2 * _MARGIN)
-    line = f"{told}  ·  digest {card.digest[:16]}"
+    line = f"{description}  ·  digest {card.digest[:16]}"
     pen.write((_MARGIN, _MARGIN + 32), line, 14, _FAINT, width - 2 * _MARGIN)
     thumbnails = _thumbnails(samples)
-    for place, (sample, thumbnail) in enumerate(zip(samples, thumbnails, strict=True)):
-        left = _MARGIN + place % columns * (_TILE + _GAP)
-        top = _MARGIN + _HEADER + place // columns * (_TILE + _CAPTION + _GAP)
+    for number, (sample, thumbnail) in enumerate(zip(samples, thumbnails, strict=True)):
+        left = _MARGIN + number % columns * (_TILE + _GAP)
+        top = _MARGIN + _HEADER + number // columns * (_TILE + _CAPTION + _GAP)
         pen.draw.rectangle((left, top, left + _TILE - 1, top + _TILE - 1), _GROUND)
         if isinstance(thumbnail, Image.Image):
             inset = ((_TILE - thumbnail.width) // 2, (_TILE - thumbnail.height) // 2)
             sheet.paste(thumbnail, (left + inset[0], top + inset[1]))
         else:
             pen.write((left + 10, top + _TILE // 2 - 8), thumbnail, 14, _FAINT, _TILE - 20)
-        pen.write((left, top + _TILE + 5), _label(card, sample), 14, _INK, _TILE)
+        pen.write((left, top + _TILE + 5), _label_text(card, sample), 14, _INK, _TILE)
         facts = f"{sample.width} x {sample.height}  {sample.format}"
         pen.write((left, top + _TILE + 23), facts, 12, _FAINT, _TILE)
     buffer = io.BytesIO()
@@ -181,17 +185,17 @@ def render_contact_sheet(card: DatasetCard, samples: list[DrawnSample], told: st
 
 def _thumbnails(samples: list[DrawnSample]) -> list[Image.Image | str]:
     """Each sample at the size of a tile, or why it cannot be shown."""
-    found: list[Image.Image | str] = []
+    thumbnails: list[Image.Image | str] = []
     for _, data, outcome in shared_sandbox(CheckOptions()).check((None, sample.image) for sample in samples):
         if isinstance(outcome, ImageRejectedError):
-            found.append(outcome.reason)
+            thumbnails.append(outcome.reason)
         else:
-            found.append(_fitted(Image.fromarray(decode(data)[0])))
-    return found
+            thumbnails.append(_fitted(Image.fromarray(decode(data)[0])))
+    return thumbnails
 
 
 def _fitted(image: Image.Image) -> Image.Image:
-    """*image* with its long side as long as the tile; a small one by a whole factor, so that its pixels stay square."""
+    """*image* with its long side as long as the tile; a small one by an integer, so that pixels stay square."""
     longest = max(image.size)
     if longest <= _TILE:
         factor = min(_MAX_ENLARGED, _TILE // longest)
@@ -200,26 +204,28 @@ def _fitted(image: Image.Image) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=4.0)
 
 
-def _label(card: DatasetCard, sample: DrawnSample) -> str:
-    """The names of the sample's classes. One that has no letter of the font is told by its number."""
+def _label_text(card: DatasetCard, sample: DrawnSample) -> str:
+    """The names of the sample's classes; the number of a class whose name has no letter of the font."""
     font = _font(14)
     names = []
     for label in sample.labels:
-        shown = _writable(card.class_names[label], font)
+        shown = _printable(card.class_names[label], font)
         names.append(shown if shown.strip("? ") else f"class {label}")
     return ", ".join(names) or "no label"
 
 
 class _Pen:
-    """Writes single lines that fit."""
+    """Writes single lines, each in the width that it may take."""
 
     def __init__(self, draw: ImageDraw.ImageDraw) -> None:
         self.draw = draw
 
-    def write(self, place: tuple[int, int], text: str, size: int, colour: tuple[int, int, int], max_width: int) -> None:
-        """Write *text* at *place* (its left upper corner), elided in its middle to *max_width* pixels."""
+    def write(
+        self, corner: tuple[int, int], text: str, size: int, colour: tuple[int, int, int], max_width: int
+    ) -> None:
+        """Write *text* below and right of *corner*, elided in its middle to *max_width* pixels."""
         font = _font(size)
-        self.draw.text(place, _elided(_writable(text, font), font, max_width), colour, font)
+        self.draw.text(corner, _elided(_printable(text, font), font, max_width), colour, font)
 
 
 @cache
@@ -235,16 +241,17 @@ def _elided(text: str, font: ImageFont.FreeTypeFont, max_width: int) -> str:
     if font.getlength(text) <= max_width:
         return text
     fitting = bisect.bisect_right(
-        range(1, len(text)), max_width, key=lambda kept: math.ceil(font.getlength(_ends(text, kept)))
+        range(1, len(text)), max_width, key=lambda count: math.ceil(font.getlength(_ends(text, count)))
     )
     return _ends(text, fitting)
 
 
-def _ends(text: str, kept: int) -> str:
-    return f"{text[: kept - kept // 2].rstrip()}…{text[len(text) - kept // 2 :].lstrip()}"
+def _ends(text: str, count: int) -> str:
+    """The first and the last of *text*, *count* letters in all."""
+    return f"{text[: count - count // 2].rstrip()}…{text[len(text) - count // 2 :].lstrip()}"
 
 
-def _writable(text: str, font: ImageFont.FreeTypeFont) -> str:
+def _printable(text: str, font: ImageFont.FreeTypeFont) -> str:
     """*text* in letters that the font has: accents are dropped, anything else is a question mark."""
     missing = bytes(font.getmask("\uffff"))
     return "".join(_letter(letter, font, missing) for letter in text)

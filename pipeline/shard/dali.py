@@ -1,8 +1,8 @@
-"""What other readers need or see of a shard: stock webdataset's view of it, and DALI's index.
+"""DALI's index files, written from ours.
 
-The only door to webdataset. Facts about the index of DALI's ``readers.webdataset``, version v1.2: a line
-``v1.2 <samples>``, then for each sample a line with ``extension offset size name`` for each of its members in the
-order of the tar; offsets are of the members' data, in bytes.
+Format of the index of DALI's ``readers.webdataset``, version v1.2: a line ``v1.2 <samples>``, then for each sample a
+line with ``extension offset size name`` for each of its members in the order of the tar; offsets are of the members'
+data, in bytes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from pipeline.shard.index import index_name, label_member
 
 _DALI_VERSION = "v1.2"
 _READERS = 8  # indexes that are fetched at a time
+_BATCH_ROWS = 1_024  # rows that are Python objects at a time
 
 
 def put_dali_indexes(target: Store, card: DatasetCard, out: Store, progress: Progress) -> int:
-    """Write DALI's index of each shard of the dataset at *target* into *out*; how many these are. Reads no tar.
+    """Write DALI's index of each shard of the dataset at *target* into *out*; returns their number. Reads no tar.
 
     Raises DamageError when an index is not the one that the dataset names.
     """
@@ -41,7 +42,7 @@ def put_dali_indexes(target: Store, card: DatasetCard, out: Store, progress: Pro
 
 def _put_dali_index(target: Store, shard: ShardEntry, out: Store) -> None:
     data = _read_index(target, shard)
-    out.put(shard.name.removesuffix(".tar") + ".idx", dali_index(read_parquet(data)))
+    out.put(shard.name.removesuffix(".tar") + ".idx", _dali_index(read_parquet(data)))
 
 
 def _read_index(target: Store, shard: ShardEntry) -> bytes:
@@ -55,10 +56,10 @@ def _read_index(target: Store, shard: ShardEntry) -> bytes:
     return data
 
 
-def dali_index(index: pa.Table) -> bytes:
-    """DALI's index of a shard, made of ours (INDEX_SCHEMA)."""
+def _dali_index(index: pa.Table) -> bytes:
+    """DALI's index of a shard, from ours (INDEX_SCHEMA)."""
     lines = [f"{_DALI_VERSION} {index.num_rows}"]
-    for batch in index.to_batches(max_chunksize=1_024):
+    for batch in index.to_batches(max_chunksize=_BATCH_ROWS):
         lines += [" ".join(_components(row)) for row in batch.to_pylist()]
     return ("\n".join(lines) + "\n").encode("ascii")
 

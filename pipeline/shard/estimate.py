@@ -1,4 +1,4 @@
-"""What a sharding will cost, before it starts: bytes, requests and time."""
+"""What sharding a corpus will cost, before it starts: bytes, requests and time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from pipeline.shard.plan import num_shards, total_bytes
 from pipeline.shard.recipe import ShardRecipe
 from pipeline.shard.writer import checked_entries
 
-_PROBED = 64  # images that are read and checked to learn how long one takes
-_SHARD_REQUESTS = 8  # plan, note and card looked for, an old note removed; tar, index and note put; tar looked at
+_PROBED = 64  # images that are read and checked for the time of an image
+# writing requests of a shard: get plan and note, head card, delete the old note; put tar, index and note; head tar
+_SHARD_REQUESTS = 8
 _MULTIPART_BYTES, _PART_BYTES = 64 << 20, 16 << 20  # how the S3 store uploads (base/store/s3.py)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """``seconds`` is None where nothing was probed. ``num_requests`` is 0 for folders."""
+    """``seconds`` is None where nothing was probed; the requests are 0 where source or target is a folder."""
 
     num_images: int
     num_bytes: int
@@ -46,9 +47,9 @@ class Estimate:
 def estimate(
     corpus: Corpus, recipe: ShardRecipe, source_is_remote: bool, target: Store, num_cpus: float, *, probe: bool
 ) -> Estimate:
-    """For *corpus* as listed. With *probe*, some of its images are read and checked here, for the time.
+    """Estimate for *corpus* as listed. With *probe*, some of its images are read and checked here, for the time.
 
-    With ``resize`` the bytes written will be fewer: those counted are the ones read.
+    Counts the bytes read; with ``resize`` the bytes written will be fewer.
     """
     num_bytes = total_bytes(corpus.entries)
     count = num_shards(corpus.entries.num_rows, num_bytes, recipe) if corpus.entries.num_rows else 0
@@ -60,12 +61,12 @@ def estimate(
         num_shards=count,
         num_read_requests=corpus.entries.num_rows if source_is_remote else 0,
         num_write_requests=count * (_SHARD_REQUESTS + parts) if remote else 0,
-        seconds=_seconds_of_one(corpus, recipe) * corpus.entries.num_rows / num_cpus if probe else None,
+        seconds=_seconds_per_image(corpus, recipe) * corpus.entries.num_rows / num_cpus if probe else None,
     )
 
 
-def _seconds_of_one(corpus: Corpus, recipe: ShardRecipe) -> float:
-    """Of reading and checking one image, here and now; the first is left out, since it starts the sandbox."""
+def _seconds_per_image(corpus: Corpus, recipe: ShardRecipe) -> float:
+    """Reading and checking an image on this machine; the first is left out, since it starts the sandbox."""
     table = next(iter(corpus.entries.chunks()), None)
     if table is None:
         return 0.0

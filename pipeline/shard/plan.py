@@ -58,47 +58,51 @@ def total_bytes(entries: DiskTable) -> int:
 
 
 def plan_shards(entries: DiskTable, recipe: ShardRecipe) -> Iterator[PlannedShard]:
-    """Cut the shuffled entries into shards of nearly equal numbers of entries. Holds one bucket of them at a time."""
+    """Cut the shuffled entries into shards of nearly equal numbers of entries. One bucket of them is in memory.
+
+    Raises InputError when an origin is listed twice.
+    """
     count = num_shards(entries.num_rows, total_bytes(entries), recipe)
-    spool = ExternalSorter(LISTING_SCHEMA, entries.num_rows, tie="origin")
+    sorter = ExternalSorter(LISTING_SCHEMA, entries.num_rows, tie="origin")
     for table in entries.chunks():
-        spool.add(table, places(table["origin"], recipe.seed))
-    number, num_held = 0, 0
-    held: list[pa.Table] = []
-    for table in spool.in_order():
-        _check_origins(table["origin"])
+        sorter.add(table, _shuffle_keys(table["origin"], recipe.seed))
+    number, num_pending = 0, 0
+    pending: list[pa.Table] = []
+    for table in sorter.in_order():
+        _check_unique(table["origin"])
         start = 0
         while start < table.num_rows:
-            size = _bound(number + 1, entries.num_rows, count) - _bound(number, entries.num_rows, count)
-            taken = table.slice(start, size - num_held)
-            held, num_held, start = [*held, taken], num_held + taken.num_rows, start + taken.num_rows
-            if num_held == size:
-                yield PlannedShard(number, pa.concat_tables(held).combine_chunks())
-                number, held, num_held = number + 1, [], 0
+            size = _start_of(number + 1, entries.num_rows, count) - _start_of(number, entries.num_rows, count)
+            piece = table.slice(start, size - num_pending)
+            pending, num_pending, start = [*pending, piece], num_pending + piece.num_rows, start + piece.num_rows
+            if num_pending == size:
+                yield PlannedShard(number, pa.concat_tables(pending).combine_chunks())
+                number, pending, num_pending = number + 1, [], 0
 
 
-def _check_origins(origins: pa.ChunkedArray) -> None:
-    """Equal origins have equal keys, and no tar may have a key twice. They stand side by side here."""
-    whole = origins.combine_chunks()
-    same = pc.equal(whole[1:], whole[:-1])
-    if pc.any(same).as_py():
-        twice = whole[pc.index(same, True).as_py()].as_py()
-        raise InputError(f"{twice!r} is listed twice", "origins must be unique: list it once")
-
-
-def _bound(number: int, num_entries: int, count: int) -> int:
-    return number * num_entries // count
-
-
-def places(origins: pa.ChunkedArray, seed: int) -> NDArray[np.uint64]:
-    """Where each origin stands in the global order: a keyed hash, so no entry's place depends on the others."""
+def _shuffle_keys(origins: pa.ChunkedArray, seed: int) -> NDArray[np.uint64]:
+    """The sort key of each origin: a keyed hash, so that no entry's position depends on the others."""
     key = seed.to_bytes(16, "big")
     digests = [hashlib.blake2b(origin.encode(), digest_size=8, key=key).digest() for origin in origins.to_pylist()]
     return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
 
 
+def _check_unique(origins: pa.ChunkedArray) -> None:
+    """Equal origins have equal sort keys, so they are neighbours; no tar may have a key twice."""
+    combined = origins.combine_chunks()
+    same = pc.equal(combined[1:], combined[:-1])
+    if pc.any(same).as_py():
+        repeated = combined[pc.index(same, True).as_py()].as_py()
+        raise InputError(f"{repeated!r} is listed twice", "origins must be unique: list it once")
+
+
+def _start_of(number: int, num_entries: int, count: int) -> int:
+    """The first entry of shard *number*, of *count* shards."""
+    return number * num_entries // count
+
+
 def table_bytes(table: pa.Table) -> bytes:
-    """*table* as an Arrow IPC stream: how entries travel to the tasks, and what is digested."""
+    """*table* as an Arrow IPC stream: how entries travel to the workers, and what is digested."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
@@ -111,7 +115,7 @@ def table_from_bytes(data: bytes) -> pa.Table:
 
 
 def listing_digest(entries: DiskTable, classes: tuple[ClassEntry, ...]) -> str:
-    """Digest of what was found: origins, sizes, labels and classes, whatever the order of the listing.
+    """Digest of a listing: origins, sizes, labels and classes, whatever the order of its entries.
 
     A sum of the rows' digests, since the rows may be more than can be sorted in memory.
     """

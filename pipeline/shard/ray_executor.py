@@ -1,7 +1,6 @@
 """Ray Data runs the plan: one row per shard. The only module here that imports ray.
 
 Not ``write_webdataset``: it writes names with uuids and times, holds no index, and leaves partial tars when it fails.
-The entries travel through the store, not through rows: the driver holds one number and one place for each shard.
 """
 
 from __future__ import annotations
@@ -26,39 +25,42 @@ from pipeline.shard.recipe import ShardRecipe
 from pipeline.shard.worker import ErrorAsValue, ShardRef, VerifyShard, WriteShard
 from pipeline.shard.writer import WrittenShard
 
-_EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")  # a line of a traceback that says what was raised
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")  # the line of a traceback that names what was raised
 
 
 def run_plan(
-    laid: list[ShardRef],
+    refs: list[ShardRef],
     reader: CorpusReader,
     target: Store,
     recipe: ShardRecipe,
     format_fingerprint: str,
     num_cpus: float,
 ) -> Generator[WrittenShard]:
-    """Run the plan on the cluster that ray is connected to; what was written, as it gets done, in any order."""
-    task = WriteShard(reader, target, recipe, format_fingerprint)
-    with closing(_mapped([asdict(shard) for shard in laid], task, num_cpus)) as rows:
+    """Write the shards *refs* on the cluster that ray is connected to; each as it is done, in any order.
+
+    Raises what a worker raised, FailedError for what is no error of ours. Closed, it has ended every task.
+    """
+    work = WriteShard(reader, target, recipe, format_fingerprint)
+    with closing(_map_rows([asdict(ref) for ref in refs], work, num_cpus)) as rows:
         yield from map(_written_shard, rows)
 
 
 def _written_shard(row: dict[str, Any]) -> WrittenShard:
     entry = ShardEntry.model_validate_json(row["entry"]) if row["entry"] else None
-    rejects = tuple(Reject(**item) for item in json.loads(row["rejects"]))
+    rejects = tuple(Reject(**fields) for fields in json.loads(row["rejects"]))
     return WrittenShard(int(row["number"]), entry, rejects, ShardStatistics.from_json(row["statistics"]))
 
 
 def find_damaged(shards: list[ShardEntry], target: Store, num_cpus: float) -> Iterator[tuple[str, list[str]]]:
-    """Digest every shard on the cluster; (name, what is wrong with it) as it gets known."""
+    """Digest every shard on the cluster: its name and its problems, as they become known."""
     rows = [{"entry": shard.model_dump_json()} for shard in shards]
-    with closing(_mapped(rows, VerifyShard(target), num_cpus)) as found:
-        for row in found:
+    with closing(_map_rows(rows, VerifyShard(target), num_cpus)) as checked:
+        for row in checked:
             yield row["name"], row["problems"].splitlines()
 
 
-def _mapped(rows: list[dict[str, Any]], task: Any, num_cpus: float) -> Generator[dict[str, Any]]:
-    """What *task* makes of each row. However it is left, no task runs any more then."""
+def _map_rows(rows: list[dict[str, Any]], work: Any, num_cpus: float) -> Generator[dict[str, Any]]:
+    """What *work* returns for each row, as it comes. However this is left, no task runs any more then."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # it logs every dataset's plan and end
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # ours is shown instead
     context = ray.data.DataContext.get_current()
@@ -66,12 +68,13 @@ def _mapped(rows: list[dict[str, Any]], task: Any, num_cpus: float) -> Generator
     context.execution_options.preserve_order = False
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     try:
-        with closing(iter(dataset.map(ErrorAsValue(task), num_cpus=num_cpus).iter_rows())) as found:
-            for row in found:
+        with closing(iter(dataset.map(ErrorAsValue(work), num_cpus=num_cpus).iter_rows())) as results:
+            for row in results:
                 if "error" in row:
-                    name, what, way_out = json.loads(row["error"])
-                    raise getattr(errors, name)(what, way_out)
+                    name, message, way_out = json.loads(row["error"])
+                    raise getattr(errors, name)(message, way_out)
                 yield row
     except ray.exceptions.RayTaskError as error:
-        told = [line for line in str(error).splitlines() if _EXCEPTION.match(line)]
-        raise FailedError(f"a shard could not be written: {told[0] if told else type(error)}", "see --debug") from error
+        raised = [line for line in str(error).splitlines() if _EXCEPTION.match(line)]
+        description = raised[0] if raised else type(error)
+        raise FailedError(f"a shard could not be written: {description}", "see --debug") from error

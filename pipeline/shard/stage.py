@@ -1,4 +1,8 @@
-"""The stage: corpus + recipe -> dataset card. Give it again and it goes on where it stopped, to the same bytes."""
+"""The stage: corpus + recipe -> dataset card. Run again, it continues where it stopped, to the same bytes.
+
+Sharding: plan, write the shards on Ray, put the tables, put the card last. Repair: find the damaged files of a
+dataset, count their shards as not written, and shard again beside the existing card.
+"""
 
 from __future__ import annotations
 
@@ -37,60 +41,59 @@ class ShardRequest:
     identity: DatasetFingerprint
     num_cpus: float = 1
 
-    def lay(self, progress: Progress) -> list[ShardRef]:
-        """Write the plan where the tasks find it."""
+    def write_plan(self, progress: Progress) -> list[ShardRef]:
+        """Write the plan where the workers read it."""
         num_entries = self.corpus.entries.num_rows
         progress.start(f"plan {self.name}", num_entries)
-        laid = write_plan(self._planned(progress), self.target) if num_entries else []
+        refs = write_plan(self._planned(progress), self.target) if num_entries else []
         progress.finish()
-        return laid
+        return refs
 
     def _planned(self, progress: Progress) -> Iterator[PlannedShard]:
         for shard in plan_shards(self.corpus.entries, self.recipe):
             progress.advance(shard.entries.num_rows)
             yield shard
 
-    def run(self, laid: list[ShardRef]) -> Generator[WrittenShard]:
-        """Write the shards *laid*, in any order. Closed, it has ended every task."""
-        if laid:
-            yield from run_plan(
-                laid, self.corpus.reader, self.target, self.recipe, self.identity.fingerprint, self.num_cpus
-            )
+    def write_shards(self, refs: list[ShardRef]) -> Generator[WrittenShard]:
+        """Write the shards *refs*; each as it is done, in any order. Closed, it has ended every task."""
+        if refs:
+            fingerprint = self.identity.fingerprint
+            yield from run_plan(refs, self.corpus.reader, self.target, self.recipe, fingerprint, self.num_cpus)
 
 
-def build_dataset(work: ShardRequest, progress: Progress, existing: DatasetCard | None = None) -> DatasetCard:
+def build_dataset(request: ShardRequest, progress: Progress, existing: DatasetCard | None = None) -> DatasetCard:
     """Make the dataset and return its card, which is written last.
 
-    With *existing*, the card that stands there, what is missing of that dataset is made again, to the same bytes.
+    With *existing*, the card of the dataset, what is missing of it is made again, to the same bytes.
     Raises TooManyRejectsError when the recipe's limit is passed, InputError when there is nothing to shard,
     ConflictError when another writer has published something else meanwhile, DamageError when what is made again
     differs from what the card names.
     """
-    if not work.corpus.num_input:
+    if not request.corpus.num_input:
         raise InputError("the corpus is empty", "nothing to shard")
     try:
-        written = _write(work, progress, existing)
-        card = publish(work.target, _card_of(work, written, existing))
+        written = _write_shards(request, progress, existing)
+        card = publish(request.target, _put_tables(request, written, existing))
     except (TooManyRejectsError, DamageError):
         if existing is None:
-            _discard(work.target)
+            _discard(request.target)
         else:
-            _discard_work(work.target)
+            _discard_work(request.target)
         raise
     except (FailedError, FileNotFoundError, RuntimeError):
-        theirs = None if existing else find_existing(work.target, work.identity)
-        if theirs is None:
+        published = None if existing else find_existing(request.target, request.identity)
+        if published is None:
             raise
         # a racer made the same dataset, and swept what was still needed here; what was put here since goes as well
-        sweep(work.target, read_shards(work.target, theirs))
-        return theirs
-    sweep(work.target, written.shards())
+        sweep(request.target, read_shards(request.target, published))
+        return published
+    sweep(request.target, written.shards())
     return card
 
 
 @dataclass
 class ShardProgress:
-    """What has come back of the tasks so far. Rejects are on disk: there may be many."""
+    """The results so far. Rejects are on disk: there may be many."""
 
     num_rejected: int = 0
     rejects: ExternalSorter = field(default_factory=lambda: ExternalSorter(REJECTS_SCHEMA, 1, tie="origin"))
@@ -100,20 +103,20 @@ class ShardProgress:
     entries: dict[int, ShardEntry] = field(default_factory=dict)
 
     def add(self, shard: WrittenShard) -> None:
-        """Take in what became of one shard."""
+        """Take in one shard."""
         self.statistics.merge(shard.statistics)
         if shard.entry is not None:
             self.entries[shard.number] = shard.entry
         self.add_rejects(shard.number + 1, shard.rejects)
 
-    def add_rejects(self, place: int, rejects: Iterable[Reject]) -> None:
-        """Take in *rejects*; in the table they are ordered by *place*: 0 for the listing, 1 for shard 0, and so on."""
+    def add_rejects(self, order: int, rejects: Iterable[Reject]) -> None:
+        """Take in *rejects*; in the table they are ordered by *order*: 0 for the listing, 1 for shard 0, and so on."""
         rejects = list(rejects)
         self.reasons.update(reject.reason for reject in rejects)
         for reject in rejects:
             if self.first_reject is None or reject.origin < self.first_reject.origin:
                 self.first_reject = reject
-        self.rejects.add(rejects_table(rejects), np.full(len(rejects), place, dtype=np.uint64))
+        self.rejects.add(rejects_table(rejects), np.full(len(rejects), order, dtype=np.uint64))
         self.num_rejected += len(rejects)
 
     def shards(self) -> list[ShardEntry]:
@@ -121,68 +124,69 @@ class ShardProgress:
         return [self.entries[number] for number in sorted(self.entries)]
 
 
-def _write(work: ShardRequest, progress: Progress, existing: DatasetCard | None) -> ShardProgress:
+def _write_shards(request: ShardRequest, progress: Progress, existing: DatasetCard | None) -> ShardProgress:
     written = ShardProgress()
-    for table in work.corpus.rejects.chunks():
+    for table in request.corpus.rejects.chunks():
         written.add_rejects(0, (Reject(**row) for row in table.to_pylist()))
-    laid = work.lay(progress)
-    expected = _expected(work, existing)
+    refs = request.write_plan(progress)
+    expected = _expected_digests(request, existing)
     fail_point("shard.after-plan")
-    progress.start(f"shard {work.name}", len(laid))
+    progress.start(f"shard {request.name}", len(refs))
     unknown = None if existing is None else ExpectedDigests()
-    laid = [replace(shard, expected=expected.get(shard.number, unknown)) for shard in laid]
-    with closing(work.run(laid)) as shards:
+    refs = [replace(ref, expected=expected.get(ref.number, unknown)) for ref in refs]
+    with closing(request.write_shards(refs)) as shards:
         for shard in shards:
             written.add(shard)
-            check_rejects(written, work, ended=False)
+            check_rejects(written, request, ended=False)
             progress.advance(note=f"{written.num_rejected} rejected" if written.num_rejected else "")
     progress.finish()
-    check_rejects(written, work, ended=True)
+    check_rejects(written, request, ended=True)
     fail_point("shard.after-shards")
     return written
 
 
-def _expected(work: ShardRequest, existing: DatasetCard | None) -> dict[int, ExpectedDigests]:
+def _expected_digests(request: ShardRequest, existing: DatasetCard | None) -> dict[int, ExpectedDigests]:
     """Digests by number of the shards of *existing*, as far as its table can be read."""
     if existing is None:
         return {}
     try:
-        shards = read_shards(work.target, existing)
+        shards = read_shards(request.target, existing)
     except DamageError:
         return {}  # the dataset digest is compared in the end
     return {shard_number(shard.name): ExpectedDigests(shard.sha256, shard.index_sha256) for shard in shards}
 
 
-def _card_of(work: ShardRequest, written: ShardProgress, existing: DatasetCard | None) -> DatasetCard:
-    shards = written.shards()
+def _put_tables(request: ShardRequest, written: ShardProgress, existing: DatasetCard | None) -> DatasetCard:
+    """Put the tables; the card that names them."""
+    target, corpus, shards = request.target, request.corpus, written.shards()
     expected = existing.tables if existing else {}
-    tables = put_tables(work.target, shards, written.rejects.in_order(), work.corpus.duplicates.chunks(), expected)
-    card = make_card(work.name, work.corpus, work.identity, shards, written.statistics, written.num_rejected, tables)
+    tables = put_tables(target, shards, written.rejects.in_order(), corpus.duplicates.chunks(), expected)
+    card = make_card(request.name, corpus, request.identity, shards, written.statistics, written.num_rejected, tables)
     if card.num_input != card.num_samples + card.num_rejected + card.num_duplicates:
         raise FailedError(
-            f"{work.name}: {card.num_input} images came in; {card.num_samples} were written, {card.num_rejected}"
+            f"{request.name}: {card.num_input} images came in; {card.num_samples} were written, {card.num_rejected}"
             f" rejected, {card.num_duplicates} are duplicates"
         )
     return card
 
 
-def check_rejects(written: ShardProgress, work: ShardRequest, *, ended: bool) -> None:
-    """Raise as soon as the limit is passed: nobody wants to wait a day for that."""
-    recipe, num_input = work.recipe, work.corpus.num_input
+def check_rejects(written: ShardProgress, request: ShardRequest, *, ended: bool) -> None:
+    """Raise TooManyRejectsError as soon as the recipe's limit is passed, not only when all shards are written."""
+    recipe, num_input = request.recipe, request.corpus.num_input
     if written.first_reject is None:
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(written.reasons.items()))
-    told = f"{written.num_rejected} of {num_input} images rejected ({reasons}; first: {written.first_reject.origin})"
+    summary = f"{written.num_rejected} of {num_input} images rejected ({reasons}; first: {written.first_reject.origin})"
     if ended and not written.entries:
-        raise TooManyRejectsError(f"no image of the corpus can be used: {told}", "check the source")
+        raise TooManyRejectsError(f"no image of the corpus can be used: {summary}", "check the source")
     if written.num_rejected > max(recipe.tolerated_rejects, recipe.max_reject_ratio * num_input):
-        raise TooManyRejectsError(told, f"mend the corpus, or raise max_reject_ratio ({recipe.max_reject_ratio})")
+        raise TooManyRejectsError(summary, f"mend the corpus, or raise max_reject_ratio ({recipe.max_reject_ratio})")
 
 
 def _discard(target: Store) -> None:
     """Remove what was written of a dataset that will get no card, so that nothing of it is taken up later."""
     if target.head(CARD) is not None:
-        return  # of another writer meanwhile: it is theirs now
+        return  # another writer published meanwhile: it is that writer's now
     for info in list(target.list()):
         target.delete(info.key)
     target.sweep()
@@ -190,7 +194,7 @@ def _discard(target: Store) -> None:
 
 
 def _discard_work(target: Store) -> None:
-    """Remove what a repair that is refused has left; the dataset itself stays as it is."""
+    """Remove what a refused repair has left; the dataset itself stays as it is."""
     for info in list(target.list(f"{WORK}/")):
         target.delete(info.key)
     target.sweep()
@@ -205,15 +209,22 @@ def find_damage(target: Store, card: DatasetCard, progress: Progress, num_cpus: 
     except DamageError:
         shards = _shards_by_indexes(target)
     progress.start(f"check {card.name}", len(shards))
-    for _, found in find_damaged(shards, target, num_cpus):
-        problems += found
+    for _, problems_of_shard in find_damaged(shards, target, num_cpus):
+        problems += problems_of_shard
         progress.advance(note=f"{len(problems)} damaged" if problems else "")
     progress.finish()
     return problems
 
 
+def _has_digest(target: Store, name: str, digest: str) -> bool:
+    try:
+        return sha256_hex(target.read(name)) == digest
+    except FileNotFoundError:
+        return False
+
+
 def _shards_by_indexes(target: Store) -> list[ShardEntry]:
-    """What the indexes themselves say, where the table of shards is lost."""
+    """The entries that the indexes themselves give, where the table of shards is lost."""
     names = [info.key.replace(".parquet", ".tar") for info in target.list("shard-") if info.key.endswith(".parquet")]
     return [entry for name in names if (entry := read_entry(target, name)) is not None]
 
@@ -223,10 +234,3 @@ def clear_damage(target: Store, problems: list[str]) -> None:
     for name in {problem.partition(":")[0] for problem in problems}:
         if name.startswith("shard-"):
             target.delete(index_name(name.replace(".parquet", ".tar")))
-
-
-def _has_digest(target: Store, name: str, digest: str) -> bool:
-    try:
-        return sha256_hex(target.read(name)) == digest
-    except FileNotFoundError:
-        return False

@@ -2,18 +2,26 @@
 
 ::
 
-    recipe.py    StreamRecipe: batch, partitions, window, augmentation
-    order.py     which sample stands at a position of the global order (pure)
-    cache.py     a shard as a local file: in place, or fetched once per node and verified
-    dataset.py   a dataset's card, indexes and samples, read by offset with header and digest checked
-    augment.py   random crop and flip, drawn from (seed, epoch, sample) alone
-    randaugment.py  RandAugment's 16 operations
-    mixup.py     the coefficient of a step, and each sample's partner
-    labels.py    what a batch says of each sample's labels: one, many, none
-    batch.py     one rank's part of a global batch, and what takes the place of a damaged sample
-    workers.py   loader processes: who builds what, who died, who hangs (worker_process.py: one of them, seen from the
-                 rank; worker_child.py: its program; worker_page.py, worker_words.py: what the two share and say)
-    loader.py    the batches of one rank, from a stream position on
-    audit.py     the log of what was handed out (audit_check.py: the proof from it)
-    passes.py    every sample once, in order, for evaluation
+    recipe.py           StreamRecipe, AugmentRecipe, LabelEncoder
+    order.py            the global order (pure), point-wise permutations
+    mixture.py          several datasets in one order
+    shuffle_quality.py  how well an order shuffles
+    index.py            ShardIndex, ShardTable
+    dataset.py          DatasetReader: samples by offset, verified
+    subset.py           SubsetReader
+    cache.py            ShardCache: shards as open files
+    disk_lru.py         DiskLru: the folder of the cache, its size and eviction
+    prefetch.py         Prefetcher: shards before they are needed
+    augment.py          crop, flip, RandAugment
+    mixup.py            mixup
+    batch.py            StreamPlan, BatchBuilder, BatchArrays, SlotLayout; no torch
+    loader.py           StreamLoader (torch)
+    loader_pool.py      BatchQueue, LoaderPool and its child processes
+    loader_messages.py  what a rank and a loader process send each other; settings
+    loader_worker.py    the program of a loader process
+    eval_loader.py      every sample once, in order, padded
+    audit.py            log of what each rank was handed out
+    audit_check.py      proof of exactly once
+    profiling.py        time of each step on real samples
+    benchmark.py        stream bench: loader rate and bottleneck
 """

@@ -28,6 +28,7 @@ from pipeline.stream.order import Ints
 
 COLUMNS = ("step", "position", "dataset", "epoch", "shard", "row", "skipped")
 SCHEMA = pa.schema([(name, pa.int64()) for name in COLUMNS])
+_ENCODING = dict.fromkeys(COLUMNS, "DELTA_BINARY_PACKED")
 _PART_ROWS = 65_536
 
 
@@ -71,11 +72,8 @@ class AuditLog:
         self._rows, self._num_rows = [], 0
 
 
-_ENCODING = dict.fromkeys(COLUMNS, "DELTA_BINARY_PACKED")
-
-
 def audit_prefix(run: str) -> str:
-    """Where the logs of *run* stand."""
+    """The prefix of the logs of *run*, with its slash."""
     return f"{run_prefix(run)}/audit/"
 
 
@@ -84,8 +82,8 @@ class RankAuditLog:
 
     def __init__(self, store: Store, prefix: str) -> None:
         self._store, self._prefix = store, prefix
-        where = f"{prefix}/start.json"
-        self.start = parse_record(AuditStart, store.read(where), where)
+        key = f"{prefix}/start.json"
+        self.start = parse_record(AuditStart, store.read(key), key)
         self._blocks = (self._block(key) for key in self._keys())
         self._left: Ints = np.empty((len(COLUMNS), 0), np.int64)
 
@@ -124,10 +122,10 @@ class RankAuditLog:
 
 def attempt_logs(store: Store, run: str) -> dict[str, list[RankAuditLog]]:
     """The logs of every attempt, by attempt and rank. Attempts that ended before they logged anything are left out."""
-    found: dict[str, list[RankAuditLog]] = {}
+    logs: dict[str, list[RankAuditLog]] = {}
     for info in store.list(audit_prefix(run)):
         folder, _, name = info.key.rpartition("/")
         if name == "start.json":
             log = RankAuditLog(store, folder)
-            found.setdefault(log.start.attempt, []).append(log)
-    return dict(sorted(found.items()))
+            logs.setdefault(log.start.attempt, []).append(log)
+    return dict(sorted(logs.items()))

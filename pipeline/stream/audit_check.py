@@ -25,7 +25,7 @@ from pipeline.stream.order import Ints, mix
 from pipeline.stream.recipe import StreamRecipe
 
 _CHUNK_ROWS = 1 << 18
-_NAMED = 20  # problems that are told in full
+_MAX_PROBLEMS = 20  # that are described; the others are counted
 _STEP, _POSITION, _DATASET, _EPOCH, _SHARD, _ROW, _SKIPPED = range(7)
 
 
@@ -41,7 +41,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What the check of a run found. *problems* are the first of *num_problems*."""
+    """The result of the check of a run. *problems* are the first of *num_problems*."""
 
     run: str
     end: int
@@ -127,7 +127,7 @@ class _Check:
 
     def problem(self, text: str, times: int = 1) -> None:
         self.num_problems += times
-        if len(self.problems) < _NAMED:
+        if len(self.problems) < _MAX_PROBLEMS:
             self.problems.append(text)
 
     def segment(self, segment: Segment, logs: list[RankAuditLog]) -> None:
@@ -138,58 +138,58 @@ class _Check:
             stop = min(start + chunk, segment.stop)
             self._chunk(segment, start, stop, [(log.start.rank, log.until(stop)) for log in logs])
 
-    def _chunk(self, segment: Segment, start: int, stop: int, found: list[tuple[int, Ints]]) -> None:
-        rows = np.concatenate([part for _, part in found], axis=1)
-        ranks = np.repeat([rank for rank, _ in found], [part.shape[1] for _, part in found])
-        where = f"attempt {segment.attempt}"
+    def _chunk(self, segment: Segment, start: int, stop: int, logged: list[tuple[int, Ints]]) -> None:
+        rows = np.concatenate([part for _, part in logged], axis=1)
+        ranks = np.repeat([rank for rank, _ in logged], [part.shape[1] for _, part in logged])
+        attempt = f"attempt {segment.attempt}"
         positions = rows[_POSITION]
         inside = (positions >= start) & (positions < stop)
-        self._tell(rows[:, ~inside], ranks[~inside], f"{where}: out of turn")
+        self._add_rows(rows[:, ~inside], ranks[~inside], f"{attempt}: out of turn")
         rows, ranks = rows[:, inside], ranks[inside]
         times = np.bincount(rows[_POSITION] - start, minlength=stop - start)
-        self._tell_positions(np.flatnonzero(times == 0) + start, f"{where}: not handed out")
-        self._tell_positions(np.flatnonzero(times > 1) + start, f"{where}: handed out more than once")
+        self._add_positions(np.flatnonzero(times == 0) + start, f"{attempt}: not handed out")
+        self._add_positions(np.flatnonzero(times > 1) + start, f"{attempt}: handed out more than once")
         order = self.card.order
         owners = rows[_POSITION] % order.partitions // max(1, order.partitions // segment.world_size)
-        strange = (owners != ranks) | (rows[_STEP] != rows[_POSITION] // order.batch_size)
-        strange |= self._differs(rows)
-        self._tell(rows[:, strange], ranks[strange], f"{where}: not what the order names")
+        is_wrong = (owners != ranks) | (rows[_STEP] != rows[_POSITION] // order.batch_size)
+        is_wrong |= self._differs(rows)
+        self._add_rows(rows[:, is_wrong], ranks[is_wrong], f"{attempt}: not what the order names")
 
     def _differs(self, rows: Ints) -> NDArray[np.bool_]:
         """Of each row, whether it holds another sample than the plan, or its rule for replacement, gives it."""
         planned = self._mixture.locate(rows[_POSITION])
-        self._add(planned.datasets, planned.places.epochs, planned.places.shards, planned.places.rows, rows)
-        wanted = np.vstack([planned.datasets, planned.places.epochs, planned.places.shards, planned.places.rows])
+        self._add(planned.datasets, planned.refs.epochs, planned.refs.shards, planned.refs.rows, rows)
+        expected = np.vstack([planned.datasets, planned.refs.epochs, planned.refs.shards, planned.refs.rows])
         for at in np.flatnonzero(rows[_SKIPPED]).tolist():
             self.num_replaced += 1
             dataset = int(planned.datasets[at])
             own = int(planned.positions[at]) + int(rows[_SKIPPED, at]) * self._mixture.partitions
-            place = self._mixture.orders[dataset].place(own)
-            wanted[:, at] = dataset, place.epoch, place.shard, place.row
-        different: NDArray[np.bool_] = (wanted != rows[_DATASET : _ROW + 1]).any(axis=0)
+            ref = self._mixture.orders[dataset].ref(own)
+            expected[:, at] = dataset, ref.epoch, ref.shard, ref.row
+        different: NDArray[np.bool_] = (expected != rows[_DATASET : _ROW + 1]).any(axis=0)
         return different
 
     def _add(self, datasets: Ints, epochs: Ints, shards: Ints, in_shard: Ints, rows: Ints) -> None:
         """Count what was handed out; for a replaced sample, the one whose place it took."""
-        kept = rows[_SKIPPED] == 0
-        datasets, epochs = np.where(kept, rows[_DATASET], datasets), np.where(kept, rows[_EPOCH], epochs)
-        hashes = _hash(np.where(kept, rows[_SHARD], shards), np.where(kept, rows[_ROW], in_shard))
+        is_original = rows[_SKIPPED] == 0
+        datasets, epochs = np.where(is_original, rows[_DATASET], datasets), np.where(is_original, rows[_EPOCH], epochs)
+        hashes = _hash(np.where(is_original, rows[_SHARD], shards), np.where(is_original, rows[_ROW], in_shard))
         pairs, numbers = np.unique(np.vstack([datasets, epochs]), axis=1, return_inverse=True)
         for number, (dataset, epoch) in enumerate(pairs.T.tolist()):
-            mine = numbers.reshape(-1) == number
-            self._counts[dataset, epoch] += int(mine.sum())
-            self._sums[dataset, epoch] += int(hashes[mine].sum(dtype=np.uint64))
+            in_pair = numbers.reshape(-1) == number
+            self._counts[dataset, epoch] += int(in_pair.sum())
+            self._sums[dataset, epoch] += int(hashes[in_pair].sum(dtype=np.uint64))
 
     def finish(self) -> None:
         """Compare what each epoch has seen with what the dataset holds."""
         for dataset, reader in enumerate(self.readers):
             epochs = sorted(epoch for number, epoch in self._counts if number == dataset)
-            wanted = _sum_of(reader) if epochs else 0
+            expected = _sum_of(reader) if epochs else 0
             for epoch in epochs:
                 count, total = self._counts[dataset, epoch], self._mixture.orders[dataset].num_samples
                 if count < total and epoch == epochs[-1]:
                     continue
-                if count != total or self._sums[dataset, epoch] % (1 << 64) != wanted:
+                if count != total or self._sums[dataset, epoch] % (1 << 64) != expected:
                     self.problem(f"{reader.card.name}: epoch {epoch} is not each of its {total} samples once ({count})")
 
     def whole_epochs(self) -> dict[str, int]:
@@ -202,17 +202,17 @@ class _Check:
             for dataset, reader in enumerate(self.readers)
         }
 
-    def _tell(self, rows: Ints, ranks: Ints, what: str) -> None:
-        for row, rank in zip(rows.T[:_NAMED].tolist(), ranks[:_NAMED].tolist(), strict=True):
+    def _add_rows(self, rows: Ints, ranks: Ints, fault: str) -> None:
+        for row, rank in zip(rows.T[:_MAX_PROBLEMS].tolist(), ranks[:_MAX_PROBLEMS].tolist(), strict=True):
             _, position, dataset, epoch, shard, in_shard, skipped = row
-            place = f"dataset {dataset}, epoch {epoch}, shard {shard}, row {in_shard}, {skipped} skipped"
-            self.problem(f"{what}: position {position} on rank {rank} ({place})", 0)
+            sample = f"dataset {dataset}, epoch {epoch}, shard {shard}, row {in_shard}, {skipped} skipped"
+            self.problem(f"{fault}: position {position} on rank {rank} ({sample})", 0)
         self.num_problems += rows.shape[1]
 
-    def _tell_positions(self, positions: Ints, what: str) -> None:
+    def _add_positions(self, positions: Ints, fault: str) -> None:
         if len(positions):
             first = ", ".join(map(str, positions[:5].tolist()))
-            self.problem(f"{what}: {len(positions)} positions, the first are {first}", len(positions))
+            self.problem(f"{fault}: {len(positions)} positions, the first are {first}", len(positions))
 
 
 def _hash(shards: Ints, rows: Ints) -> NDArray[np.uint64]:

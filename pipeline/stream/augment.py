@@ -1,7 +1,25 @@
-"""Training augmentation. Every draw comes from (seed, epoch, sample key): never from rank, worker or time.
+"""Training augmentation: random crop and flip, then RandAugment. Every draw comes from (seed, epoch, sample key): never
+from rank, worker or time.
 
 The order of the draws is fixed: the crop's, one for the flip, then RandAugment's. The flip's is drawn in any case, so
 turning flip or RandAugment on or off leaves the crop as it was, and turning flip leaves RandAugment's operations.
+
+RandAugment (arXiv 1909.13719) is big_vision's ``randaug``, on uint8 (H, W, 3). Each layer draws one of 16 operations,
+all equally likely, and applies it at the recipe's magnitude. Operations and arguments are those of
+google-research/big_vision, pp/archive/autoaugment.py (``distort_image_with_randaugment``; pp/archive/randaug.py calls
+it), forked from tensorflow/tpu, models/official/efficientnet/autoaugment.py: magnitudes are parts of 10, not clipped;
+what comes in from outside is grey 128; a side or a turn is as likely as its opposite.
+
+It is kept as it behaves there, since published accuracies rest on that, where its authors may have meant otherwise:
+
+- Contrast blends with H W / 256 (196 at 224 pixels), not with the mean brightness.
+- Solarize's threshold wraps around at 256, so magnitudes 0, 10 and 20 invert all (google-research/big_vision#110).
+- Posterize keeps more bits the stronger it is (tensorflow/tpu#614), and one bit at magnitude 0, where the shift by 8 is
+  held at 7 (tensorflow, core/kernels/cwise_ops.h, ``right_shift_op``).
+
+Sums are in integers, blends in float32 without fused operations, geometry in Pillow's fixed point: the same pixels on
+every machine. They differ from TensorFlow's by a step where its float32 falls just below a whole number, and in the
+nearest neighbour where two are equally near.
 """
 
 from __future__ import annotations
@@ -17,11 +35,60 @@ from pipeline.base.seeds import generator
 from pipeline.images.transforms import Box, Pixels, crop_and_resize
 from pipeline.stream.recipe import AugmentRecipe, RandAugmentRecipe
 
-_MAX_LEVEL = 10.0
+Operation = Callable[[Pixels, float, np.random.Generator], Pixels]  # pixels, magnitude / 10, draws
+
+_TRIES = 10  # draws of a box that fits before falling back to the whole image, as torchvision and tf do
+_MAX_LEVEL = 10.0  # magnitudes are parts of it
 _GREY = (128, 128, 128)
 _VALUES: Pixels = np.arange(256, dtype=np.uint8)
-_MIDDLE = 128  # Pixels below it are what SolarizeAdd changes
-Operation = Callable[[Pixels, float, np.random.Generator], Pixels]
+_MIDDLE = 128  # SolarizeAdd changes pixels below it
+
+
+def augment(pixels: Pixels, recipe: AugmentRecipe, seed: int, epoch: int, key: str) -> Pixels:
+    """uint8 (H, W, 3) -> uint8 (size, size, 3), contiguous, perhaps read-only or *pixels* itself."""
+    draw = generator(seed, "augment", epoch, key)
+    out = _cropped(pixels, recipe, draw)
+    if draw.random() < 0.5 and recipe.flip:
+        out = mirrored(out)
+    return randaugment(out, recipe.randaugment, draw)
+
+
+def random_box(height: int, width: int, recipe: AugmentRecipe, draw: np.random.Generator) -> Box:
+    """(left, top, right, bottom) of a part with area in [area_min, 1] and a log-uniform aspect ratio."""
+    for _ in range(_TRIES):
+        area = height * width * draw.uniform(recipe.area_min, 1.0)
+        aspect = math.exp(draw.uniform(-math.log(recipe.aspect_max), math.log(recipe.aspect_max)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(draw.integers(0, width - w + 1)), int(draw.integers(0, height - h + 1))
+            return left, top, left + w, top + h
+    return 0, 0, width, height
+
+
+def mirrored(pixels: Pixels) -> Pixels:
+    """*pixels* (H, W, 3) with left and right exchanged, contiguous."""
+    out = np.empty_like(pixels, order="C")
+    for channel in range(3):  # a quarter of the time of copying three bytes at a time
+        out[..., channel] = pixels[:, ::-1, channel]
+    return out
+
+
+def _cropped(pixels: Pixels, recipe: AugmentRecipe, draw: np.random.Generator) -> Pixels:
+    height, width = pixels.shape[:2]
+    box = random_box(height, width, recipe, draw) if recipe.crop == "resized" else (0, 0, width, height)
+    scaled = crop_and_resize(pixels, box, recipe.size, recipe.size, recipe.filter)
+    return _shifted(scaled, recipe.padding, draw) if recipe.crop == "padded" else scaled
+
+
+def _shifted(pixels: Pixels, padding: int, draw: np.random.Generator) -> Pixels:
+    """*pixels* (S, S, 3) shifted by up to *padding* each way; what comes in from outside is black."""
+    dy, dx = (int(value) for value in draw.integers(-padding, padding + 1, size=2))
+    out = np.zeros_like(pixels)
+    size = len(pixels)
+    out[max(0, dy) : size + min(0, dy), max(0, dx) : size + min(0, dx)] = pixels[
+        max(0, -dy) : size + min(0, -dy), max(0, -dx) : size + min(0, -dx)
+    ]
+    return out
 
 
 def randaugment(pixels: Pixels, recipe: RandAugmentRecipe, draw: np.random.Generator) -> Pixels:
@@ -59,8 +126,8 @@ def invert(pixels: Pixels) -> Pixels:
 
 def posterize(pixels: Pixels, bits: int) -> Pixels:
     """The *bits* upper bits are kept: at least one, and all from 8 on."""
-    kept = min(max(bits, 1), 8)
-    return pixels & np.uint8(256 - (1 << 8 - kept))
+    num_bits = min(max(bits, 1), 8)
+    return pixels & np.uint8(256 - (1 << 8 - num_bits))
 
 
 def solarize(pixels: Pixels, threshold: int) -> Pixels:
@@ -87,7 +154,7 @@ def color(pixels: Pixels, factor: float) -> Pixels:
 
 
 def contrast(pixels: Pixels, factor: float) -> Pixels:
-    """Blended with one grey, which depends on the size of the picture alone (see above)."""
+    """Blended with one grey, which depends on the size of the picture alone (see the module)."""
     height, width = pixels.shape[:2]
     grey = np.asarray(min(height * width // 256, 255))
     return _looked_up(pixels, _blended(grey, _VALUES, factor))
@@ -156,8 +223,8 @@ def _signed(value: float, draw: np.random.Generator) -> float:
 
 def _looked_up(pixels: Pixels, table: NDArray[np.integer]) -> Pixels:
     """*table* (256,) at each value. By bytes, which takes half the time of numpy's indexing."""
-    found = pixels.tobytes().translate(table.astype(np.uint8).tobytes())
-    return np.frombuffer(found, dtype=np.uint8).reshape(pixels.shape)
+    data = pixels.tobytes().translate(table.astype(np.uint8).tobytes())
+    return np.frombuffer(data, dtype=np.uint8).reshape(pixels.shape)
 
 
 def _blended(plain: NDArray[np.integer], pixels: Pixels, factor: float) -> Pixels:
@@ -199,51 +266,3 @@ OPERATIONS: dict[str, Operation] = {
     "Cutout": _random_cutout,
     "SolarizeAdd": lambda pixels, level, draw: solarize_add(pixels, int(level * 110)),
 }
-_TRIES = 10  # draws of a box that fits before falling back to the whole image, as torchvision and tf do
-
-
-def augment(pixels: Pixels, recipe: AugmentRecipe, seed: int, epoch: int, key: str) -> Pixels:
-    """uint8 (H, W, 3) -> uint8 (size, size, 3), contiguous, perhaps read-only or *pixels* itself."""
-    draw = generator(seed, "augment", epoch, key)
-    out = _cropped(pixels, recipe, draw)
-    if draw.random() < 0.5 and recipe.flip:
-        out = mirrored(out)
-    return randaugment(out, recipe.randaugment, draw)
-
-
-def random_box(height: int, width: int, recipe: AugmentRecipe, draw: np.random.Generator) -> Box:
-    """(left, top, right, bottom) of a part with area in [area_min, 1] and a log-uniform aspect ratio."""
-    for _ in range(_TRIES):
-        area = height * width * draw.uniform(recipe.area_min, 1.0)
-        aspect = math.exp(draw.uniform(-math.log(recipe.aspect_max), math.log(recipe.aspect_max)))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(draw.integers(0, width - w + 1)), int(draw.integers(0, height - h + 1))
-            return left, top, left + w, top + h
-    return 0, 0, width, height
-
-
-def mirrored(pixels: Pixels) -> Pixels:
-    """*pixels* (H, W, 3) with left and right exchanged, contiguous."""
-    out = np.empty_like(pixels, order="C")
-    for channel in range(3):  # a quarter of the time of copying three bytes at a time
-        out[..., channel] = pixels[:, ::-1, channel]
-    return out
-
-
-def _cropped(pixels: Pixels, recipe: AugmentRecipe, draw: np.random.Generator) -> Pixels:
-    height, width = pixels.shape[:2]
-    box = random_box(height, width, recipe, draw) if recipe.crop == "resized" else (0, 0, width, height)
-    scaled = crop_and_resize(pixels, box, recipe.size, recipe.size, recipe.filter)
-    return _shifted(scaled, recipe.padding, draw) if recipe.crop == "padded" else scaled
-
-
-def _shifted(pixels: Pixels, padding: int, draw: np.random.Generator) -> Pixels:
-    """*pixels* (S, S, 3) shifted by up to *padding* each way; what comes in from outside is black."""
-    dy, dx = (int(value) for value in draw.integers(-padding, padding + 1, size=2))
-    out = np.zeros_like(pixels)
-    size = len(pixels)
-    out[max(0, dy) : size + min(0, dy), max(0, dx) : size + min(0, dx)] = pixels[
-        max(0, -dy) : size + min(0, -dy), max(0, -dx) : size + min(0, -dx)
-    ]
-    return out

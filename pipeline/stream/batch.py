@@ -1,6 +1,6 @@
-"""One rank's part of a global batch: order, read, decode, augment, into arrays that somebody else may own. No torch.
+"""One rank's part of a global batch: order, read, decode, augment, into arrays in any memory. No torch.
 
-A damaged sample at own position p of its dataset is replaced by what stands at p + P there, the next of its slot, and
+A damaged sample at own position p of its dataset is replaced by that at p + P there, the next of its slot, and
 so on; that is fixed by the order, so every rank, process and attempt replaces it by the same. A sample whose labels the
 objective cannot use is treated alike.
 """
@@ -30,11 +30,13 @@ from pipeline.stream.mixture import Mixture
 from pipeline.stream.order import Ints, Order, batch_positions
 from pipeline.stream.recipe import LabelEncoder, StreamRecipe
 
-Found = Sample | SampleDamagedError
-_NAMES = 4096
-_OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+SampleRead = Sample | SampleDamagedError
+
 DATASET, EPOCH, SHARD, ROW, SKIPPED = range(5)  # rows of ``origins``
 NUM_ORIGINS = 5
+PAGE_BYTES = 4096  # of memory, and of the StatusPage before the slots
+_CACHED_NAMES = 4096  # of shards
+_OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class BatchArrays:
 
     In memory the channels of a pixel lie together, as the decoder gives them: torch's channels_last.
     Rows of ``origins``: number of the dataset, epoch of that dataset, number of the shard, row in its index, and how
-    many damaged samples were skipped before it. L is 0 unless a sample may have many labels, see Labelling.
+    many damaged samples were skipped before it. L is 0 unless a sample may have many labels, see LabelEncoder.
     """
 
     images: NDArray[np.uint8]
@@ -94,7 +96,7 @@ class BatchArrays:
 
 @dataclass(frozen=True)
 class Replacement:
-    """A sample that could not be given out at *position* of the global order. ``str`` tells it in one line."""
+    """A sample that could not be handed out at *position* of the global order. ``str`` describes it in one line."""
 
     position: int
     dataset: str
@@ -104,8 +106,8 @@ class Replacement:
     reason: str
 
     def __str__(self) -> str:
-        where = f"sample {self.key} at byte {self.offset}" if self.offset >= 0 else self.key
-        return f"{self.dataset}/{self.shard}: {where}: {self.reason}"
+        sample = f"sample {self.key} at byte {self.offset}" if self.offset >= 0 else self.key
+        return f"{self.dataset}/{self.shard}: {sample}: {self.reason}"
 
     @property
     def sample(self) -> tuple[str, str, str]:
@@ -128,7 +130,7 @@ def open_readers(workspace: Store, names: Iterable[str], recipe: StreamRecipe, w
                 check=recipe.check,
                 access=recipe.access,
                 cache_bytes=recipe.cache_bytes,
-                patience=RetryPolicy(recipe.patience_seconds),
+                retry=RetryPolicy(recipe.patience_seconds),
                 open_shards=min(max(64, slots * shards), _OPEN_FILES // 2),
             )
         )
@@ -152,85 +154,85 @@ def mixture_of(readers: Sequence[DatasetReader], plan: StreamPlan) -> Mixture:
 
 
 class BatchBuilder:
-    """Builds batches of *plan*, in any order. *tell* hears what is being read, for whoever finds this process dead."""
+    """Builds batches of *plan*, in any order. *on_activity* gets what is read, in case this process dies of it."""
 
     def __init__(
-        self, readers: Sequence[DatasetReader], plan: StreamPlan, tell: Callable[[str], None] = lambda _: None
+        self, readers: Sequence[DatasetReader], plan: StreamPlan, on_activity: Callable[[str], None] = lambda _: None
     ) -> None:
-        self._readers, self._plan, self._tell = tuple(readers), plan, tell
+        self._readers, self._plan, self._on_activity = tuple(readers), plan, on_activity
         self.mixture = mixture_of(readers, plan)
-        self._name = lru_cache(maxsize=_NAMES)(lambda dataset, shard: self._readers[dataset].shards[shard].name)
+        self._name = lru_cache(maxsize=_CACHED_NAMES)(lambda dataset, shard: self._readers[dataset].shards[shard].name)
 
     def build(self, step: int, into: BatchArrays) -> list[Replacement]:
-        """Fill *into* with batch *step*; what had to be replaced. Raises DamageError when too much had to be."""
+        """Fill *into* with batch *step*; the samples that had to be replaced. Raises DamageError for too many."""
         positions = self._plan.positions(step)
         located = self.mixture.locate(positions)
-        spots = [
-            _Spot(*where)
-            for where in zip(
+        cursors = [
+            _Cursor(*values)
+            for values in zip(
                 located.datasets.tolist(),
                 located.positions.tolist(),
-                located.places.epochs.tolist(),
-                located.places.shards.tolist(),
-                located.places.rows.tolist(),
+                located.refs.epochs.tolist(),
+                located.refs.shards.tolist(),
+                located.refs.rows.tolist(),
                 strict=True,
             )
         ]
         reads = [
-            reader.read_many([(spot.shard, spot.row) for spot in spots if spot.dataset == number])
+            reader.read_many([(cursor.shard, cursor.row) for cursor in cursors if cursor.dataset == number])
             for number, reader in enumerate(self._readers)
         ]
         replaced: list[Replacement] = []
-        for at, (position, spot) in enumerate(zip(positions.tolist(), spots, strict=True)):
-            sample, pixels = self._sample(position, spot, reads[spot.dataset], replaced)
-            out = augment(pixels, self._plan.recipe.augment, self._plan.seed, spot.epoch, sample.key)
+        for at, (position, cursor) in enumerate(zip(positions.tolist(), cursors, strict=True)):
+            sample, pixels = self._sample(position, cursor, reads[cursor.dataset], replaced)
+            out = augment(pixels, self._plan.recipe.augment, self._plan.seed, cursor.epoch, sample.key)
             np.copyto(into.images[at], out.transpose(2, 0, 1))
             self._plan.labelling.put(sample.labels, into.labels, into.bits, at)
-            into.origins[:, at] = spot.dataset, spot.epoch, spot.shard, spot.row, spot.skipped
+            into.origins[:, at] = cursor.dataset, cursor.epoch, cursor.shard, cursor.row, cursor.skipped
         return replaced
 
     def _sample(
-        self, position: int, spot: _Spot, reads: Iterator[Found], replaced: list[Replacement]
+        self, position: int, cursor: _Cursor, reads: Iterator[SampleRead], replaced: list[Replacement]
     ) -> tuple[Sample, Pixels]:
-        """The next of *reads*, which stands at *spot*; or the first after it that is whole: *spot* is moved there."""
+        """The next of *reads*, that at *cursor*; or the first after it that is intact: *cursor* is moved there."""
         for _ in range(self._plan.recipe.max_damaged + 1):
-            found = self._decoded(spot, reads)
-            if not isinstance(found, SampleDamagedError):
-                return found
-            name = self._readers[spot.dataset].card.name
-            replaced.append(Replacement(position, name, found.shard, found.key, found.offset, found.reason))
-            self._next_of_slot(spot)
-            reads = self._readers[spot.dataset].read_many([(spot.shard, spot.row)])
+            result = self._decoded(cursor, reads)
+            if not isinstance(result, SampleDamagedError):
+                return result
+            name = self._readers[cursor.dataset].card.name
+            replaced.append(Replacement(position, name, result.shard, result.key, result.offset, result.reason))
+            self._next_of_slot(cursor)
+            reads = self._readers[cursor.dataset].read_many([(cursor.shard, cursor.row)])
         raise DamageError(str(replaced[-1]), "mend the dataset, or allow for it with stream.max_damaged")
 
-    def _decoded(self, spot: _Spot, reads: Iterator[Found]) -> tuple[Sample, Pixels] | SampleDamagedError:
-        shard = self._name(spot.dataset, spot.shard)
-        self._tell(f"reading sample {spot.row} of {shard}")
+    def _decoded(self, cursor: _Cursor, reads: Iterator[SampleRead]) -> tuple[Sample, Pixels] | SampleDamagedError:
+        shard = self._name(cursor.dataset, cursor.shard)
+        self._on_activity(f"reading sample {cursor.row} of {shard}")
         sample = next(reads)
         if isinstance(sample, SampleDamagedError):
             return sample
         if fault := self._plan.labelling.fault(sample.labels):
-            return self._refused(spot, sample, fault)
-        self._tell(f"decoding sample {spot.row} of {shard}")
+            return self._refused(cursor, sample, fault)
+        self._on_activity(f"decoding sample {cursor.row} of {shard}")
         try:
             return sample, decode(sample.data)[0]
         except ImageRejectedError as error:  # only where the digest is not checked
-            return self._refused(spot, sample, error.reason)
+            return self._refused(cursor, sample, error.reason)
 
-    def _refused(self, spot: _Spot, sample: Sample, reason: str) -> SampleDamagedError:
-        offset = self._readers[spot.dataset].member(spot.shard, spot.row).offset
-        return SampleDamagedError(self._name(spot.dataset, spot.shard), sample.key, offset, reason)
+    def _refused(self, cursor: _Cursor, sample: Sample, reason: str) -> SampleDamagedError:
+        offset = self._readers[cursor.dataset].member(cursor.shard, cursor.row).offset
+        return SampleDamagedError(self._name(cursor.dataset, cursor.shard), sample.key, offset, reason)
 
-    def _next_of_slot(self, spot: _Spot) -> None:
-        spot.position += self.mixture.partitions
-        place = self.mixture.orders[spot.dataset].place(spot.position)
-        spot.epoch, spot.shard, spot.row = place.epoch, place.shard, place.row
-        spot.skipped += 1
+    def _next_of_slot(self, cursor: _Cursor) -> None:
+        cursor.position += self.mixture.partitions
+        ref = self.mixture.orders[cursor.dataset].ref(cursor.position)
+        cursor.epoch, cursor.shard, cursor.row = ref.epoch, ref.shard, ref.row
+        cursor.skipped += 1
 
 
 @dataclass
-class _Spot:
-    """Where a sample of a dataset stands: position in the dataset's own order, and the place that is there."""
+class _Cursor:
+    """A position in the order of one dataset, the sample there, and how many damaged ones were skipped before it."""
 
     dataset: int
     position: int
@@ -244,9 +246,6 @@ def copied(arrays: BatchArrays) -> BatchArrays:
     """The same in memory of its own."""
     own = {name: getattr(arrays, name).copy(order="K") for name in ("images", "labels", "origins", "bits")}
     return replace(arrays, **own)
-
-
-PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)

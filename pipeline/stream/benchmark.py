@@ -1,4 +1,4 @@
-"""``vitpipe stream``: how fast each stage of the stream is and what limits it; the proof of what was handed out."""
+"""``vitpipe stream bench``: how fast each stage of the stream is, what limits it, and how well it shuffles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.stream.shuffle_quality import shuffle_quality
 
 _WINDOWS = (1_000, 10_000, 100_000)  # beside the recipe's own
 _LARGEST_WINDOW = 4_000_000  # a window is judged whole, in memory
-_TAKEN = 3  # batches that stand ready, to see what handing over alone takes
+_NUM_READY = 3  # batches that are built before handing over alone is timed
 _SLOW = 0.7  # a loader that reaches less of what its stages allow is held up by something else
 _WAYS_OUT = {
     "fetch": "a nearer store helps, or a cache that holds the dataset from the second epoch on",
@@ -72,7 +72,7 @@ def bench(
         finally:
             reader.close()
     stages.append(loaders[-1].hand_over)
-    limit, told = bottleneck(stages, loaders[-1].workers, num_cores(), loaders[-1].rate)
+    limit, sentence = bottleneck(stages, loaders[-1].workers, num_cores(), loaders[-1].rate)
     stages.append(loaders[-1].wait)
     return {
         "workspace": workspace,
@@ -82,8 +82,8 @@ def bench(
         "batch_of_a_rank": plan.num_samples,
         "cores": num_cores(),
         "stages": [_plain(stage) for stage in stages],
-        "loader": [{"workers": one.workers, "samples_per_second": one.rate} for one in loaders],
-        "bottleneck": {"stage": limit, "told": told},
+        "loader": [{"workers": loader.workers, "samples_per_second": loader.rate} for loader in loaders],
+        "bottleneck": {"stage": limit, "told": sentence},
         "shuffle": _qualities(reader, recipe),
     }
 
@@ -103,17 +103,17 @@ def _stages(
     fetched: list[StageTime] = []
     shards = None
     if not (in_place or reader.is_ranged):
-        progress.say(f"fetching shards for {seconds:g} s")
+        progress.message(f"fetching shards for {seconds:g} s")
         taken, shards = time_fetching(reader, plan, seconds)
         fetched.append(taken)
-    progress.say(f"building batches stage by stage for {seconds:g} s")
+    progress.message(f"building batches stage by stage for {seconds:g} s")
     return fetched + time_building(reader, plan, seconds, shards)
 
 
 class LoaderRate(NamedTuple):
-    """What the loader did with some workers: samples per second, and handing over batches that stood ready.
+    """What the loader did with some workers: samples per second, and handing over batches that were ready.
 
-    ``wait``: how long somebody who does nothing with a batch waits for the next.
+    ``wait``: how long a consumer that does nothing with a batch waits for the next.
     """
 
     workers: int
@@ -126,9 +126,9 @@ def _load(reader: DatasetReader, plan: StreamPlan, workers: int, seconds: float,
     # Imported here: with torch, which the audit does without.
     from pipeline.stream.loader import StreamLoader  # noqa: PLC0415
 
-    progress.say(f"the loader with {workers} workers for {seconds:g} s")
+    progress.message(f"the loader with {workers} workers for {seconds:g} s")
     recipe = plan.recipe.model_copy(update={"workers": workers, "audit": False})
-    loader = StreamLoader(reader, recipe, seed=plan.seed, world=plan.world, labels="none", say=progress.say)
+    loader = StreamLoader(reader, recipe, seed=plan.seed, world=plan.world, labels="none", on_message=progress.message)
     try:
         for _ in range(max(1, workers)):  # until every process has begun
             next(loader)
@@ -138,8 +138,8 @@ def _load(reader: DatasetReader, plan: StreamPlan, workers: int, seconds: float,
             taken, passed = taken + plan.num_samples, time.perf_counter() - started
         hand_over = StageTime("hand-over", plan.num_samples, plan.num_samples)
         if workers:  # let some be built
-            time.sleep(min(_TAKEN * plan.num_samples * passed / taken, 2 * seconds))
-            hand_over.seconds = min(_seconds_of_next(loader) for _ in range(_TAKEN))
+            time.sleep(min(_NUM_READY * plan.num_samples * passed / taken, 2 * seconds))
+            hand_over.seconds = min(_seconds_of_next(loader) for _ in range(_NUM_READY))
     finally:
         loader.close()
     return LoaderRate(workers, taken / passed, hand_over, wait)
@@ -152,7 +152,7 @@ def _seconds_of_next(loader: Any) -> float:
 
 
 def bottleneck(stages: Sequence[StageTime], workers: int, cores: int, rate: float) -> tuple[str, str]:
-    """The stage that limits the stream, and one sentence that says so.
+    """The stage that limits the stream, and one sentence about it.
 
     *stages* are of one process; building is done by *workers* processes on *cores*, fetching and handing over are not
     spread. *rate* is what the loader reached, in samples per second.
@@ -166,12 +166,12 @@ def bottleneck(stages: Sequence[StageTime], workers: int, cores: int, rate: floa
     limit = min(possible, key=lambda name: possible[name])
     if limit == heaviest:
         of = f"it takes {building[limit] / total:.0%} of the {1e3 * total:.2f} ms that a process works on a sample"
-        told = f"{limit} limits the stream: {of}; {processes} processes can do {possible[limit]:.0f} samples/s"
+        sentence = f"{limit} limits the stream: {of}; {processes} processes can do {possible[limit]:.0f} samples/s"
     else:
-        told = f"{limit} limits the stream: it gives {possible[limit]:.0f} samples/s"
+        sentence = f"{limit} limits the stream: it gives {possible[limit]:.0f} samples/s"
     if rate < _SLOW * possible[limit]:
-        return limit, f"{told}; but the loader reaches {rate:.0f}, so something else on this machine takes its time"
-    return limit, f"{told}; {_WAYS_OUT[limit]}"
+        return limit, f"{sentence}; but the loader reaches {rate:.0f}, so something else on this machine takes its time"
+    return limit, f"{sentence}; {_WAYS_OUT[limit]}"
 
 
 def _plain(stage: StageTime) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""A shard as an open file. A local workspace is read in place; from a bucket a shard is fetched once for the node.
+"""ShardCache: a shard as an open file. A folder is read in place; from a bucket a shard is fetched once for the node.
 
 One folder serves all ranks, loader processes and runs of a user. Files are named by their digest, so two datasets can
 share it without cross talk; they are compared with it while they arrive, piece by piece, and put in place by rename.
 For a reader that compares each sample by digest as it reads it, hashing on arrival would do the work twice: what such a
-reader fetches is named ``.unverified``, and hashed only when somebody wants the whole verified.
+reader fetches is named ``.unverified``, and hashed only when the shard is to be verified as a whole.
 One process at a time fetches a shard, the others wait. What is handed out is a descriptor, which stays readable when
 the file is evicted. What happens to a file later, on the disk, is for the check of each sample to find.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.errors import DamageError
-from pipeline.base.retry import TELL_SECONDS, Retry, RetryPolicy, read_object
+from pipeline.base.retry import MESSAGE_SECONDS, Retry, RetryPolicy, read_object
 from pipeline.base.store.local import file_errors
 from pipeline.base.store.protocol import Store
 from pipeline.records.dataset import ShardEntry
@@ -31,7 +31,7 @@ from pipeline.stream.disk_lru import CacheError, DiskLru, NoRoomError
 
 DEFAULT_LIMIT_BYTES = 20_000_000_000
 _POLL_SECONDS = 0.02  # how often it is looked whether another process has fetched the shard
-_DEAD_SECONDS = 6 * TELL_SECONDS  # a fetcher that shows no life so long is stopped: its lock is taken away
+_DEAD_SECONDS = 6 * MESSAGE_SECONDS  # a fetcher that shows no life so long is stopped: its lock is taken away
 
 
 def default_folder() -> Path:
@@ -40,7 +40,7 @@ def default_folder() -> Path:
 
 
 class ArrivedDamagedError(DamageError):
-    """What the store gives is not what the card names, also when it is asked again."""
+    """The store gives other bytes than the card names, also at the second request."""
 
 
 class ObjectMissingError(DamageError):
@@ -59,38 +59,38 @@ class ShardCache:
         store: Store,
         folder: Path | None = None,
         limit_bytes: int = DEFAULT_LIMIT_BYTES,
-        patience: RetryPolicy | None = None,
+        retry: RetryPolicy | None = None,
         verifies: bool = True,
     ) -> None:
         self.folder, self.limit_bytes, self._verifies = folder or default_folder(), limit_bytes, verifies
-        self.patience = (patience or RetryPolicy()).without(CacheError)
-        self._store, self._room = store, DiskLru(self.folder, limit_bytes)
+        self.retry = retry or RetryPolicy()
+        self._store, self._disk = store, DiskLru(self.folder, limit_bytes)
 
-    def with_patience(self, patience: RetryPolicy) -> ShardCache:
-        """The same folder, with other *patience*."""
-        return ShardCache(self._store, self.folder, self.limit_bytes, patience, self._verifies)
+    def with_policy(self, retry: RetryPolicy) -> ShardCache:
+        """The same folder, under another policy."""
+        return ShardCache(self._store, self.folder, self.limit_bytes, retry, self._verifies)
 
     def verifying(self) -> ShardCache:
         """The same folder, for whole shards that were compared with their digests."""
-        return ShardCache(self._store, self.folder, self.limit_bytes, self.patience)
+        return ShardCache(self._store, self.folder, self.limit_bytes, self.retry)
 
     def open(self, key: str, entry: ShardEntry) -> int:
         """A descriptor of the shard at *key*, for reading; the caller closes it.
 
         Raises ObjectMissingError, ArrivedDamagedError when its bytes are not the card's, StoreAccessError or
-        FailedError when patience with the store ends, NoRoomError when the disk is full.
+        FailedError when the store has not answered for as long as the policy allows, NoRoomError when the disk is full.
         """
-        watch: Retry | None = None
+        waiting: Retry | None = None
         while (descriptor := self.open_unless_fetched(key, entry)) is None:
-            watch = watch or self.patience.watch(f"{self._store.uri}/{key}, which another process fetches")
-            watch.pause(_POLL_SECONDS)
+            waiting = waiting or self.retry.start(f"{self._store.uri}/{key}, which another process fetches")
+            waiting.pause(_POLL_SECONDS)
         return descriptor
 
     def open_unless_fetched(self, key: str, entry: ShardEntry) -> int | None:
         """The same, but None while another process fetches the shard."""
         in_place = self._store.local_path(key)
         if in_place is not None:
-            with _missing_told(key), file_errors(self._store.uri, absent=key):
+            with _missing_as_error(key), file_errors(self._store.uri, absent=key):
                 return os.open(in_place, os.O_RDONLY)
         file = self._file(key, entry.sha256)
         with file_errors(f"cache {self.folder}"):
@@ -100,23 +100,23 @@ class ShardCache:
                 return None
 
     def read_index(self, key: str, sha256: str) -> bytes:
-        """The whole index at *key*, compared. Raises as ``open`` does."""
+        """The index at *key*, compared with its digest. Raises as ``open`` does."""
         in_place = self._store.local_path(key) is not None
         file = self._file(key, sha256)
         if not in_place:
-            self._room.prepare(file.parent)
+            self._disk.prepare(file.parent)
             with suppress(FileNotFoundError), file_errors(f"cache {self.folder}"):
                 data = file.read_bytes()
                 if sha256_hex(data) == sha256:
                     os.utime(file)
                     return data
         for _ in range(1 if in_place else 2):
-            with _missing_told(key):
-                data = read_object(self._store, key, self.patience)
+            with _missing_as_error(key):
+                data = read_object(self._store, key, self.retry)
             if sha256_hex(data) == sha256:
-                if not in_place:  # one that finds no room is not kept
+                if not in_place:  # one for which there is no room is not stored
                     with suppress(FileNotFoundError, NoRoomError), file_errors(f"cache {self.folder}"):
-                        self._keep(file, data)
+                        self._store_file(file, data)
                 return data
         raise ArrivedDamagedError(f"{key} is damaged", "run vitpipe verify")
 
@@ -137,7 +137,7 @@ class ShardCache:
         return self.folder / sha256[:2] / f"{sha256}{Path(key).suffix}"
 
     def _open_or_fetch(self, key: str, entry: ShardEntry, file: Path) -> int | None:
-        self._room.prepare(file.parent)
+        self._disk.prepare(file.parent)
         descriptor = self._open_cached(file, entry)
         if descriptor is not None:
             return descriptor
@@ -155,25 +155,25 @@ class ShardCache:
             descriptor = _open_whole(_unverified(file), entry.num_bytes)
         return descriptor
 
-    def _keep(self, file: Path, data: bytes) -> None:
-        part, descriptor = self._room.new_part(file.parent, len(data))
+    def _store_file(self, file: Path, data: bytes) -> None:
+        part, descriptor = self._disk.new_part(file.parent, len(data))
         try:
-            self._room.write(descriptor, data, 0)
+            self._disk.write(descriptor, data, 0)
             os.rename(part, file)
         finally:
             part.unlink(missing_ok=True)
             os.close(descriptor)
 
     def _fetch(self, key: str, entry: ShardEntry, file: Path, alive: Callable[[], None]) -> int:
-        part, descriptor = self._room.new_part(file.parent, entry.num_bytes)
+        part, descriptor = self._disk.new_part(file.parent, entry.num_bytes)
         try:
             for _ in range(2):
                 if self._fill(descriptor, key, entry, alive):
                     os.rename(part, file if self._verifies else _unverified(file))
                     fcntl.flock(descriptor, fcntl.LOCK_SH)
                     return descriptor
-            where = f"{self._store.uri}/{key}"
-            raise ArrivedDamagedError(f"{where}: its bytes are not those that the card names", "run vitpipe verify")
+            uri = f"{self._store.uri}/{key}"
+            raise ArrivedDamagedError(f"{uri}: its bytes are not those that the card names", "run vitpipe verify")
         except BaseException:
             os.close(descriptor)
             raise
@@ -182,14 +182,14 @@ class ShardCache:
 
     def _fill(self, descriptor: int, key: str, entry: ShardEntry, alive: Callable[[], None]) -> bool:
         """Write the shard's bytes; False when they are not the card's."""
-        watch = self.patience.watch(f"{self._store.uri}/{key}", alive)
+        retry = self.retry.start(f"{self._store.uri}/{key}", alive, permanent=(CacheError,))
         sha256 = entry.sha256 if self._verifies else None
-        pour = Download(self._store, key, self._room, descriptor, (entry.num_bytes, sha256), watch.arrived)
+        download = Download(self._store, key, self._disk, descriptor, (entry.num_bytes, sha256), retry.note_progress)
         try:
-            with _missing_told(key):
-                return watch.do(pour.go_on)
+            with _missing_as_error(key):
+                return retry.call(download.go_on)
         finally:
-            pour.end()
+            download.end()
 
 
 class Download:
@@ -199,12 +199,12 @@ class Download:
         self,
         store: Store,
         key: str,
-        room: DiskLru,
+        disk: DiskLru,
         descriptor: int,
         expected: tuple[int, str | None],  # size in bytes, sha256 where that is to be compared
-        arrived: Callable[[], None],
+        on_piece: Callable[[], None],
     ) -> None:
-        self._store, self._key, self._room, self._arrived = store, key, room, arrived
+        self._store, self._key, self._disk, self._on_piece = store, key, disk, on_piece
         self._descriptor, (self._num_bytes, self._sha256) = os.dup(descriptor), expected
         self._digest, self._written = hashlib.sha256(), 0
         self._is_running, self._is_over, self._guard = False, False, threading.Lock()
@@ -233,9 +233,9 @@ class Download:
                 return False
             if self._sha256:
                 self._digest.update(piece)
-            self._room.write(self._descriptor, piece, self._written)
+            self._disk.write(self._descriptor, piece, self._written)
             self._written += len(piece)
-            self._arrived()
+            self._on_piece()
         return self._written == self._num_bytes and self._sha256 in (None, self._digest.hexdigest())
 
     def _close(self) -> None:
@@ -247,8 +247,8 @@ class Download:
 
 
 @contextmanager
-def _missing_told(key: str) -> Iterator[None]:
-    """Tells an object that is missing from a folder of the cache that is."""
+def _missing_as_error(key: str) -> Iterator[None]:
+    """A FileNotFoundError of the store as an ObjectMissingError: of the cache's folder it means something else."""
     try:
         yield
     except FileNotFoundError:
@@ -291,16 +291,16 @@ def _open_whole(file: Path, num_bytes: int) -> int | None:
 def _only_fetcher(lock: Path) -> Iterator[Callable[[], None] | None]:
     """A function to call as a sign of life while fetching; None when another process fetches, or just has."""
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-    is_ours = False
+    is_owner = False
     try:
         with suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = _is_at(descriptor, lock)  # else the one before us has removed it: begin again
-        if not is_ours and time.time() - os.fstat(descriptor).st_mtime > _DEAD_SECONDS and _is_at(descriptor, lock):
+            is_owner = _is_at(descriptor, lock)  # else the one before us has removed it: begin again
+        if not is_owner and time.time() - os.fstat(descriptor).st_mtime > _DEAD_SECONDS and _is_at(descriptor, lock):
             lock.unlink(missing_ok=True)  # should its holder wake up, what it puts in place is the same
-        yield partial(os.utime, descriptor) if is_ours else None
+        yield partial(os.utime, descriptor) if is_owner else None
     finally:
-        if is_ours and _is_at(descriptor, lock):
+        if is_owner and _is_at(descriptor, lock):
             lock.unlink(missing_ok=True)
         os.close(descriptor)
 

@@ -3,7 +3,7 @@
 What a check promises:
 
 - ``digest``: the bytes of the sample are those that were sharded.
-- ``header``: the member that the index names stands there: its whole tar header is the expected one, and as many
+- ``header``: the member that the index names is there: its whole tar header is the expected one, and as many
   bytes follow as it says. A byte that was changed inside an image is not seen; when the decoder sees it, it says so.
 """
 
@@ -43,7 +43,7 @@ Check = Literal["digest", "header"]
 Access = Literal["cached", "ranged"]
 _INDEX_BYTES = 256_000_000  # of 3 million samples
 _OPEN_SHARDS = 64
-_REQUESTS = 16  # samples that are asked for at a time when they are read by range
+_REQUESTS = 16  # samples that are requested at a time when they are read by range
 _MEND = "run vitpipe verify"
 
 
@@ -64,8 +64,8 @@ class SampleDamagedError(DamageError):
 
     def __init__(self, shard: str, key: str, offset: int, reason: str) -> None:
         self.shard, self.key, self.offset, self.reason = shard, key, offset, reason
-        where = f"{shard}: sample {key} at byte {offset}" if offset >= 0 else f"{shard}: {key}"
-        super().__init__(f"{where}: {reason}", _MEND)
+        sample = f"{shard}: sample {key} at byte {offset}" if offset >= 0 else f"{shard}: {key}"
+        super().__init__(f"{sample}: {reason}", _MEND)
 
     def __reduce__(self) -> tuple[type[SampleDamagedError], tuple[str, str, int, str]]:
         return type(self), (self.shard, self.key, self.offset, self.reason)
@@ -74,8 +74,8 @@ class SampleDamagedError(DamageError):
 class DatasetReader:
     """Reads samples of dataset *name* in *workspace*. Can be pickled; opens files where it is used. For one thread.
 
-    *access*: ``cached`` fetches whole shards of a bucket into *cache*, ``ranged`` asks for each sample. *open_shards*:
-    as many as are read in turn, or shards are opened again and again. *patience* is for a store that goes away while
+    *access*: ``cached`` fetches whole shards of a bucket into *cache*, ``ranged`` requests each sample. *open_shards*:
+    as many as are read in turn, or shards are opened again and again. *retry* is for a store that goes away while
     samples are read; one that is away at the start is an error at once.
     """
 
@@ -88,7 +88,7 @@ class DatasetReader:
         access: Access = "cached",
         cache: Path | None = None,
         cache_bytes: int = DEFAULT_LIMIT_BYTES,
-        patience: RetryPolicy | None = None,
+        retry: RetryPolicy | None = None,
         open_shards: int = _OPEN_SHARDS,
         index_bytes: int = _INDEX_BYTES,
     ) -> None:
@@ -96,23 +96,23 @@ class DatasetReader:
         self._workspace, self._prefix = workspace, dataset_prefix(name)
         self._is_ranged = access == "ranged" and workspace.local_path(self._prefix) is None
         self._has_digest = check == "digest"
-        self.patience = patience or RetryPolicy()
-        self._cache = ShardCache(workspace, cache, cache_bytes, self.patience, verifies=not self._has_digest)
+        self.retry = retry or RetryPolicy()
+        self._cache = ShardCache(workspace, cache, cache_bytes, self.retry, verifies=not self._has_digest)
         self._limits = open_shards, index_bytes
         self.shards = self._read_shards()
         self._begin_empty()
 
     def _read_shards(self) -> ShardTable:
-        where = f"{self._prefix}/{SHARDS_TABLE}"
+        key = f"{self._prefix}/{SHARDS_TABLE}"
         try:
-            data = self._workspace.read(where)
+            data = self._workspace.read(key)
         except FileNotFoundError:
-            raise DamageError(f"{where} is missing", _MEND) from None
+            raise DamageError(f"{key} is missing", _MEND) from None
         if sha256_hex(data) != self.card.tables.get(SHARDS_TABLE):
-            raise DamageError(f"{where} is damaged", _MEND)
+            raise DamageError(f"{key} is damaged", _MEND)
         shards = ShardTable(read_parquet(data))
         if dataset_digest(shards.digests) != self.card.digest:
-            raise DamageError(f"{where} is not the table of the dataset's card", _MEND)
+            raise DamageError(f"{key} is not the table of the dataset's card", _MEND)
         return shards
 
     def _begin_empty(self) -> None:
@@ -122,8 +122,8 @@ class DatasetReader:
         self._pieced: set[int] = set()  # shards that are damaged in the bucket: what is left of them is read by range
 
     def __getstate__(self) -> dict[str, Any]:
-        made_here = ("_files", "_indexes", "_lost", "_pieced")
-        return {name: value for name, value in self.__dict__.items() if name not in made_here}
+        local = ("_files", "_indexes", "_lost", "_pieced")
+        return {name: value for name, value in self.__dict__.items() if name not in local}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -134,7 +134,7 @@ class DatasetReader:
         return self._index(shard).keys()
 
     def member(self, shard: int, row: int) -> SampleEntry:
-        """Where a sample stands in its tar, by the index. Raises DamageError."""
+        """Where a sample is in its tar, by the index. Raises DamageError."""
         return self._index(shard).member(row)
 
     def read(self, shard: int, row: int) -> Sample:
@@ -144,17 +144,17 @@ class DatasetReader:
         """
         return self._read(shard, row, None)
 
-    def read_many(self, places: Iterable[tuple[int, int]]) -> Iterator[Sample | SampleDamagedError]:
-        """The samples at (shard, row), in their order; by range, several are asked for at a time."""
-        remaining = iter(places)
-        begun = [(shard, row, self._begin(shard, row)) for shard, row in islice(remaining, _REQUESTS)]
-        while begun:
-            shard, row, first = begun.pop(0)
+    def read_many(self, locations: Iterable[tuple[int, int]]) -> Iterator[Sample | SampleDamagedError]:
+        """The samples at (shard, row), in their order; by range, several are requested at a time."""
+        remaining = iter(locations)
+        pending = [(shard, row, self._begin(shard, row)) for shard, row in islice(remaining, _REQUESTS)]
+        while pending:
+            shard, row, first = pending.pop(0)
             try:
                 sample: Sample | SampleDamagedError = self._read(shard, row, first)
             except SampleDamagedError as error:
                 sample = error
-            begun += [(shard, row, self._begin(shard, row)) for shard, row in islice(remaining, 1)]
+            pending += [(shard, row, self._begin(shard, row)) for shard, row in islice(remaining, 1)]
             yield sample
 
     def damaged(self, shard: int, row: int, reason: str) -> SampleDamagedError:
@@ -173,9 +173,9 @@ class DatasetReader:
         """True when samples are read by range: no shard is fetched."""
         return self._is_ranged
 
-    def cache_with(self, patience: RetryPolicy) -> ShardCache:
-        """The cache of this reader for a thread of its own, with other *patience*."""
-        return self._cache.with_patience(patience)
+    def cache_with(self, retry: RetryPolicy) -> ShardCache:
+        """The cache of this reader for a thread of its own, under another policy."""
+        return self._cache.with_policy(retry)
 
     def bring(self, shard: int, cache: ShardCache) -> int | None:
         """Have *cache* hold shard and index; a descriptor that keeps the shard there, None while another process
@@ -184,7 +184,7 @@ class DatasetReader:
         entry = self.shards[shard]
         descriptor = cache.open_unless_fetched(self._key(entry), entry)
         if descriptor is not None:
-            with suppress(DamageError):  # told when a sample is read
+            with suppress(DamageError):  # reported when a sample is read
                 cache.read_index(self._index_key(entry), entry.index_sha256)
             if self._workspace.local_path(self._prefix) is not None:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
@@ -194,7 +194,7 @@ class DatasetReader:
         try:
             member = self._index(shard).member(row)
         except DamageError as error:
-            raise SampleDamagedError(self.shards[shard].name, f"row {row}", -1, error.what) from None
+            raise SampleDamagedError(self.shards[shard].name, f"row {row}", -1, error.message) from None
         fault = ""
         for request in (first, None):
             if shard in self._lost:
@@ -214,18 +214,18 @@ class DatasetReader:
         raise SampleDamagedError(self.shards[shard].name, member.key, member.offset, self._lost.get(shard, fault))
 
     def _bytes(self, shard: int, member: SampleEntry, first: Future[bytes] | None) -> tuple[bytes, bytes]:
-        """What stands at the place of the header, and of the data."""
+        """The bytes where the header should be, and those where the data should be."""
         descriptor = None if self._is_pieced(shard) else self._open(shard)
         if descriptor is None:
             request = self._request(shard, member)
-            watch = self.patience.watch(f"{self._workspace.uri}/{self._key(self.shards[shard])}")
-            block = watch.do(request, first)
+            transfer = self.retry.start(f"{self._workspace.uri}/{self._key(self.shards[shard])}")
+            block = transfer.call(request, first)
             return block[:HEADER_BYTES], block[HEADER_BYTES:]
         header = os.pread(descriptor, HEADER_BYTES, member.offset - HEADER_BYTES)
         return header, os.pread(descriptor, member.num_bytes, member.offset)  # two calls copy less than one and a slice
 
     def _begin(self, shard: int, row: int) -> Future[bytes] | None:
-        """Ask for a sample that is read by range; what goes wrong here comes again, and is told, when it is read."""
+        """Request a sample that is read by range; what goes wrong here comes again, and is raised, when it is read."""
         if self._is_pieced(shard) and shard not in self._lost:
             with suppress(DamageError):
                 return in_background(self._request(shard, self._index(shard).member(row)))
@@ -296,10 +296,10 @@ class DatasetReader:
         try:
             index = self._read_index(self.shards[shard])
         except DamageError as error:
-            self._lost[shard] = error.what
+            self._lost[shard] = error.message
             raise
         self._indexes[shard] = index
-        while len(self._indexes) > 1 and sum(item.num_bytes for item in self._indexes.values()) > self._limits[1]:
+        while len(self._indexes) > 1 and sum(cached.num_bytes for cached in self._indexes.values()) > self._limits[1]:
             self._indexes.popitem(last=False)
         return index
 
@@ -308,7 +308,7 @@ class DatasetReader:
         if not self._is_ranged:
             return parse_index(self._cache.read_index(key, entry.index_sha256), entry, key)
         try:
-            data = read_object(self._workspace, key, self.patience)  # nothing goes to the disk
+            data = read_object(self._workspace, key, self.retry)  # nothing goes to the disk
         except FileNotFoundError:
             raise DamageError(f"{key} is missing", _MEND) from None
         if sha256_hex(data) != entry.index_sha256:

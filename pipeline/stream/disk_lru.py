@@ -1,12 +1,12 @@
-"""The folder of a cache: whose it is, how much is in it, and who has to go when something comes.
+"""DiskLru: the folder of the cache: its owner, its size, and which files are evicted when others come.
 
 ::
 
-    <folder>/                       0700 and ours
-        lock                        flock: who makes room
-        ab/<sha256>.tar             a whole file, verified; who reads it holds a shared flock
+    <folder>/                       0700, of this user
+        lock                        flock: held while room is made
+        ab/<sha256>.tar             a whole file, verified; its readers hold a shared flock
         ab/<sha256>.unverified      a whole file, of which only the size was compared
-        ab/<sha256>.lock            flock: who fetches it; touched as a sign of life
+        ab/<sha256>.lock            flock: held by its fetcher, who touches it as a sign of life
         ab/.part-<random>           on its way in, of its final size; flocked by its fetcher, else a leftover
 """
 
@@ -116,7 +116,7 @@ class DiskLru:
         """Bytes of whole files and of parts; leftovers are swept."""
         total = 0
         for path, status in self._files():
-            if not (_is_passing(path) and _remove_unless_locked(path)):
+            if not (_is_transient(path) and _remove_unless_locked(path)):
                 total += status.st_size
         return total
 
@@ -129,8 +129,8 @@ class DiskLru:
             return False
         left = excess
         for force in (False,) if spare_used else (False, True):
-            whole = [(status.st_mtime_ns, path, status.st_size) for path, status in self._files()]
-            for _, path, num_bytes in sorted(item for item in whole if not _is_passing(item[1])):
+            files = [(status.st_mtime_ns, path, status.st_size) for path, status in self._files()]
+            for _, path, num_bytes in sorted(file for file in files if not _is_transient(file[1])):
                 if left > 0 and _remove_unless_locked(path, force):
                     left -= num_bytes
         return left < excess
@@ -159,13 +159,13 @@ def _write(descriptor: int, data: bytes, at: int) -> None:
         view, at = view[written:], at + written
 
 
-def _is_passing(path: Path) -> bool:
+def _is_transient(path: Path) -> bool:
     """A part or a lock: no file of the cache."""
     return path.name.startswith(PART) or path.suffix == ".lock"
 
 
 def _remove_unless_locked(path: Path, force: bool = False) -> bool:
-    """True when it was removed: nobody held it, or it had to go by *force*."""
+    """True when it was removed: it was not locked, or that did not count (*force*)."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:

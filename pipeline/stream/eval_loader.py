@@ -1,5 +1,5 @@
-"""Every sample once, in the order of the shards: what evaluation reads. Fixed batches with a mask, the same number of
-them on every rank; what fills the last ones up is masked.
+"""Every sample once, in the order of the shards, for evaluation. Fixed batches with a mask, the same number of them on
+every rank; what fills the last ones up is masked.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pipeline.images.decode import ImageRejectedError, decode
 from pipeline.images.transforms import EvaluationTransform, Pixels
 from pipeline.stream.dataset import DatasetReader, Sample, SampleDamagedError
 
-_ALONE = World()
+_ONE_RANK = World()
 _MOST_THREADS = 8  # that decode for one network
-_NICE = 10
+_NICENESS = 10  # of those threads
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class EvaluationBatch:
 
 
 def padded_batches(
-    reader: DatasetReader, transform: EvaluationTransform, batch_size: int, world: World = _ALONE
+    reader: DatasetReader, transform: EvaluationTransform, batch_size: int, world: World = _ONE_RANK
 ) -> Iterator[EvaluationBatch]:
     """Batches of *batch_size* (of this rank) over the whole dataset, as many on every rank of *world*.
 
@@ -54,7 +54,7 @@ def padded_batches(
     total = int(reader.shards.sizes.sum())
     for start in range(0, total, batch_size * world.size):
         first = start + world.rank * batch_size
-        yield _batch(reader, transform, batch_size, _places(reader, first, min(first + batch_size, total)))
+        yield _batch(reader, transform, batch_size, _locations(reader, first, min(first + batch_size, total)))
 
 
 def evaluation_batches(
@@ -86,7 +86,7 @@ def prefetch_spans(
 
     def read(span: tuple[int, int]) -> EvaluationBatch:
         own, (start, stop) = readers.own(), span
-        return _batch(own, transform, stop - start, _places(own, start, stop))
+        return _batch(own, transform, stop - start, _locations(own, start, stop))
 
     pool = ThreadPoolExecutor(threads, "decode", initializer=_yield_to_the_network)
     try:
@@ -103,7 +103,7 @@ def prefetch_spans(
 def _yield_to_the_network() -> None:
     """This thread decodes on what the forward pass leaves of the cores: that one waits where decoding falls behind."""
     with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 class _Readers:
@@ -111,23 +111,23 @@ class _Readers:
 
     def __init__(self, reader: DatasetReader) -> None:
         self._reader = reader
-        self._local, self._made = threading.local(), deque[DatasetReader]()
+        self._local, self._copies = threading.local(), deque[DatasetReader]()
 
     def own(self) -> DatasetReader:
         """That of this thread."""
         if not hasattr(self._local, "reader"):
             self._local.reader = copy.deepcopy(self._reader)
-            self._made.append(self._local.reader)
+            self._copies.append(self._local.reader)
         reader: DatasetReader = self._local.reader
         return reader
 
     def close(self) -> None:
         """Close all. No thread uses them any more."""
-        for reader in self._made:
+        for reader in self._copies:
             reader.close()
 
 
-def _places(reader: DatasetReader, start: int, stop: int) -> list[tuple[int, int]]:
+def _locations(reader: DatasetReader, start: int, stop: int) -> list[tuple[int, int]]:
     """(shard, row) of the samples from number *start* to before *stop*, in the order of the shards."""
     sizes = reader.shards.sizes
     ends = np.cumsum(sizes)
@@ -138,25 +138,25 @@ def _places(reader: DatasetReader, start: int, stop: int) -> list[tuple[int, int
 
 
 def _batch(
-    reader: DatasetReader, transform: EvaluationTransform, batch_size: int, places: list[tuple[int, int]]
+    reader: DatasetReader, transform: EvaluationTransform, batch_size: int, locations: list[tuple[int, int]]
 ) -> EvaluationBatch:
     images = np.zeros((batch_size, 3, transform.size, transform.size), np.uint8)
     labels = np.full(batch_size, -1, np.int64)
     keys = [""] * batch_size
     label_lists: list[tuple[int, ...]] = [()] * batch_size
-    for at, sample in enumerate(reader.read_many(places)):
+    for at, sample in enumerate(reader.read_many(locations)):
         if isinstance(sample, SampleDamagedError):
             raise sample
-        np.copyto(images[at], transform.apply(_decoded(reader, places[at], sample)).transpose(2, 0, 1))
+        np.copyto(images[at], transform.apply(_decoded(reader, locations[at], sample)).transpose(2, 0, 1))
         keys[at], label_lists[at] = sample.key, sample.labels
         if sample.labels:
             labels[at] = sample.labels[0]
-    valid = torch.arange(batch_size) < len(places)
+    valid = torch.arange(batch_size) < len(locations)
     return EvaluationBatch(keys, torch.from_numpy(images), torch.from_numpy(labels), valid, label_lists)
 
 
-def _decoded(reader: DatasetReader, place: tuple[int, int], sample: Sample) -> Pixels:
+def _decoded(reader: DatasetReader, location: tuple[int, int], sample: Sample) -> Pixels:
     try:
         return decode(sample.data)[0]
     except ImageRejectedError as error:  # of a dataset whose images were not all decoded when it was made
-        raise reader.damaged(*place, error.reason) from None
+        raise reader.damaged(*location, error.reason) from None

@@ -19,12 +19,12 @@ from pipeline.records.corpus import KEY_DIGITS
 from pipeline.records.dataset import HEADER_BYTES, SHARDS_SCHEMA, ShardEntry
 
 _DIGEST_BYTES = 32
-_KEPT_ENTRIES = 4096
+_CACHED_ENTRIES = 4096
 _COLUMNS = ["key", "labels", "image_offset", "image_bytes", "sha256", "format"]
 
 
 class SampleEntry(NamedTuple):
-    """Where a sample stands in its tar, and what it should be. ``sha256`` is the digest's 32 bytes."""
+    """Where a sample is in its tar, and what it should be. ``sha256`` is the digest's 32 bytes."""
 
     key: str
     format: str
@@ -41,12 +41,12 @@ class ShardIndex:
         self,
         keys: bytes,
         digests: bytes,
-        places: tuple[NDArray[np.int64], NDArray[np.int64]],
+        extents: tuple[NDArray[np.int64], NDArray[np.int64]],
         formats: tuple[tuple[str, ...], bytes],
         labels: tuple[NDArray[np.int64], NDArray[np.int32]],
     ) -> None:
         self._keys, self._digests = keys, digests
-        self._offsets, self._sizes = places
+        self._offsets, self._sizes = extents
         self._formats, self._format_codes = formats
         self._label_starts, self._labels = labels
 
@@ -82,16 +82,16 @@ class ShardIndex:
         return [self.key(row) for row in range(len(self))]
 
 
-def parse_index(data: bytes, entry: ShardEntry, where: str) -> ShardIndex:
-    """The index in the parquet bytes *data*, whose digest was compared. Raises DamageError naming *where*."""
+def parse_index(data: bytes, entry: ShardEntry, key: str) -> ShardIndex:
+    """The index in the parquet bytes *data*, whose digest was compared. Raises DamageError naming *key*."""
     try:
         table = pq.read_table(pa.BufferReader(data), columns=_COLUMNS, read_dictionary=["format"], use_threads=False)
         table = table.combine_chunks()
         index = _from_table(table)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise DamageError(f"{where} cannot be read: {type(error).__name__}", "run vitpipe verify") from None
+        raise DamageError(f"{key} cannot be read: {type(error).__name__}", "run vitpipe verify") from None
     if len(index) != entry.num_samples or not _fits(table, entry):
-        raise DamageError(f"{where} is not the index of {entry.name}", "run vitpipe verify")
+        raise DamageError(f"{key} is not the index of {entry.name}", "run vitpipe verify")
     return index
 
 
@@ -106,14 +106,14 @@ def _from_table(table: pa.Table) -> ShardIndex:
     return ShardIndex(
         keys=_joined(table["key"], KEY_DIGITS * rows, KEY_DIGITS),
         digests=bytes.fromhex(_joined(table["sha256"], 2 * _DIGEST_BYTES * rows, 2 * _DIGEST_BYTES).decode("ascii")),
-        places=(_numbers(table["image_offset"]), _numbers(table["image_bytes"])),
+        extents=(_numbers(table["image_offset"]), _numbers(table["image_bytes"])),
         formats=(tuple(formats.dictionary.to_pylist()), formats.indices.cast(pa.uint8()).to_numpy().tobytes()),
         labels=(starts - starts[0], labels.flatten().to_numpy().copy()),
     )
 
 
 def _fits(table: pa.Table, entry: ShardEntry) -> bool:
-    """True when every sample stands inside the shard."""
+    """True when every sample lies inside the shard."""
     if not table.num_rows:
         return True
     offsets, sizes = _numbers(table["image_offset"]), _numbers(table["image_bytes"])
@@ -142,11 +142,11 @@ def _joined(column: pa.ChunkedArray, num_bytes: int, width: int) -> bytes:
 
 
 class ShardTable(Sequence[ShardEntry]):
-    """The shards of a dataset in the order of its card: entries are made when they are asked for."""
+    """The shards of a dataset in the order of its card: entries are made on demand."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table.cast(SHARDS_SCHEMA).combine_chunks()
-        self._made: dict[int, ShardEntry] = {}  # those in use are asked for again and again
+        self._cached: dict[int, ShardEntry] = {}  # those in use are read again and again
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -158,19 +158,19 @@ class ShardTable(Sequence[ShardEntry]):
     def __getitem__(self, at: slice) -> list[ShardEntry]: ...
 
     def __getitem__(self, at: int | slice) -> ShardEntry | list[ShardEntry]:
-        if not isinstance(at, slice) and (made := self._made.get(at)) is not None:
-            return made
+        if not isinstance(at, slice) and (cached := self._cached.get(at)) is not None:
+            return cached
         if isinstance(at, slice):
             return [self[number] for number in range(*at.indices(len(self)))]
         if not -len(self) <= at < len(self):
             raise IndexError(at)
-        if len(self._made) >= _KEPT_ENTRIES:
-            self._made.clear()
+        if len(self._cached) >= _CACHED_ENTRIES:
+            self._cached.clear()
         row = {name: self._table[name][at % len(self)].as_py() for name in SHARDS_SCHEMA.names}
-        return self._made.setdefault(at, ShardEntry(**row))
+        return self._cached.setdefault(at, ShardEntry(**row))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_table": self._table, "_made": {}}
+        return {"_table": self._table, "_cached": {}}
 
     def __iter__(self) -> Iterator[ShardEntry]:
         for batch in self._table.to_batches(max_chunksize=1024):
@@ -185,5 +185,5 @@ class ShardTable(Sequence[ShardEntry]):
     @property
     def digests(self) -> list[str]:
         """The sha256 of each shard."""
-        found: list[str] = self._table["sha256"].to_pylist()
-        return found
+        digests: list[str] = self._table["sha256"].to_pylist()
+        return digests

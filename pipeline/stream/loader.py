@@ -1,4 +1,4 @@
-"""The batches of one rank. The state is one integer, the stream position; resuming costs what starting costs.
+"""StreamLoader: the batches of one rank. Its state is one integer, the position; resuming costs what starting costs.
 
 Any number of loader processes gives the same stream, and so does any allowed number of ranks: global batch t holds the
 same samples, with the same pixels. Plugs into any training loop::
@@ -21,7 +21,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.base.digests import differing_fields
 from pipeline.base.errors import DamageError, InputError, MismatchError, RefusedError
-from pipeline.base.retry import TELL_SECONDS
+from pipeline.base.retry import MESSAGE_SECONDS
 from pipeline.base.world import World
 from pipeline.stream.audit import AuditLog
 from pipeline.stream.batch import BatchArrays, BatchBuilder, Replacement, SlotLayout, StreamPlan, mixture_of
@@ -36,7 +36,7 @@ from pipeline.stream.recipe import LabelEncoder, LabelMode, StreamRecipe
 
 _log = logging.getLogger(__name__)
 
-_AHEAD_SHARDS = 64
+_PREFETCHED_SHARDS = 64  # at most
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ class Batch:
 
 
 class StreamLoader(IterableDataset[Batch]):
-    """An endless iterator over a rank's batches with a position that can be stored and given back.
+    """An endless iterator over a rank's batches with a position that can be stored and restored.
 
     *readers* are one dataset, or those of a mixture with *weights*. *labels*: ``one`` class of each sample, int64 (B,);
     ``many``, float32 (B, K) with 1 for each class of the sample; ``none``, int64 -1. A sample whose labels do not fit
     is replaced like a damaged one. K is *num_classes*; 0: as many as the first dataset has.
 
-    *say* hears what the user should know: a store that is waited for, a loader process that was replaced. *audit* logs
-    what is handed out.
+    *on_message* gets what the user should know: a store that is waited for, a loader process that was replaced. *audit*
+    logs what is handed out.
     """
 
     def __init__(  # noqa: PLR0913 - each of them is part of what a stream is
@@ -85,7 +85,7 @@ class StreamLoader(IterableDataset[Batch]):
         weights: Sequence[float] | None = None,
         labels: LabelMode = "one",
         num_classes: int = 0,
-        say: Callable[[str], None] = _log.warning,
+        on_message: Callable[[str], None] = _log.warning,
         audit: AuditLog | None = None,
     ) -> None:
         check_world(world.size, recipe.partitions, recipe.batch_size)
@@ -95,9 +95,9 @@ class StreamLoader(IterableDataset[Batch]):
         if labels != "none" and not labelling.num_classes:
             raise InputError(f"dataset {self._readers[0].card.name} has no classes", "name an objective without labels")
         self._plan = StreamPlan(recipe, seed, world, self._weights, labelling)
-        self._say, self._audit = say, audit
+        self._on_message, self._audit = on_message, audit
         self.position = position
-        self._source: _InProcess | _InPool | None = None
+        self._source: _InlineSource | _PoolSource | None = None
         self._damaged: set[tuple[str, str, str]] = set()  # a sample that is met again in the next epoch is still one
 
     def __iter__(self) -> Self:
@@ -140,8 +140,8 @@ class StreamLoader(IterableDataset[Batch]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a stored position. Raises MismatchError for a position of another stream, naming what differs."""
-        ours = self._identity()
-        differing = differing_fields(ours, {name: value for name, value in state.items() if name != "position"})
+        own = self._identity()
+        differing = differing_fields(own, {name: value for name, value in state.items() if name != "position"})
         if differing or "position" not in state:
             raise MismatchError(f"the stored stream position is of another stream: {'; '.join(differing)}")
         self.close()
@@ -160,19 +160,19 @@ class StreamLoader(IterableDataset[Batch]):
             "mixup": recipe.mixup,
         }
 
-    def _start(self, step: int) -> _InProcess | _InPool:
+    def _start(self, step: int) -> _InlineSource | _PoolSource:
         if self._plan.recipe.workers:
-            return _InPool(self._readers, self._plan, step, self._say)
-        return _InProcess(self._readers, self._plan, step, self._say)
+            return _PoolSource(self._readers, self._plan, step, self._on_message)
+        return _InlineSource(self._readers, self._plan, step, self._on_message)
 
     def _count(self, replaced: list[Replacement]) -> None:
-        for one in replaced:
-            if one.sample in self._damaged:
+        for replacement in replaced:
+            if replacement.sample in self._damaged:
                 continue
-            self._damaged.add(one.sample)
+            self._damaged.add(replacement.sample)
             if len(self._damaged) > self._plan.recipe.max_damaged:
-                raise DamageError(f"{len(self._damaged)} damaged samples: {one}", "run vitpipe verify")
-            self._say(f"position {one.position}: {one}; the next of its slot takes its place")
+                raise DamageError(f"{len(self._damaged)} damaged samples: {replacement}", "run vitpipe verify")
+            self._on_message(f"position {replacement.position}: {replacement}; the next of its slot takes its place")
 
     def _batch(self, step: int, built: BuiltBatch) -> Batch:
         plan, arrays = self._plan, built.arrays
@@ -193,70 +193,76 @@ class StreamLoader(IterableDataset[Batch]):
         )
 
 
-class _Ahead:
-    """Read-ahead for a rank: the shards of its next windows, as many as half its share of the node's cache holds."""
+class _NodePrefetcher:
+    """Prefetches for a rank the shards of its next windows, as many as half its share of the node's cache holds."""
 
     def __init__(self, readers: tuple[DatasetReader, ...], plan: StreamPlan, step: int) -> None:
         self._batch_size = plan.recipe.batch_size
         share = plan.recipe.cache_bytes // (2 * plan.world.local_size)
         slots = slots_of(plan.recipe.partitions, plan.world)
-        self._threads = Prefetcher(
-            readers, mixture_of(readers, plan), slots, step * self._batch_size, shards=_AHEAD_SHARDS, share_bytes=share
+        self._prefetcher = Prefetcher(
+            readers,
+            mixture_of(readers, plan),
+            slots,
+            step * self._batch_size,
+            shards=_PREFETCHED_SHARDS,
+            share_bytes=share,
         )
 
     def take(self, step: int) -> None:
-        self._threads.advance(step * self._batch_size)
+        self._prefetcher.advance(step * self._batch_size)
 
     def close(self) -> None:
-        self._threads.close()
+        self._prefetcher.close()
 
 
-class _InProcess:
-    """Batches built here, when they are asked for."""
+class _InlineSource:
+    """Batches built in this process, on demand."""
 
     def __init__(
-        self, readers: tuple[DatasetReader, ...], plan: StreamPlan, step: int, say: Callable[[str], None]
+        self, readers: tuple[DatasetReader, ...], plan: StreamPlan, step: int, on_message: Callable[[str], None]
     ) -> None:
         for reader in readers:
-            reader.patience.tell = say
+            reader.retry.on_message = on_message
         self._plan, self._builder = plan, BatchBuilder(readers, plan)
-        self._ahead = _Ahead(readers, plan, step)
+        self._prefetcher = _NodePrefetcher(readers, plan, step)
 
     @property
     def pids(self) -> list[int]:
         return []
 
     def take(self, step: int) -> BuiltBatch:
-        self._ahead.take(step)
+        self._prefetcher.take(step)
         plan = self._plan
         arrays = BatchArrays.empty(plan.num_samples, plan.recipe.augment.size, plan.labelling.num_bytes)
         return BuiltBatch(arrays, self._builder.build(step, arrays))
 
     def close(self) -> None:
-        self._ahead.close()
+        self._prefetcher.close()
 
 
-class _InPool:
+class _PoolSource:
     """Batches built by loader processes."""
 
     def __init__(
-        self, readers: tuple[DatasetReader, ...], plan: StreamPlan, step: int, say: Callable[[str], None]
+        self, readers: tuple[DatasetReader, ...], plan: StreamPlan, step: int, on_message: Callable[[str], None]
     ) -> None:
         recipe = plan.recipe
         layout = SlotLayout(recipe.ahead, plan.num_samples, recipe.augment.size, plan.labelling.num_bytes)
-        stuck_seconds = max(recipe.stall_seconds, 2 * TELL_SECONDS)  # who waits for a store says so that often
+        # a process that waits for a store shows life every MESSAGE_SECONDS
+        stuck_seconds = max(recipe.stall_seconds, 2 * MESSAGE_SECONDS)
         settings = WorkerSettings(readers, plan, layout, stuck_seconds)
-        self._pool = LoaderPool(settings, first_step=step, num_workers=recipe.workers, say=say)
-        self._ahead = _Ahead(readers, plan, step)
+        self._pool = LoaderPool(settings, first_step=step, num_workers=recipe.workers, on_message=on_message)
+        self._prefetcher = _NodePrefetcher(readers, plan, step)
 
     @property
     def pids(self) -> list[int]:
         return self._pool.pids
 
     def take(self, step: int) -> BuiltBatch:
-        self._ahead.take(step)
+        self._prefetcher.take(step)
         return self._pool.take(step)
 
     def close(self) -> None:
         self._pool.close()
-        self._ahead.close()
+        self._prefetcher.close()

@@ -1,27 +1,25 @@
-"""What a rank and its loader processes say to each other: requests of sixteen bytes, answers in frames.
+"""What a rank and its loader processes send each other: requests of sixteen bytes, answers in frames; and the settings.
 
 Answers are pickled: a loader process runs the rank's own code on the rank's own data, as its threads would.
 """
 
 from __future__ import annotations
 
-import os
 import pickle
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.base.errors import VitpipeError
+from pipeline.base.shared_memory import SharedMemory
 from pipeline.stream.batch import Replacement, SlotLayout, StreamPlan
 from pipeline.stream.dataset import DatasetReader
 
 REQUEST = struct.Struct("<QQ")  # step, slot of the shared memory
-_LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
 class BatchDone:
-    """Batch *step* stands in its slot."""
+    """Batch *step* is in its slot."""
 
     step: int
     replaced: list[Replacement]
@@ -45,28 +43,22 @@ class LogLine:
 Message = BatchDone | BatchFailed | LogLine
 
 
-def pack_word(word: Message) -> bytes:
-    """One frame."""
-    body = pickle.dumps(word)
-    return _LENGTH.pack(len(body)) + body
+def pack_message(message: Message) -> bytes:
+    """The body of a frame."""
+    return pickle.dumps(message)
 
 
-def unpack_messages(received: bytearray) -> Iterator[Message]:
-    """Take the frames that are complete out of *received*."""
-    while len(received) >= _LENGTH.size:
-        end = _LENGTH.size + _LENGTH.unpack_from(received)[0]
-        if end > len(received):
-            return
-        word: Message = pickle.loads(received[_LENGTH.size : end])  # noqa: S301 - see the module
-        del received[:end]
-        yield word
+def unpack_message(body: memoryview) -> Message:
+    """Of ``pack_message``."""
+    message: Message = pickle.loads(body)  # noqa: S301 - see the module
+    return message
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What every loader process of a rank is told when it starts.
+    """The settings of every loader process of a rank.
 
-    *stuck_seconds*: how long one sample may take, without a word that a store is waited for.
+    *stuck_seconds*: how long one sample may take, without a message that a store is waited for.
     """
 
     readers: tuple[DatasetReader, ...]
@@ -76,14 +68,26 @@ class WorkerSettings:
 
 
 class SharedSettings:
-    """What loader processes are told, in memory that each of them reads: it may be larger than a socket holds."""
+    """Settings in memory that each loader process reads: they may be larger than a socket holds. Raises OSError."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self.settings = settings
-        self.descriptor = os.memfd_create("vitpipe-loader-settings")
-        with os.fdopen(self.descriptor, "wb", closefd=False) as file:
-            file.write(pickle.dumps(settings))
+        data = pickle.dumps(settings)
+        self._memory = SharedMemory("vitpipe-loader-settings", len(data))
+        self._memory.buffer[:] = data
+
+    @property
+    def descriptor(self) -> int:
+        """Of the memory."""
+        return self._memory.descriptor
 
     def close(self) -> None:
         """Give the memory back."""
-        os.close(self.descriptor)
+        self._memory.close()
+
+
+def read_settings(descriptor: int) -> WorkerSettings:
+    """The settings of this loader process, from the *descriptor* that it has inherited."""
+    with SharedMemory.attach(descriptor) as data:
+        settings: WorkerSettings = pickle.loads(data)  # noqa: S301 - from the rank that started this process
+    return settings

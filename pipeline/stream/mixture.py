@@ -1,4 +1,4 @@
-"""Several datasets in one order, with exact weights. One dataset is the mixture of one.
+"""Mixture: several datasets in one order, with exact weights. One dataset is the mixture of one.
 
 The order is cut into rows of P positions, one for each slot. A cycle of as many rows as the weights add up to gives
 each dataset as many rows as its weight says, spread evenly: after any number of rows no dataset is as much as one row
@@ -20,16 +20,16 @@ from pipeline.base.digests import fingerprint
 from pipeline.base.errors import RecipeError
 from pipeline.stream.order import Ints, Order, SampleRefs
 
-_MAX_CYCLE = 10_000
+_MAX_CYCLE = 10_000  # rows
 
 
 @dataclass(frozen=True)
 class MixtureRefs:
-    """Where positions point: number of the dataset, position in its own order, and the places there. Each (n,)."""
+    """Where positions point: number of the dataset, position in its own order, and the sample there. Each (n,)."""
 
     datasets: Ints
     positions: Ints
-    places: SampleRefs
+    refs: SampleRefs
 
 
 class Mixture:
@@ -47,13 +47,13 @@ class Mixture:
         self._shares: Ints = np.asarray(shares, dtype=np.int64)
 
     def locate(self, positions: Ints) -> MixtureRefs:
-        """What stands at *positions* (n,)."""
+        """The samples at *positions* (n,)."""
         datasets, own = self.own_positions(positions)
         epochs, shards, rows = (np.empty_like(own) for _ in range(3))
         for number in np.unique(datasets).tolist():
-            here = datasets == number
-            places = self.orders[number].places(own[here])
-            epochs[here], shards[here], rows[here] = places.epochs, places.shards, places.rows
+            selected = datasets == number
+            refs = self.orders[number].refs(own[selected])
+            epochs[selected], shards[selected], rows[selected] = refs.epochs, refs.shards, refs.rows
         return MixtureRefs(datasets, own, SampleRefs(epochs, shards, rows))
 
     def own_positions(self, positions: Ints) -> tuple[Ints, Ints]:
@@ -88,11 +88,11 @@ class Mixture:
 
 
 def mixture_digest(digests: Sequence[str], weights: Sequence[float] = ()) -> str:
-    """What names a mixture of the datasets of these *digests*; of one dataset, its own digest."""
+    """The digest of a mixture of the datasets of these *digests*; of one dataset, its own digest."""
     if len(digests) == 1:
         return digests[0]
-    whole = whole_weights(weights or [1.0] * len(digests))
-    return fingerprint([list(pair) for pair in zip(digests, whole, strict=True)])
+    shares = whole_weights(weights or [1.0] * len(digests))
+    return fingerprint([list(pair) for pair in zip(digests, shares, strict=True)])
 
 
 def whole_weights(weights: Sequence[float]) -> list[int]:
@@ -101,12 +101,12 @@ def whole_weights(weights: Sequence[float]) -> list[int]:
         raise RecipeError([f"weights of a mixture must be positive numbers, not {list(weights)}"])
     exact = [Fraction(str(weight)) for weight in weights]
     scale = math.lcm(*(weight.denominator for weight in exact))
-    whole = [int(weight * scale) for weight in exact]
-    shared = math.gcd(*whole)
-    whole = [weight // shared for weight in whole]
-    if sum(whole) > _MAX_CYCLE:
-        raise RecipeError([f"the weights {list(weights)} need a cycle of {sum(whole)} rows; round them"])
-    return whole
+    scaled = [int(weight * scale) for weight in exact]
+    divisor = math.gcd(*scaled)
+    shares = [weight // divisor for weight in scaled]
+    if sum(shares) > _MAX_CYCLE:
+        raise RecipeError([f"the weights {list(weights)} need a cycle of {sum(shares)} rows; round them"])
+    return shares
 
 
 def _spread(shares: list[int]) -> Ints:
@@ -117,14 +117,14 @@ def _spread(shares: list[int]) -> Ints:
     the one that is furthest behind, leaves small weights behind by more than a row from four datasets on.
     """
     total, unit = sum(shares), max(1, 2 * len(shares) - 2)
-    given, pattern = [0] * len(shares), []
+    counts, pattern = [0] * len(shares), []
     for row in range(1, total + 1):
         due = [
-            (-(-(unit * had + unit - 1) * total // (unit * share)), number)
-            for number, (had, share) in enumerate(zip(given, shares, strict=True))
-            if unit * (share * row - total * had) >= total
+            (-(-(unit * count + unit - 1) * total // (unit * share)), number)
+            for number, (count, share) in enumerate(zip(counts, shares, strict=True))
+            if unit * (share * row - total * count) >= total
         ]
         chosen = min(due)[1]
-        given[chosen] += 1
+        counts[chosen] += 1
         pattern.append(chosen)
     return np.asarray(pattern, dtype=np.int64)

@@ -30,16 +30,16 @@ from pipeline.stream.order import slots_of
 Result = TypeVar("Result")
 
 STAGES = ("fetch", "order", "read", "decode", "augment", "collate")
-_AT_ONCE = 32  # samples that are between two stages
-_FETCHERS = 2  # as many as ReadAhead has
-_LOOK = 10_000  # windows ahead that are looked at for shards to fetch
-_KEPT = 2_048  # samples that are built again and again when only some shards were fetched
-Spot = tuple[int, int, int]  # epoch, shard, row
+_GROUP_SIZE = 32  # samples that are between two stages
+_FETCHERS = 2  # as many threads as Prefetcher has
+_MAX_WINDOWS = 10_000  # ahead, that are examined for shards to fetch
+_MAX_REPEATED = 2_048  # samples that are built again and again when only some shards were fetched
+SampleId = tuple[int, int, int]  # epoch, shard, row
 
 
 @dataclass
 class StageTime:
-    """What one stage did. ``num_bytes``: of samples as stored, or of shards for ``fetch``."""
+    """The work of one stage. ``num_bytes``: of samples as stored, or of shards for ``fetch``."""
 
     stage: str
     samples: float = 0
@@ -86,72 +86,74 @@ def time_fetching(reader: DatasetReader, plan: StreamPlan, seconds: float) -> tu
     started = time.perf_counter()
 
     def fetch() -> list[int]:
-        brought = []
+        fetched = []
         for shard in shards:  # one generator for all threads, which `next` on a list iterator allows
             descriptor = reader.bring(shard, cache)
             if descriptor is not None:
                 os.close(descriptor)
-                brought.append(shard)
+                fetched.append(shard)
             if time.perf_counter() - started > seconds:
                 break
-        return brought
+        return fetched
 
     with ThreadPoolExecutor(_FETCHERS) as pool:
-        brought = [shard for part in [pool.submit(fetch) for _ in range(_FETCHERS)] for shard in part.result()]
+        fetched = [shard for part in [pool.submit(fetch) for _ in range(_FETCHERS)] for shard in part.result()]
     taken = StageTime("fetch", seconds=time.perf_counter() - started)
-    taken.samples = int(reader.shards.sizes[brought].sum())
-    taken.num_bytes = sum(reader.shards[shard].num_bytes for shard in brought)
-    return taken, frozenset(brought)
+    taken.samples = int(reader.shards.sizes[fetched].sum())
+    taken.num_bytes = sum(reader.shards[shard].num_bytes for shard in fetched)
+    return taken, frozenset(fetched)
 
 
 def _first_shards(mixture: Mixture, plan: StreamPlan) -> Iterator[int]:
     slots = slots_of(plan.recipe.partitions, plan.world)
-    needs = islice(mixture.shards_ahead(0, slots), _LOOK)
+    needs = islice(mixture.shards_ahead(0, slots), _MAX_WINDOWS)
     return iter(list(dict.fromkeys(shard for _, shard in needs)))
 
 
 def time_building(
     reader: DatasetReader, plan: StreamPlan, seconds: float, shards: frozenset[int] | None = None
 ) -> list[StageTime]:
-    """Build batches of *plan* for about *seconds*; of *shards* only, when they are given.
+    """Build batches of *plan* for about *seconds*; of *shards* only, unless None.
 
     Raises DamageError at a sample that is damaged.
     """
-    watch = StageTimer()
-    arrays = BatchArrays.empty(_AT_ONCE, plan.recipe.augment.size)
-    spots = _spots(mixture_of([reader], plan), plan, watch)
+    timer = StageTimer()
+    arrays = BatchArrays.empty(_GROUP_SIZE, plan.recipe.augment.size)
+    sample_ids = _sample_ids(mixture_of([reader], plan), plan, timer)
     if shards is not None:
-        spots = cycle(_those_of(shards, spots, plan))
-    groups = iter(lambda: list(islice(spots, _AT_ONCE)), [])
+        sample_ids = cycle(_limited_to(shards, sample_ids, plan))
+    groups = iter(lambda: list(islice(sample_ids, _GROUP_SIZE)), [])
     _build(reader, plan, StageTimer(), next(groups), arrays)  # opens the first shard, and warms the libraries up
     started = time.perf_counter()
     for group in groups:
-        _build(reader, plan, watch, group, arrays)
+        _build(reader, plan, timer, group, arrays)
         if time.perf_counter() - started > seconds:
             break
-    return [watch.times[stage] for stage in STAGES if stage in watch.times]
+    return [timer.times[stage] for stage in STAGES if stage in timer.times]
 
 
-def _spots(mixture: Mixture, plan: StreamPlan, watch: StageTimer) -> Iterator[Spot]:
-    """Places in stream order, endlessly."""
+def _sample_ids(mixture: Mixture, plan: StreamPlan, timer: StageTimer) -> Iterator[SampleId]:
+    """Samples in stream order, endlessly."""
     for step in count():
         positions = plan.positions(step)
-        places = watch.measure("order", len(positions), partial(mixture.locate, positions)).places
-        yield from zip(places.epochs.tolist(), places.shards.tolist(), places.rows.tolist(), strict=True)
+        refs = timer.measure("order", len(positions), partial(mixture.locate, positions)).refs
+        yield from zip(refs.epochs.tolist(), refs.shards.tolist(), refs.rows.tolist(), strict=True)
 
 
-def _those_of(shards: frozenset[int], spots: Iterator[Spot], plan: StreamPlan) -> list[Spot]:
-    """The first of *spots* that are of *shards*. A shard that is needed first stands in the first windows."""
+def _limited_to(shards: frozenset[int], sample_ids: Iterator[SampleId], plan: StreamPlan) -> list[SampleId]:
+    """The first of *sample_ids* that are of *shards*. A shard that is needed first is in the first windows."""
     slots = len(slots_of(plan.recipe.partitions, plan.world))
-    first_windows = islice(spots, 2 * slots * plan.recipe.window + plan.num_samples)
-    return list(islice((spot for spot in first_windows if spot[1] in shards), _KEPT))
+    first_windows = islice(sample_ids, 2 * slots * plan.recipe.window + plan.num_samples)
+    return list(islice((sample_id for sample_id in first_windows if sample_id[1] in shards), _MAX_REPEATED))
 
 
-def _build(reader: DatasetReader, plan: StreamPlan, watch: StageTimer, group: list[Spot], into: BatchArrays) -> None:
+def _build(
+    reader: DatasetReader, plan: StreamPlan, timer: StageTimer, group: list[SampleId], into: BatchArrays
+) -> None:
     num, recipe = len(group), plan.recipe.augment
-    samples = watch.measure("read", num, lambda: _read(reader, group))
-    watch.add("read", 0, 0.0, sum(len(sample.data) for sample in samples))
-    decoded = watch.measure("decode", num, lambda: list(map(partial(_decode, reader), group, samples)))
+    samples = timer.measure("read", num, lambda: _read(reader, group))
+    timer.add("read", 0, 0.0, sum(len(sample.data) for sample in samples))
+    decoded = timer.measure("decode", num, lambda: list(map(partial(_decode, reader), group, samples)))
 
     def augmented() -> list[Pixels]:
         return [
@@ -159,27 +161,27 @@ def _build(reader: DatasetReader, plan: StreamPlan, watch: StageTimer, group: li
             for pixels, (epoch, _, _), sample in zip(decoded, group, samples, strict=True)
         ]
 
-    views = watch.measure("augment", num, augmented)
+    views = timer.measure("augment", num, augmented)
 
     def collate() -> None:
         for at, (view, sample) in enumerate(zip(views, samples, strict=True)):
             np.copyto(into.images[at], view.transpose(2, 0, 1))
             into.labels[at] = sample.labels[0] if sample.labels else -1
 
-    watch.measure("collate", num, collate)
+    timer.measure("collate", num, collate)
 
 
-def _read(reader: DatasetReader, group: list[Spot]) -> list[Sample]:
+def _read(reader: DatasetReader, group: list[SampleId]) -> list[Sample]:
     samples = []
-    for found in reader.read_many([(shard, row) for _, shard, row in group]):
-        if isinstance(found, DamageError):
-            raise found
-        samples.append(found)
+    for sample in reader.read_many([(shard, row) for _, shard, row in group]):
+        if isinstance(sample, DamageError):
+            raise sample
+        samples.append(sample)
     return samples
 
 
-def _decode(reader: DatasetReader, spot: Spot, sample: Sample) -> Pixels:
+def _decode(reader: DatasetReader, sample_id: SampleId, sample: Sample) -> Pixels:
     try:
         return decode(sample.data)[0]
     except ImageRejectedError as error:
-        raise reader.damaged(spot[1], spot[2], error.reason) from None
+        raise reader.damaged(sample_id[1], sample_id[2], error.reason) from None

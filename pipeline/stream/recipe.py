@@ -1,4 +1,9 @@
-"""What fixes the order and the pixels of the training stream."""
+"""StreamRecipe and AugmentRecipe: what fixes the order and the pixels of the training stream. LabelEncoder: what a
+batch holds of each sample's labels, and which samples have labels that it cannot hold. No torch.
+
+Several labels are a bit for each class until they reach the rank: a slot of the shared memory has a fixed size, and
+the float32 matrix that a loss takes would be 32 times as large.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.base.config import Config
+from pipeline.base.config import Config, PerAttempt
 from pipeline.base.units import parse_bytes
 
 LabelMode = Literal["one", "many", "none"]
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,6 @@ class LabelEncoder:
     def multi_hot(self, bits: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(B, num_bytes) -> float32 (B, num_classes), 1 where the sample has the class."""
         return np.unpackbits(bits, axis=1, count=self.num_classes, bitorder="little").astype(np.float32)
-
-
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 
 
 class RandAugmentRecipe(Config):
@@ -94,17 +97,29 @@ class StreamRecipe(Config):
     window: int = Field(10_000, gt=0, description="samples of the shuffle window inside a partition")
     augment: AugmentRecipe = AugmentRecipe()
     mixup: float = Field(0.0, ge=0, description="a of Beta(a, a), drawn once a step; partners are of the same slot")
-    check: Literal["digest", "header"] = Field("digest", description="what is compared at each read of a sample")
-    max_damaged: int = Field(0, ge=0, description="damaged samples that are replaced by the next of their slot")
-    workers: int = Field(0, ge=0, description="loader processes of each rank; 0: in the rank itself")
-    ahead: int = Field(2, gt=0, description="batches that each loader process prepares ahead")
-    access: Literal["cached", "ranged"] = Field(
+    check: PerAttempt[Literal["digest", "header"]] = Field(
+        "digest", description="what is compared at each read of a sample"
+    )
+    max_damaged: PerAttempt[int] = Field(
+        0, ge=0, description="damaged samples that are replaced by the next of their slot"
+    )
+    workers: PerAttempt[int] = Field(0, ge=0, description="loader processes of each rank; 0: in the rank itself")
+    ahead: PerAttempt[int] = Field(2, gt=0, description="batches that each loader process prepares ahead")
+    access: PerAttempt[Literal["cached", "ranged"]] = Field(
         "cached", description="fetch whole shards into this node's cache, or each sample by range; folders: in place"
     )
-    cache_bytes: Bytes = Field(20_000_000_000, description="of this node's cache, shared by its ranks and runs")
-    patience_seconds: float = Field(600.0, ge=0, description="how long a store that does not answer is waited for")
-    stall_seconds: float = Field(30.0, gt=0, description="a loader process that shows no life so long is replaced")
-    audit: bool = Field(False, description="log every sample that is handed out, for 'vitpipe stream audit'")
+    cache_bytes: PerAttempt[Bytes] = Field(
+        20_000_000_000, description="of this node's cache, shared by its ranks and runs"
+    )
+    patience_seconds: PerAttempt[float] = Field(
+        600.0, ge=0, description="how long a store that does not answer is waited for"
+    )
+    stall_seconds: PerAttempt[float] = Field(
+        30.0, gt=0, description="a loader process that shows no life so long is replaced"
+    )
+    audit: PerAttempt[bool] = Field(
+        False, description="log every sample that is handed out, for 'vitpipe stream audit'"
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

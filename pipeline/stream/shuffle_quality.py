@@ -1,6 +1,6 @@
 """How well an order shuffles, for a layout without data: against a permutation of all samples.
 
-Two questions. How far apart do samples end up that stand close together in the source: in consecutive rows of a shard,
+Two questions. How far apart do samples end up that are close together in the source: in consecutive rows of a shard,
 or anywhere in one shard? And how evenly does a global batch draw from the shards? A window smaller than a partition
 keeps them closer than a full permutation would; what that buys is that few shards are read at a time. Shards that
 ``vitpipe shard`` wrote hold samples drawn from all of the corpus, so there the source itself is shuffled, and what is
@@ -17,9 +17,9 @@ import numpy as np
 from pipeline.base.seeds import generator
 from pipeline.stream.order import Ints, Order
 
-_MOST = 2_000_000  # positions of an epoch that are looked at
+_MAX_POSITIONS = 2_000_000  # of an epoch, that are measured
 _STRETCHES = 8  # when they are not all: so many runs of whole windows, each of one partition
-_BATCHES = 32
+_BATCHES = 32  # that are drawn for the counts of shards
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ def shuffle_quality(
     sizes: Ints = np.asarray(shard_sizes, dtype=np.int64)
     order = Order(sizes.tolist(), "", seed=seed, partitions=partitions, window=window)
     positions = _positions(order, epoch, seed)
-    places = order.places(positions)
-    source = (np.cumsum(sizes) - sizes)[places.shards] + places.rows
+    refs = order.refs(positions)
+    source = (np.cumsum(sizes) - sizes)[refs.shards] + refs.rows
     by_source = np.argsort(source, kind="stable")
     apart = np.abs(np.diff(positions[by_source]))
-    neighbours = (np.diff(source[by_source]) == 1) & (np.diff(places.shards[by_source]) == 0)
+    neighbours = (np.diff(source[by_source]) == 1) & (np.diff(refs.shards[by_source]) == 0)
     distances = apart[neighbours]
     batches = _batches(order, batch_size, epoch, seed)
     total = order.num_samples
@@ -59,7 +59,7 @@ def shuffle_quality(
         window=window,
         neighbour_distance=_ratio(distances.mean() if len(distances) else 0.0, _expected(total)),
         close_neighbours=_ratio(near, _close(total, batch_size)),
-        shard_distance=_ratio(_within_shards(positions, places.shards), _expected(total)),
+        shard_distance=_ratio(_within_shards(positions, refs.shards), _expected(total)),
         shards_of_a_batch=float(np.mean([len(counts) for counts in batches])),
         shards_by_chance=float((1 - (1 - sizes / total) ** batch_size).sum()),
         largest_share=float(np.mean([counts.max() / counts.sum() for counts in batches])),
@@ -79,23 +79,23 @@ def _close(total: int, distance: int) -> float:
     return (distance - 1) * (2 * total - distance) / (total * (total - 1))
 
 
-def _ratio(found: float, expected: float) -> float:
-    return float(found / expected) if expected else 1.0
+def _ratio(measured: float, expected: float) -> float:
+    return float(measured / expected) if expected else 1.0
 
 
 def _positions(order: Order, epoch: int, seed: int) -> Ints:
     """Positions of whole windows of *epoch*: all, or some stretches."""
     start, total, slots = epoch * order.num_samples, order.num_samples, order.partitions
-    if total <= _MOST:
+    if total <= _MAX_POSITIONS:
         return start + np.arange(total, dtype=np.int64)
     draw = generator(seed, "quality")
     partitions = draw.choice(slots, size=min(slots, _STRETCHES), replace=False)
-    wanted = max(1, _MOST // len(partitions) // order.window) * order.window
+    length = max(1, _MAX_POSITIONS // len(partitions) // order.window) * order.window
     parts = []
     for partition in partitions.tolist():
         first, last = (int(bound) for bound in order.partition_bounds(np.asarray(partition)))
-        begin = int(draw.integers(0, max(0, last - first - wanted) // order.window + 1)) * order.window
-        items = np.arange(begin, min(begin + wanted, last - first), dtype=np.int64)
+        begin = int(draw.integers(0, max(0, last - first - length) // order.window + 1)) * order.window
+        items = np.arange(begin, min(begin + length, last - first), dtype=np.int64)
         parts.append(start + items * slots + partition)
     return np.concatenate(parts)
 
@@ -119,11 +119,11 @@ def _batches(order: Order, batch_size: int, epoch: int, seed: int) -> list[Ints]
     """How many samples each shard gives to each of some global batches that lie inside *epoch*."""
     size = min(batch_size, order.num_samples)
     starts = generator(seed, "batches").integers(0, order.num_samples - size + 1, size=_BATCHES)
-    found = []
+    counts = []
     for start in starts.tolist():
-        places = order.places(epoch * order.num_samples + start + np.arange(size, dtype=np.int64))
-        found.append(np.unique(places.shards, return_counts=True)[1])
-    return found
+        refs = order.refs(epoch * order.num_samples + start + np.arange(size, dtype=np.int64))
+        counts.append(np.unique(refs.shards, return_counts=True)[1])
+    return counts
 
 
 def _open_shards(order: Order, epoch: int, seed: int) -> int:

@@ -1,4 +1,16 @@
-"""DeepSpeed's configuration, whole and explicit: its defaults (clipping 1.0, for one) are not relied on."""
+"""What DeepSpeed is configured with, and the memory that the model states of a rank take, before anything is started.
+
+The configuration is complete and explicit: DeepSpeed's defaults (clipping 1.0, for one) are not relied on.
+
+ZeRO (arXiv 1910.02054, section 3) counts 2 + 2 + 12 bytes of a parameter for mixed precision with Adam: weights,
+gradients, and float32 weights with two moments, each divided by the ranks from its stage on. What DeepSpeed 0.19 keeps
+through this engine differs, as was counted in its tensors on two ranks:
+
+* float32 at stages 1 to 3 has its weights twice: those of the forward pass, and the partition that is updated;
+* at stages 1 and 2 gradients are partitioned alike; the update adds a float32 copy of the rank's part;
+* stage 3 keeps its gradients' partition and a bucket between updates;
+* micro-batches in bfloat16 are summed in float32 from stage 1 on, at stage 1 in one piece.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +18,9 @@ from typing import Any
 
 from pipeline.base.errors import RecipeError
 from pipeline.train.recipe import EngineRecipe, OptimizerRecipe, accumulation
+
+_FLOAT32 = 4  # bytes
+_BYTES = {"fp32": _FLOAT32, "bf16": 2, "fp16": 2}  # of a weight of the forward pass
 
 
 def check_engine(recipe: EngineRecipe) -> None:
@@ -58,7 +73,7 @@ def _zero(recipe: EngineRecipe, num_parameters: int) -> dict[str, Any]:
     zero: dict[str, Any] = {
         "stage": recipe.zero_stage,
         "overlap_comm": recipe.overlap_comm,
-        "reduce_bucket_size": min(recipe.reduce_bucket_size, max(1, num_parameters)),  # it is allocated whole
+        "reduce_bucket_size": min(recipe.reduce_bucket_size, max(1, num_parameters)),  # allocated in full
         "allgather_bucket_size": recipe.allgather_bucket_size,
     }
     if recipe.zero_stage == 3:
@@ -70,10 +85,6 @@ def _zero(recipe: EngineRecipe, num_parameters: int) -> dict[str, Any]:
         path = {"nvme_path": recipe.nvme_path} if recipe.nvme_path else {}
         zero["offload_param"] = {"device": recipe.offload_parameters, **pinned, **path}
     return zero
-
-
-_FLOAT32 = 4
-_BYTES = {"fp32": _FLOAT32, "bf16": 2, "fp16": 2}
 
 
 def model_state_bytes(
@@ -96,15 +107,15 @@ def model_state_bytes(
     has_masters = stage > 0 or half != _FLOAT32
     split = world_size if stage else 1  # what ZeRO partitions from stage 1 on
     part = num_parameters / split
-    kept, passing = _gradients(num_parameters, engine, split, sums_in_float32=sums)
-    found = {
+    buffers, gradients = _gradients(num_parameters, engine, split, sums_in_float32=sums)
+    sizes = {
         "weights": half * num_parameters / (world_size if stage == 3 else 1),
         "optimizer": _FLOAT32 * (moments + has_masters) * part,
         "ema": _FLOAT32 * num_parameters / world_size if optimizer.ema else 0,
-        "buffers": kept,
-        "gradients": passing,
+        "buffers": buffers,
+        "gradients": gradients,
     }
-    return {name: round(count) for name, count in found.items()}
+    return {name: round(count) for name, count in sizes.items()}
 
 
 def _gradients(num_parameters: int, engine: EngineRecipe, split: int, *, sums_in_float32: bool) -> tuple[float, float]:

@@ -1,12 +1,8 @@
-"""What all ranks agree on at each step, at the price of a message that nobody waits for.
-
-Each rank gives a few numbers at the end of a step and learns, at the end of the next, the largest that any rank gave:
-by then every rank has been here, so the answer is there. So all ranks decide alike, one step late.
-"""
+"""torch.distributed: process groups beside training, objects and numbers exchanged, full tensors gathered."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from math import prod
 from typing import Any
@@ -20,8 +16,12 @@ from pipeline.base.world import Collective, SingleProcess, World
 from pipeline.checkpoints.state import Fragment
 from pipeline.train.train_state import Shapes
 
-_BESIDES = timedelta(days=7)  # a rank that dies is known by its connection, one that hangs by the heartbeat
+_MARGIN = timedelta(
+    days=7
+)  # beyond the patience: a rank that dies is known by its connection, one that hangs by the heartbeat
 _LONGEST = timedelta(days=365)  # a clock that counts nanoseconds cannot add much more
+
+_Span = tuple[str, int, int, int]  # of a parameter: its name, start, stop, and the rank that has these elements
 
 
 def new_group(patience_seconds: float) -> dist.ProcessGroup | None:
@@ -33,7 +33,7 @@ def new_group(patience_seconds: float) -> dist.ProcessGroup | None:
     if not dist.is_initialized():
         return None
     patience = timedelta(seconds=min(patience_seconds, _LONGEST.total_seconds()))
-    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=min(patience + _BESIDES, _LONGEST))
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=min(patience + _MARGIN, _LONGEST))
     return group
 
 
@@ -62,22 +62,24 @@ def current_collective() -> Collective:
 
 
 class AsyncAllReduce:
-    """Exchanges *count* numbers. Every rank makes it, and makes the same calls, at the same places.
+    """What all ranks agree on at each step, at the price of a message that nobody waits for.
 
-    *patience_seconds*: see ``new_group``.
+    Each rank gives *count* numbers at the end of a step and learns, at the end of the next, the largest that any rank
+    gave: by then every rank has been here, so the answer is there. So all ranks decide alike, one step late. Every rank
+    makes it, and makes the same calls in the same order. *patience_seconds*: see ``new_group``.
     """
 
     def __init__(self, count: int, patience_seconds: float = 0.0) -> None:
         self._group = new_group(patience_seconds)
         self._work: dist.Work | None = None
         self._values = torch.zeros(count, dtype=torch.float64)
-        self._begun = False
+        self._is_pending = False
 
     def exchange(self, values: Sequence[float]) -> list[float] | None:
-        """The largest of all ranks' numbers of the call before; None at the first call. Gives *values*."""
+        """Hand in *values*; the largest of all ranks' numbers of the call before, None at the first call."""
         before = self._take()
         self._values.copy_(torch.tensor(values, dtype=torch.float64))
-        self._begun = True
+        self._is_pending = True
         if self._group is not None:
             self._work = dist.all_reduce(self._values, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return before
@@ -87,37 +89,35 @@ class AsyncAllReduce:
         return self._take()
 
     def _take(self) -> list[float] | None:
-        if not self._begun:
+        if not self._is_pending:
             return None
         if self._work is not None:
             self._work.wait()
             self._work = None
-        self._begun = False
+        self._is_pending = False
         return self._values.tolist()
-
-
-_Span = tuple[str, int, int, int]  # name, start, stop, rank
 
 
 def gather_full_state(
     fragments: Sequence[Fragment],
-    shapes: Mapping[str, tuple[int, ...]] | Shapes,
+    shapes: Shapes,
     kind: str,
     group: dist.ProcessGroup | None = None,
 ) -> dict[str, Tensor] | None:
-    """Every parameter of *shapes*, whole, in its order, on the first rank of *group*; None on the others.
+    """Every parameter of *shapes* in full, in its order, on the first rank of *group*; None on the others.
 
-    Beyond the result one fragment at a time is on its way, straight to its place; a parameter that the first rank
-    has whole is a view of its fragment. All ranks call it. *group* None: this process alone has all.
+    Beyond the result one fragment at a time is on its way, straight to its position; a parameter that the first rank
+    has in full is a view of its fragment. All ranks call it. *group* None: this process alone has all. It may run in a
+    thread beside training, on copies of the fragments and a group of its own.
 
     Raises FailedError, on all ranks alike, when the fragments of *kind* do not cover every parameter exactly once.
     """
     own = {(fragment.name, fragment.start): fragment for fragment in fragments if fragment.kind == kind}
     rank = dist.get_rank(group) if group is not None else 0
     spans = [(name, start, fragment.stop, rank) for (name, start), fragment in own.items()]
-    plan = _planned(_gathered(kind, spans, group), shapes, kind)
+    plan = _spans_by_name(_all_spans(kind, spans, group), shapes, kind)
     if rank == 0:
-        return {name: _whole(plan[name], shape, own, group) for name, shape in shapes.items()}
+        return {name: _receive(plan[name], shape, own, group) for name, shape in shapes.items()}
     for name in shapes:
         for _, start, _, holder in plan[name]:
             if holder == rank:
@@ -125,26 +125,26 @@ def gather_full_state(
     return None
 
 
-def _gathered(kind: str, spans: list[_Span], group: dist.ProcessGroup | None) -> list[_Span]:
-    """The spans of all ranks. Raises FailedError when these are not asked for the same kind at the same time."""
+def _all_spans(kind: str, spans: list[_Span], group: dist.ProcessGroup | None) -> list[_Span]:
+    """The spans of all ranks. Raises FailedError when the ranks do not gather the same kind at the same time."""
     if group is None:
         return spans
-    everyone: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everyone, (kind, spans), group=group)
-    kinds = sorted({theirs for theirs, _ in everyone})
+    ranks: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(ranks, (kind, spans), group=group)
+    kinds = sorted({rank_kind for rank_kind, _ in ranks})
     if len(kinds) > 1:
         raise FailedError(f"the ranks assemble different kinds: {', '.join(kinds)}")
-    return [span for _, theirs in everyone for span in theirs]
+    return [span for _, rank_spans in ranks for span in rank_spans]
 
 
-def _planned(spans: list[_Span], shapes: Mapping[str, tuple[int, ...]], kind: str) -> dict[str, list[_Span]]:
+def _spans_by_name(spans: list[_Span], shapes: Shapes, kind: str) -> dict[str, list[_Span]]:
     """The spans of each parameter, in order. Raises FailedError when they leave a gap or overlap."""
     plan: dict[str, list[_Span]] = {name: [] for name in shapes}
     for span in sorted(span for span in spans if span[0] in plan):
         plan[span[0]].append(span)
-    for name, theirs in plan.items():
+    for name, parts in plan.items():
         reached = 0
-        for _, start, stop, _ in theirs:
+        for _, start, stop, _ in parts:
             if start != reached:
                 raise FailedError(f"{kind} of {name}: element {min(start, reached)} is on no rank, or on two")
             reached = stop
@@ -153,13 +153,13 @@ def _planned(spans: list[_Span], shapes: Mapping[str, tuple[int, ...]], kind: st
     return plan
 
 
-def _whole(
+def _receive(
     spans: list[_Span],
     shape: tuple[int, ...],
     own: dict[tuple[str, int], Fragment],
     group: dist.ProcessGroup | None,
 ) -> Tensor:
-    """One parameter on the first rank."""
+    """One parameter in full, on the first rank."""
     if len(spans) == 1 and spans[0][3] == 0:
         return own[spans[0][0], 0].values.view(shape).cpu()
     flat = torch.empty(prod(shape), dtype=torch.float32)

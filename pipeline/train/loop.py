@@ -48,7 +48,7 @@ class TrainBatch(Protocol):
 
 @runtime_checkable
 class Positioned(Protocol):
-    """A batch that knows where its samples stand."""
+    """A batch that knows the positions of its samples."""
 
     @property
     def positions(self) -> Sequence[int]:
@@ -85,38 +85,38 @@ class LoopPlan:
     micro_batch_size: int = 0
 
 
-def train(  # noqa: PLR0913 - what trains, on what, how long, and who listens
+def train(  # noqa: PLR0913 - what trains, on what, how long, and what is called meanwhile
     engine: Engine,
     batches: Iterator[TrainBatch],
     objective: Loss,
     plan: LoopPlan,
     world: World,
-    watch: MetricsLogger,
+    metrics: MetricsLogger,
     at_step: Callable[[int], bool | None] = lambda _: None,
     *,
     timed: Callable[[Phase, float], None] = lambda *_: None,
 ) -> int:
     """Update *engine* until ``plan.num_steps`` updates are done, or *at_step* returns True; how many are done.
 
-    *at_step* has to return the same on every rank. *timed* hears in each step, in seconds of this rank: ``wait``, for
-    the batch; ``forward``, in the forward passes; ``update``, from the batch to the updated weights, forward included.
+    *at_step* has to return the same on every rank. *timed* gets seconds of this rank in each step: ``wait``, for the
+    batch; ``forward``, in the forward passes; ``update``, from the batch to the updated weights, forward included.
     """
     micro, _ = accumulation(plan.batch_size, world.size, plan.micro_batch_size)
     schedule = Schedule.of(plan.schedule, plan.peak, plan.num_steps, plan.batch_size)
     engine.module.train()
     for step in range(plan.first_step, plan.num_steps):
-        asked = time.monotonic()
+        started = time.monotonic()
         batch = next(batches)
-        given = time.monotonic()
-        watch.waited(given - asked)
-        timed("wait", given - asked)
+        received = time.monotonic()
+        metrics.waited(received - started)
+        timed("wait", received - started)
         torch.manual_seed(derive(plan.seed, "step", step, world.rank))
         rate = schedule.rate(step * plan.batch_size)
         losses = _Losses(engine, objective, batch, plan.seed, micro)
         result = engine.update(losses.parts(), rate)
         timed("forward", losses.seconds)
-        timed("update", time.monotonic() - given)
-        watch.step(step + 1, result, rate)
+        timed("update", time.monotonic() - received)
+        metrics.step(step + 1, result, rate)
         if at_step(step + 1):
             return step + 1
     return plan.num_steps
@@ -167,7 +167,7 @@ class _Losses:
 
 
 class SharedForward(nn.Module):
-    """Stands for *network* where two losses ask for its output of the same input: one forward pass."""
+    """*network* for two losses that need its output of the same input: one forward pass."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class SharedForward(nn.Module):
         self._output: Tensor | None = None
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """What the network gave the first time."""
+        """The output of the first call."""
         if self._output is None:
             self._output = self._network(*inputs)
         return self._output

@@ -1,4 +1,4 @@
-"""Which parameters share weight decay and learning rate: the groups of the optimizer."""
+"""The optimizer: groups of parameters that share weight decay and learning rate, and the state that it keeps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,24 @@ from torch import Tensor, nn
 from pipeline.train.recipe import OptimizerRecipe
 
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
-_EMBEDDINGS = frozenset({"patches", "cls", "positions", "mask"})  # what stands before the first block, by its name
+_EMBEDDINGS = frozenset({"patches", "cls", "positions", "mask"})  # names of what stands before the first block
+
+
+def make_optimizer(
+    module: nn.Module, recipe: OptimizerRecipe, decayed: Callable[[str, Tensor], bool]
+) -> torch.optim.Optimizer:
+    """The optimizer of *recipe* over the groups of :func:`parameter_groups`."""
+    groups = parameter_groups(module, recipe, decayed)
+    if recipe.name == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
+    betas = (recipe.beta1, recipe.beta2)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, eps=recipe.epsilon)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Every group's rate is *learning_rate* times its ``lr_scale`` (layer-wise decay)."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("lr_scale", 1.0)
 
 
 def parameter_groups(
@@ -43,15 +60,15 @@ def lr_scales(names: list[str], layer_decay: float) -> dict[str, float]:
     ``layer_decay ** (L + 1)``, and what stands after the blocks has 1 (BEiT, arXiv 2106.08254, appendix; MAE's
     ``lr_decay.py``).
     """
-    depth = max((int(found[1]) + 1 for name in names if (found := _BLOCK.search(name))), default=0)
+    depth = max((int(match[1]) + 1 for name in names if (match := _BLOCK.search(name))), default=0)
     return {name: layer_decay ** (depth + 1 - _layer(name, depth)) for name in names}
 
 
 def _layer(name: str, depth: int) -> int:
     """0: embeddings; 1 to *depth*: blocks; *depth* + 1: what follows."""
-    found = _BLOCK.search(name)
-    if found:
-        return int(found[1]) + 1
+    match = _BLOCK.search(name)
+    if match:
+        return int(match[1]) + 1
     return 0 if depth and _EMBEDDINGS.intersection(name.split(".")) else depth + 1
 
 
@@ -81,20 +98,3 @@ def set_updates(optimizer: torch.optim.Optimizer, updates: int) -> None:
     for state in optimizer.state.values():
         if "step" in state:
             state["step"].fill_(float(updates))
-
-
-def make_optimizer(
-    module: nn.Module, recipe: OptimizerRecipe, decayed: Callable[[str, Tensor], bool]
-) -> torch.optim.Optimizer:
-    """The optimizer of *recipe* over the groups of :func:`parameter_groups`."""
-    groups = parameter_groups(module, recipe, decayed)
-    if recipe.name == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
-    betas = (recipe.beta1, recipe.beta2)
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, eps=recipe.epsilon)
-
-
-def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Every group's rate is *learning_rate* times its ``lr_scale`` (layer-wise decay)."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group.get("lr_scale", 1.0)

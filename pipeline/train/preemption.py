@@ -1,4 +1,4 @@
-"""The wish to stop, as a rank or a driver has heard it: by SIGTERM, or from the driver."""
+"""The request to stop a rank: by SIGTERM, or from the driver."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-INTERRUPT, RELOCATE = 2.0, 1.0  # the stronger one wins when ranks have heard different wishes
+INTERRUPT, RELOCATE = 2.0, 1.0  # strengths: the larger one wins when ranks were asked for different reasons
 RELOCATING = "relocate"  # what the driver says when the ranks are to begin again elsewhere or in another number
 SIGTERM = "SIGTERM"
 
+_listening: list[StopSignal] = []  # those of this process that a SIGTERM reaches
+_previous: list[object] = []  # the handler of SIGTERM before ours, once ours is installed
+
 
 class StopSignal:
-    """Keeps the first wish, and when it came. *grace_seconds*: how long whoever stops us waits before it kills."""
+    """The first request, and when it came. *grace_seconds*: how long whoever stops us waits before it kills."""
 
     def __init__(self, grace_seconds: float) -> None:
         self._grace = grace_seconds
-        self._reason, self._asked = "", 0.0
+        self._reason, self._requested_at = "", 0.0
         self._lock = threading.Lock()
 
-    def ask(self, reason: str) -> None:
-        """Somebody wishes that this process stops, for *reason*. May be called by any thread."""
+    def request(self, reason: str) -> None:
+        """Ask that this process stops, for *reason*. May be called by any thread."""
         with self._lock:
             if not self._reason or self._reason == RELOCATING:
-                self._reason, self._asked = reason, time.monotonic()
+                self._reason, self._requested_at = reason, time.monotonic()
 
     @property
     def strength(self) -> float:
@@ -37,39 +40,35 @@ class StopSignal:
 
     @property
     def seconds_left(self) -> float:
-        """Of the grace period; all of it when nobody has asked."""
-        return max(0.0, self._grace - (time.monotonic() - self._asked)) if self._reason else self._grace
-
-
-_wishes: list[StopSignal] = []
-_previous: list[object] = []
+        """Of the grace period; all of it without a request."""
+        return max(0.0, self._grace - (time.monotonic() - self._requested_at)) if self._reason else self._grace
 
 
 def install_sigterm_handler() -> None:
-    """From now on SIGTERM is a wish for every Stop of this process; without one it does what it did before.
+    """From now on SIGTERM reaches every StopSignal that listens; without one it does what it did before.
 
     To be called in the main thread, which in Ray's workers is not the one that trains.
     """
     if not _previous:
-        _previous.append(signal.signal(signal.SIGTERM, _heard))
+        _previous.append(signal.signal(signal.SIGTERM, _on_sigterm))
 
 
 @contextmanager
 def listening(stop: StopSignal) -> Iterator[None]:
-    """Inside, SIGTERM asks *stop*, where ``install_sigterm_handler`` was called or can be."""
+    """Inside, SIGTERM reaches *stop*, where ``install_sigterm_handler`` was called or can be."""
     if threading.current_thread() is threading.main_thread():
         install_sigterm_handler()
-    _wishes.append(stop)
+    _listening.append(stop)
     try:
         yield
     finally:
-        _wishes.remove(stop)
+        _listening.remove(stop)
 
 
-def _heard(number: int, frame: FrameType | None) -> None:
-    if _wishes:
-        for stop in _wishes:
-            stop.ask(SIGTERM)
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    if _listening:
+        for stop in _listening:
+            stop.request(SIGTERM)
         return
     before: Callable[[int, FrameType | None], object] | int | None = _previous[0]  # type: ignore[assignment]
     if callable(before):

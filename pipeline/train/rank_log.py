@@ -1,6 +1,6 @@
-"""What a rank logged, kept in the workspace: ``runs/<name>/logs/<attempt>/rank-<k>.log``.
+"""The log of a rank in the workspace: ``runs/<name>/logs/<attempt>/rank-<k>.log``.
 
-The log is short (starts, checkpoints, warnings, errors), so it is put whole each time that it has grown.
+The log is short (starts, checkpoints, warnings, errors), so all of it is put each time that it has grown.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ _FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
 
 
 class RankLogHandler(logging.Handler):
-    """Inside, keeps what the loggers of ``pipeline`` say at INFO and above."""
+    """Inside, collects what the loggers of ``pipeline`` log at INFO and above."""
 
     def __init__(self, store: Store, key: str) -> None:
         super().__init__(logging.INFO)
         self._store, self._key = store, key
         self._lines: list[str] = []
-        self._put = 0
-        self._putting = threading.Lock()
+        self._num_put = 0
+        self._lock = threading.Lock()
         formatter = logging.Formatter(_FORMAT, "%Y-%m-%dT%H:%M:%S")
         formatter.converter = time.gmtime
         self.setFormatter(formatter)
         self._logger = logging.getLogger("pipeline")
+        self._level = self._logger.level
 
     def __enter__(self) -> RankLogHandler:
         self._level = self._logger.level
@@ -52,9 +53,9 @@ class RankLogHandler(logging.Handler):
 
     def flush_to_store(self) -> None:
         """Put the log when it has grown. A store that is away does not disturb: the log is put the next time."""
-        with self._putting:
+        with self._lock:
             count = len(self._lines)
-            if count == self._put:
+            if count == self._num_put:
                 return
             text = "\n".join(self._lines[:count]) + "\n"
             if len(text) > _MAX_CHARACTERS:
@@ -65,4 +66,4 @@ class RankLogHandler(logging.Handler):
             except (FailedError, StoreAccessError) as error:
                 logging.getLogger(__name__).debug("the log was not stored: %s", error)
                 return
-            self._put = count
+            self._num_put = count

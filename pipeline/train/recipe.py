@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.base.config import Config
+from pipeline.base.config import Config, PerAttempt
 from pipeline.base.errors import RecipeError
 
 
@@ -82,26 +82,37 @@ _UNTRIED = "not tried on a GPU"
 
 
 class EngineRecipe(Config):
-    """Precision and partitioning. What is marked as not tried is handed to DeepSpeed as it is."""
+    """Precision and partitioning. What is marked as not tried is handed to DeepSpeed as it is.
 
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    Checkpoints know neither world size nor ZeRO stage, so most of it may change between attempts of one run.
+    """
+
+    zero_stage: PerAttempt[Literal[0, 1, 2, 3]] = 2
     precision: Literal["bf16", "fp32", "fp16"] = Field("bf16", description=f"of the forward pass; fp16: {_UNTRIED}")
-    micro_batch_size: int = Field(0, ge=0, description="samples of one forward pass of a rank; 0: all of its batch")
+    micro_batch_size: PerAttempt[int] = Field(
+        0, ge=0, description="samples of one forward pass of a rank; 0: all of its batch"
+    )
     loss_scale: float = Field(
         1024.0, gt=0, description=f"of fp16: fixed, so that a resumed run goes on with the same; {_UNTRIED}"
     )
-    offload_optimizer: Literal["none", "cpu"] = Field(
+    offload_optimizer: PerAttempt[Literal["none", "cpu"]] = Field(
         "none", description=f"where float32 weights and the optimizer's state are kept and updated; {_UNTRIED}"
     )
-    offload_parameters: Literal["none", "cpu", "nvme"] = Field("none", description=f"of zero_stage 3; {_UNTRIED}")
-    nvme_path: str = Field("", description=f"folder for offload_parameters: nvme; {_UNTRIED}")
-    pin_memory: bool = Field(False, description=f"of what is offloaded; {_UNTRIED}")
-    overlap_comm: bool = Field(False, description=f"reduce gradients during the backward pass; {_UNTRIED}")
-    reduce_bucket_size: int = Field(50_000_000, gt=0, description="gradients reduced at a time, in elements")
-    persistence_threshold: int = Field(
+    offload_parameters: PerAttempt[Literal["none", "cpu", "nvme"]] = Field(
+        "none", description=f"of zero_stage 3; {_UNTRIED}"
+    )
+    nvme_path: PerAttempt[str] = Field("", description=f"folder for offload_parameters: nvme; {_UNTRIED}")
+    pin_memory: PerAttempt[bool] = Field(False, description=f"of what is offloaded; {_UNTRIED}")
+    overlap_comm: PerAttempt[bool] = Field(False, description=f"reduce gradients during the backward pass; {_UNTRIED}")
+    reduce_bucket_size: PerAttempt[int] = Field(
+        50_000_000, gt=0, description="gradients reduced at a time, in elements"
+    )
+    persistence_threshold: PerAttempt[int] = Field(
         10_000, ge=0, description="of zero_stage 3: parameters with fewer elements stay whole on every rank"
     )
-    allgather_bucket_size: int = Field(500_000_000, gt=0, multiple_of=2, description="the same of weights gathered")
+    allgather_bucket_size: PerAttempt[int] = Field(
+        500_000_000, gt=0, multiple_of=2, description="the same of weights gathered"
+    )
 
 
 def accumulation(batch_size: int, world_size: int, micro_batch_size: int) -> tuple[int, int]:

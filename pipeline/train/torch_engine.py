@@ -1,4 +1,7 @@
-"""An engine for one process: plain torch. Fine-tuning uses it, and tests compare DeepSpeed with it."""
+"""What an engine is, and the one for a single process: plain torch.
+
+Fine-tuning uses it, and tests compare DeepSpeed with it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.checkpoints.state import Fragment, FragmentReader
 from pipeline.train.optimizer import make_optimizer, prepare_state, set_rates
 from pipeline.train.recipe import OptimizerRecipe
-from pipeline.train.train_state import Shapes, TrainState, piece_of
+from pipeline.train.train_state import Shapes, TrainState, state_shard_of
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,14 @@ class TorchEngine:
         self._optimizer = make_optimizer(module, recipe, decayed)
         named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         prepare_state(self._optimizer, named.values())
-        whole = [piece_of(self._optimizer, name, 0, parameter) for name, parameter in named.items()]
+        shards = [state_shard_of(self._optimizer, name, 0, parameter) for name, parameter in named.items()]
         shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
-        self._holding = TrainState(shapes, whole, whole, self._optimizer, recipe.ema)
+        self._state = TrainState(shapes, shards, shards, self._optimizer, recipe.ema)
 
     @property
     def updates(self) -> int:
         """See Engine."""
-        return self._holding.updates
+        return self._state.updates
 
     def update(self, losses: Iterable[Callable[[], Tensor]], learning_rate: float) -> StepResult:
         """See Engine."""
@@ -103,20 +106,20 @@ class TorchEngine:
         limit = self._clip or float("inf")
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
         self._optimizer.step()
-        self._holding.updated()
+        self._state.updated()
         return StepResult(total, float(norm))
 
     def shapes(self) -> Shapes:
         """See Engine."""
-        return self._holding.shapes
+        return self._state.shapes
 
     def fragments(self) -> list[Fragment]:
         """See Engine."""
-        return self._holding.fragments()
+        return self._state.fragments()
 
     def load(self, reader: FragmentReader) -> None:
         """See Engine."""
-        self._holding.fill(reader)
+        self._state.fill(reader)
 
     def _precision(self) -> AbstractContextManager[object]:
         if not self._autocast:

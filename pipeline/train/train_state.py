@@ -1,4 +1,9 @@
-"""The moving average of the weights (Polyak), kept by each rank for the pieces it holds, without communication."""
+"""What a rank has of the float32 training state, whichever engine updates it: shards, moving average, updates done.
+
+A shard is a range of a flattened parameter, as views of what the optimizer updates: whole parameters where nothing is
+partitioned, else whatever ZeRO left on this rank. Checkpoints are made of shards, so a checkpoint depends on neither
+world size nor ZeRO stage.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from pipeline.base.errors import MismatchError
 from pipeline.checkpoints.state import EMA, WEIGHT, Fragment, FragmentReader
 from pipeline.train.optimizer import set_updates, state_kinds
 
-Shapes = dict[str, tuple[int, ...]]
+Shapes = dict[str, tuple[int, ...]]  # of whole parameters, by name
 
 
 @dataclass(frozen=True)
@@ -45,44 +50,45 @@ class StateShard:
             values.copy_(reader.read(kind, self.name, self.start, self.stop))
 
 
-def piece_of(
+def state_shard_of(
     optimizer: torch.optim.Optimizer, name: str, start: int, master: Tensor, offset: int = 0, count: int | None = None
 ) -> StateShard:
-    """The piece of parameter *name* that is *count* elements of *master* from *offset*, and of its state."""
-    here = slice(offset, None if count is None else offset + count)
+    """Elements of parameter *name* from *start*: *count* of *master* from *offset*, and of its optimizer state."""
+    part = slice(offset, None if count is None else offset + count)
     state = optimizer.state[master]
-    whole = {WEIGHT: master.detach()} | {kind: state[kind] for kind in state_kinds(optimizer)}
-    return StateShard(name, start, {kind: value.view(-1)[here] for kind, value in whole.items()})
+    tensors = {WEIGHT: master.detach()} | {kind: state[kind] for kind in state_kinds(optimizer)}
+    return StateShard(name, start, {kind: tensor.view(-1)[part] for kind, tensor in tensors.items()})
 
 
-def check_shapes(own: Shapes, theirs: Shapes) -> None:
+def _check_shapes(own: Shapes, stored: Shapes) -> None:
     """Raises MismatchError naming the first parameter that only one side has, or that has another shape."""
-    for name in sorted(own.keys() | theirs.keys()):
-        if own.get(name) != theirs.get(name):
-            mine, other = (_said(shapes.get(name)) for shapes in (own, theirs))
+    for name in sorted(own.keys() | stored.keys()):
+        if own.get(name) != stored.get(name):
+            in_network, in_checkpoint = (_shape_text(shapes.get(name)) for shapes in (own, stored))
             raise MismatchError(
-                f"parameter {name}: the network has {mine}, the checkpoint {other}",
+                f"parameter {name}: the network has {in_network}, the checkpoint {in_checkpoint}",
                 "the checkpoint is of another network: resume with the recipe it was made with",
             )
 
 
-def _said(shape: tuple[int, ...] | None) -> str:
+def _shape_text(shape: tuple[int, ...] | None) -> str:
     return "none" if shape is None else f"{list(shape)} ({prod(shape)} values)"
 
 
 class Ema:
-    """average = decay * average + (1 - decay) * weight, in float32, after every update. It starts as the weights.
+    """The moving average of the weights (Polyak): each rank has that of its shards, without communication.
 
+    average = decay * average + (1 - decay) * weight, in float32, after every update. It starts as the weights.
     *decay* is constant (0.9999 is usual); the average of an early step is still mostly of the first weights.
     """
 
-    def __init__(self, pieces: Sequence[StateShard], decay: float) -> None:
-        self._pieces, self._decay = pieces, decay
-        self._weights = [piece.values[WEIGHT] for piece in pieces]
+    def __init__(self, shards: Sequence[StateShard], decay: float) -> None:
+        self._shards, self._decay = shards, decay
+        self._weights = [shard.values[WEIGHT] for shard in shards]
         self._averages = [weight.clone() for weight in self._weights]
 
     @torch.no_grad()
-    def follow(self) -> None:
+    def update(self) -> None:
         """An update is done."""
         if self._averages:
             torch._foreach_mul_(self._averages, self._decay)
@@ -96,50 +102,51 @@ class Ema:
 
     def fragments(self) -> list[Fragment]:
         """Of the kind EMA: views."""
-        pairs = zip(self._pieces, self._averages, strict=True)
-        return [Fragment(EMA, piece.name, piece.start, average) for piece, average in pairs]
+        pairs = zip(self._shards, self._averages, strict=True)
+        return [Fragment(EMA, shard.name, shard.start, average) for shard, average in pairs]
 
     def fill(self, reader: FragmentReader) -> None:
         """Overwrite the averages with what *reader* has."""
-        for piece, average in zip(self._pieces, self._averages, strict=True):
-            average.copy_(reader.read(EMA, piece.name, piece.start, piece.stop))
+        for shard, average in zip(self._shards, self._averages, strict=True):
+            average.copy_(reader.read(EMA, shard.name, shard.start, shard.stop))
 
 
 class TrainState:
-    """*held*: every piece on this rank. *given*: what it contributes, so that no other rank gives the same.
+    """*shards*: all on this rank. *contributed*: what it gives to a checkpoint, so that no other rank gives the same.
 
-    The two differ where ranks hold the same weights: then each gives its share. *ema* is a decay, 0: none is kept.
+    The two differ where ranks have the same weights: then each contributes its share. *ema* is a decay;
+    0: there is no average.
     """
 
     def __init__(
         self,
         shapes: Shapes,
-        held: Sequence[StateShard],
-        given: Sequence[StateShard],
+        shards: Sequence[StateShard],
+        contributed: Sequence[StateShard],
         optimizer: torch.optim.Optimizer,
         ema: float = 0.0,
     ) -> None:
         self.shapes, self.updates = shapes, 0
-        self._held, self._given, self._optimizer = held, given, optimizer
-        self._ema = Ema(given, ema) if ema else None
+        self._shards, self._contributed, self._optimizer = shards, contributed, optimizer
+        self._ema = Ema(contributed, ema) if ema else None
 
     def updated(self) -> None:
         """The optimizer has done an update."""
         self.updates += 1
         if self._ema is not None:
-            self._ema.follow()
+            self._ema.update()
 
     def fragments(self) -> list[Fragment]:
         """See Engine."""
-        average = self._ema.fragments() if self._ema is not None else []
-        return [fragment for piece in self._given for fragment in piece.fragments()] + average
+        averages = self._ema.fragments() if self._ema is not None else []
+        return [fragment for shard in self._contributed for fragment in shard.fragments()] + averages
 
     @torch.no_grad()
     def fill(self, reader: FragmentReader) -> None:
         """Set everything to what *reader* has. Raises MismatchError when the parameters are others."""
-        check_shapes(self.shapes, reader.shapes())
-        for piece in self._held:
-            piece.fill(reader)
+        _check_shapes(self.shapes, reader.shapes())
+        for shard in self._shards:
+            shard.fill(reader)
         if self._ema is not None:
             self._ema.fill(reader)
         self.updates = reader.updates
@@ -148,7 +155,7 @@ class TrainState:
     @torch.no_grad()
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
         """Set the weights to *weights*, whole and float32 by name; the moving average starts from them."""
-        for piece in self._held:
-            piece.values[WEIGHT].copy_(weights[piece.name].reshape(-1)[piece.start : piece.stop])
+        for shard in self._shards:
+            shard.values[WEIGHT].copy_(weights[shard.name].reshape(-1)[shard.start : shard.stop])
         if self._ema is not None:
             self._ema.restart()

@@ -1,7 +1,13 @@
-"""The driver's side of the heartbeat: listens to the pulse of every rank, judges, and ends all when one cannot go on.
+"""The driver's side of the heartbeat: listens to every rank, finds those that hang, and ends all when one cannot go on.
 
-It lives in the driver, not in a rank, so that it finds rank 0 as well, says what it found where a person looks, and
-takes no time from training. A rank that cannot reach it trains on, unsupervised.
+It lives in the driver, not in a rank, so that it finds rank 0 as well, reports to whoever watches the driver, and takes
+no time from training. A rank that cannot reach it trains on, unsupervised.
+
+``diagnose_hang`` is a pure rule over what every rank last reported. Times are seconds. A rank is *silent* when nothing
+came from it, *stuck* when it reports but does not move while all others wait for it inside a collective. Waiting for
+data, saving and the first step (which may compile) are not stuck. A rank that was at one and the same line at every
+look has two of the longest steps so far, one that moves twenty: it may be slow. So in steps of up to 4 s, and 0.4 s,
+both are found within 10 s; in longer ones later.
 """
 
 from __future__ import annotations
@@ -20,26 +26,39 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.base.child_process import cpu_time_of
-from pipeline.base.process_identity import kill, whoami
+from pipeline.base.process_identity import ProcessIdentity
 from pipeline.train.heartbeat import DATA, STARTING, STEP, send
 from pipeline.train.preemption import RELOCATING, SIGTERM
 
 _log = logging.getLogger(__name__)
 
 STOPPED_SECONDS = 3.0  # silent, and the kernel says that it is stopped
-SILENT_SECONDS = 7.0  # silent, and nothing is known of its process: it and the round of judging stay below 10 s
+SILENT_SECONDS = 7.0  # silent, and nothing is known of its process: it and a round stay below 10 s
 BUSY_SECONDS = 30.0  # silent, but its process runs: something holds the interpreter, or the machine is overloaded
-STUCK_SECONDS = 8.0  # it, half a second to be heard and one for a round of judging stay below 10 s
+STUCK_SECONDS = 8.0  # it, half a second to arrive and a round stay below 10 s
 STILL_STEPS, MOVING_STEPS = 2.0, 20.0  # or so many of the longest step so far, when these take longer
 ALL_WAIT_SECONDS, ALL_WAIT_STEPS = 60.0, 120.0  # every rank waits for others: nobody is to blame, but nothing will come
-_STOPPED_STATES, _GONE_STATES = {"T", "t"}, {"Z", "X"}
+_STOPPED_STATES, _GONE_STATES = {"T", "t"}, {"Z", "X"}  # of a process, as the kernel names them
+_ROUND_SECONDS = 0.5  # between two diagnoses
+_AWAY_SECONDS = 2.0  # a driver that did not run for so long cannot say how long ranks were silent
+_GREETING_SECONDS = 10.0  # after which a connection without a greeting is dropped
+_MAX_LINE = 1 << 20  # bytes of a message
+_NO_REPORT: dict[str, Any] = {
+    "step": 0,
+    "phase": STARTING,
+    "seconds": 0.0,
+    "waits": False,
+    "longest": 0.0,
+    "place": "",
+    "still": False,
+}
 
 
 @dataclass(frozen=True)
 class RankStatus:
-    """A rank as it was last heard. *state* is its process's state as the kernel says it, "" where nobody can look.
+    """What a rank last reported. *state*: of its process, as the kernel names it; "" on another machine.
 
-    *still*: whenever somebody looked in this phase, its thread of training was at *place*.
+    *location*: the line of its thread of training; *still*: it was there at every look since the phase began.
     """
 
     rank: int
@@ -52,12 +71,12 @@ class RankStatus:
     longest_seconds: float
     silent_seconds: float
     state: str = ""
-    place: str = ""
+    location: str = ""
     still: bool = False
 
     def __str__(self) -> str:
-        place = f", at {self.place}" if self.place else ""
-        return f"rank {self.rank} (host {self.host}, pid {self.pid}, step {self.step}, {self.phase}{place})"
+        location = f", at {self.location}" if self.location else ""
+        return f"rank {self.rank} (host {self.host}, pid {self.pid}, step {self.step}, {self.phase}{location})"
 
 
 @dataclass(frozen=True)
@@ -73,90 +92,78 @@ class HangVerdict:
 
 def diagnose_hang(ranks: Sequence[RankStatus], world_size: int) -> HangVerdict | None:
     """The verdict over *ranks*, of which there may be fewer than *world_size* while they start; None: all is well."""
-    longest = max((seen.longest_seconds for seen in ranks), default=0.0)
-    silent = [seen for seen in ranks if seen.silent_seconds > _patience(seen, ranks, world_size)]
+    longest = max((rank.longest_seconds for rank in ranks), default=0.0)
+    silent = [rank for rank in ranks if rank.silent_seconds > _silence_limit(rank, ranks, world_size)]
     if silent:
         return HangVerdict(tuple(silent), f"{_why_silent(silent[0])} for {silent[0].silent_seconds:.0f} s")
     if len(ranks) < world_size or world_size == 1:
         return None
-    if any(seen.phase != STEP for seen in ranks):
+    if any(rank.phase != STEP for rank in ranks):
         return None
-    held = min(seen.phase_seconds for seen in ranks)
-    stuck = [seen for seen in ranks if not seen.waits]
-    if not stuck and held > max(ALL_WAIT_SECONDS, ALL_WAIT_STEPS * longest):
-        return HangVerdict((), f"every rank has waited for the others for {held:.0f} s in step {ranks[0].step}")
-    steps = STILL_STEPS if all(seen.still for seen in stuck) else MOVING_STEPS
-    if stuck and len(stuck) < len(ranks) and held > max(STUCK_SECONDS, steps * longest):
-        return HangVerdict(tuple(stuck), f"stuck for {held:.0f} s while the others wait for it")
+    waited = min(rank.phase_seconds for rank in ranks)
+    stuck = [rank for rank in ranks if not rank.waits]
+    if not stuck and waited > max(ALL_WAIT_SECONDS, ALL_WAIT_STEPS * longest):
+        return HangVerdict((), f"every rank has waited for the others for {waited:.0f} s in step {ranks[0].step}")
+    steps = STILL_STEPS if all(rank.still for rank in stuck) else MOVING_STEPS
+    if stuck and len(stuck) < len(ranks) and waited > max(STUCK_SECONDS, steps * longest):
+        return HangVerdict(tuple(stuck), f"stuck for {waited:.0f} s while the others wait for it")
     return None
 
 
-def _patience(seen: RankStatus, ranks: Sequence[RankStatus], world_size: int) -> float:
+def _silence_limit(rank: RankStatus, ranks: Sequence[RankStatus], world_size: int) -> float:
     """Seconds of silence. One that runs may be short of time on its machine, unless all others have waited so long."""
-    if seen.state in _STOPPED_STATES | _GONE_STATES:
+    if rank.state in _STOPPED_STATES | _GONE_STATES:
         return STOPPED_SECONDS
-    if not seen.state:
+    if not rank.state:
         return SILENT_SECONDS
-    others = [other for other in ranks if other is not seen]
-    if seen.phase not in (DATA, STEP) or not others or len(ranks) < world_size:
+    others = [status for status in ranks if status is not rank]
+    if rank.phase not in (DATA, STEP) or not others or len(ranks) < world_size:
         return BUSY_SECONDS
-    limit = max(STUCK_SECONDS, STILL_STEPS * max(one.longest_seconds for one in ranks))
-    if any(other.phase != STEP or not other.waits or other.phase_seconds < limit for other in others):
+    limit = max(STUCK_SECONDS, STILL_STEPS * max(status.longest_seconds for status in ranks))
+    if any(status.phase != STEP or not status.waits or status.phase_seconds < limit for status in others):
         return BUSY_SECONDS
     return min(BUSY_SECONDS, limit)
 
 
-def _why_silent(seen: RankStatus) -> str:
-    if seen.state in _STOPPED_STATES:
+def _why_silent(rank: RankStatus) -> str:
+    if rank.state in _STOPPED_STATES:
         return "stopped (SIGSTOP)"
-    return "gone" if seen.state in _GONE_STATES else "not heard of"
-
-
-_ROUND_SECONDS = 0.5
-_AWAY_SECONDS = 2.0  # who was not there for so long cannot say how long others were silent
-_GREETING_SECONDS = 10.0
-_MAX_LINE = 1 << 20
-_SAID_NOTHING: dict[str, Any] = {
-    "step": 0,
-    "phase": STARTING,
-    "seconds": 0.0,
-    "waits": False,
-    "longest": 0.0,
-    "place": "",
-    "still": False,
-}
+    return "gone" if rank.state in _GONE_STATES else "not heard of"
 
 
 @dataclass
-class _Line:
-    """One connection."""
+class _Connection:
+    """Of one rank. *hello*: who it is, empty before it has said so; *report*: its last one; *rest*: of its next one."""
 
     socket: socket.socket
     opened: float
     hello: dict[str, Any] = field(default_factory=dict)
-    state: dict[str, Any] = field(default_factory=dict)
-    heard: float = 0.0
+    report: dict[str, Any] = field(default_factory=dict)
+    received: float = 0.0
     rest: bytes = b""
 
 
 class Watchdog:
-    """Listens at ``address`` from the beginning to ``close``. *say* hears what people should know, with the attempt."""
+    """Listens at ``address`` from the beginning to ``close``.
 
-    def __init__(self, host: str = "127.0.0.1", say: Callable[[str, str], None] = lambda *_: None) -> None:
+    *on_message* gets (attempt, what people should know), "" where it is of no attempt.
+    """
+
+    def __init__(self, host: str = "127.0.0.1", on_message: Callable[[str, str], None] = lambda *_: None) -> None:
         self._token = secrets.token_hex(16)
         self._server = socket.create_server((host, 0))
         self._server.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ)
-        self._say, self._me = say, whoami()
-        self._lines: dict[socket.socket, _Line] = {}
+        self._on_message, self._own = on_message, ProcessIdentity.current()
+        self._connections: dict[socket.socket, _Connection] = {}
         self._ended: set[str] = set()
         self._stopping = ""
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self.verdicts: list[HangVerdict] = []
         self.address = f"{host}:{self._server.getsockname()[1]}/{self._token}"
-        self._thread = threading.Thread(target=self._work, name="supervisor", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="watchdog", daemon=True)
         self._thread.start()
 
     @property
@@ -170,9 +177,9 @@ class Watchdog:
             if self._stopping == SIGTERM:
                 return  # the stronger wish
             self._stopping = reason
-            for line in self._lines.values():
-                if line.hello:
-                    _try_send(line.socket, {"stop": reason})
+            for connection in self._connections.values():
+                if connection.hello:
+                    _try_send(connection.socket, {"stop": reason})
 
     def go_on(self) -> bool:
         """Whether the ranks stopped to begin anew: those that come from now on need not stop."""
@@ -186,18 +193,18 @@ class Watchdog:
     def num_ranks(self) -> int:
         """How many ranks are connected now."""
         with self._lock:
-            return sum(1 for line in self._lines.values() if line.hello)
+            return sum(1 for connection in self._connections.values() if connection.hello)
 
-    def tell(self, text: str) -> None:
-        """Say *text*, which is of no attempt."""
-        self._say("", text)
+    def message(self, text: str) -> None:
+        """Show *text*, which is of no attempt."""
+        self._on_message("", text)
 
     def close(self) -> None:
-        """Hear nobody any more."""
+        """Listen no longer."""
         self._closed.set()
         self._thread.join()
-        for line in list(self._lines.values()):
-            line.socket.close()
+        for connection in list(self._connections.values()):
+            connection.socket.close()
         self._server.close()
         self._selector.close()
 
@@ -208,124 +215,126 @@ class Watchdog:
                 if key.fileobj is self._server:
                     self._accept()
                 else:
-                    self._hear(self._lines[key.fileobj])  # type: ignore[index]
+                    self._receive(self._connections[key.fileobj])  # type: ignore[index]
             now = time.monotonic()
             if now - last > _AWAY_SECONDS:
-                for line in self._lines.values():
-                    line.heard = now
+                for connection in self._connections.values():
+                    connection.received = now
             last = now
             try:
-                self._judge(now)
+                self._diagnose(now)
             except Exception:
                 _log.exception("the supervisor of the ranks could not judge")
 
     def _accept(self) -> None:
         try:
-            connection, _ = self._server.accept()
+            channel, _ = self._server.accept()
         except OSError:
             return
-        connection.settimeout(1.0)
+        channel.settimeout(1.0)
         with self._lock:
-            self._lines[connection] = _Line(connection, time.monotonic())
-        self._selector.register(connection, selectors.EVENT_READ)
+            self._connections[channel] = _Connection(channel, time.monotonic())
+        self._selector.register(channel, selectors.EVENT_READ)
 
-    def _hear(self, line: _Line) -> None:
+    def _receive(self, connection: _Connection) -> None:
         try:
-            data = line.socket.recv(65536)
+            data = connection.socket.recv(65536)
         except TimeoutError:
             return
         except OSError:
             data = b""
         if not data:
-            self._lost(line)
+            self._lost(connection)
             return
-        *messages, line.rest = (line.rest + data).split(b"\n")
+        *messages, connection.rest = (connection.rest + data).split(b"\n")
         try:
             for message in messages:
-                self._take(line, json.loads(message))
+                self._take(connection, json.loads(message))
         except (ValueError, KeyError, TypeError):
-            self._drop(line)  # not one of ours
-        if len(line.rest) > _MAX_LINE:
-            self._drop(line)
+            self._drop(connection)  # not a rank of ours
+        if len(connection.rest) > _MAX_LINE:
+            self._drop(connection)
 
-    def _take(self, line: _Line, message: dict[str, Any]) -> None:
-        line.heard = time.monotonic()
-        if not line.hello:
+    def _take(self, connection: _Connection, message: dict[str, Any]) -> None:
+        connection.received = time.monotonic()
+        if not connection.hello:
             if not hmac.compare_digest(str(message.pop("token")), self._token):
                 raise ValueError("wrong token")
-            line.hello = message
+            connection.hello = message
             if self._stopping:
-                _try_send(line.socket, {"stop": self._stopping})
+                _try_send(connection.socket, {"stop": self._stopping})
             return
         for text in message.pop("said"):
-            self._say(line.hello["group"], text)
-        line.state = message
+            self._on_message(connection.hello["group"], text)
+        connection.report = message
         if message.get("bye"):
-            self._drop(line)
+            self._drop(connection)
 
-    def _lost(self, line: _Line) -> None:
-        """The line broke without a goodbye: the process died."""
-        self._drop(line)
-        if line.hello and line.hello["group"] not in self._ended and not self._closed.is_set():
-            self._end(line.hello["group"], HangVerdict((_seen(line, 0.0, ""),), "died"), [])
+    def _lost(self, connection: _Connection) -> None:
+        """The connection broke without a goodbye: the process died."""
+        self._drop(connection)
+        if connection.hello and connection.hello["group"] not in self._ended and not self._closed.is_set():
+            self._end(connection.hello["group"], HangVerdict((_status_of(connection, 0.0, ""),), "died"), [])
 
-    def _drop(self, line: _Line) -> None:
+    def _drop(self, connection: _Connection) -> None:
         with self._lock:
-            if self._lines.pop(line.socket, None) is None:
+            if self._connections.pop(connection.socket, None) is None:
                 return
-        self._selector.unregister(line.socket)
-        line.socket.close()
+        self._selector.unregister(connection.socket)
+        connection.socket.close()
 
-    def _judge(self, now: float) -> None:
-        for line in list(self._lines.values()):
-            if not line.hello and now - line.opened > _GREETING_SECONDS:
-                self._drop(line)
-        groups: dict[str, list[_Line]] = {}
-        for line in self._lines.values():
-            if line.state and line.hello["group"] not in self._ended:
-                groups.setdefault(line.hello["group"], []).append(line)
-        for group, lines in groups.items():
-            seen = [_seen(line, now - line.heard, self._look(line)) for line in lines]
-            verdict = diagnose_hang(seen, lines[0].hello["world"])
+    def _diagnose(self, now: float) -> None:
+        for connection in list(self._connections.values()):
+            if not connection.hello and now - connection.opened > _GREETING_SECONDS:
+                self._drop(connection)
+        groups: dict[str, list[_Connection]] = {}
+        for connection in self._connections.values():
+            if connection.report and connection.hello["group"] not in self._ended:
+                groups.setdefault(connection.hello["group"], []).append(connection)
+        for group, connections in groups.items():
+            ranks = [_status_of(rank, now - rank.received, self._look(rank)) for rank in connections]
+            verdict = diagnose_hang(ranks, connections[0].hello["world"])
             if verdict:
-                culprits = {one.rank for one in verdict.culprits}
-                self._end(group, verdict, [line.hello for line in lines if line.hello["rank"] in culprits])
+                culprits = {culprit.rank for culprit in verdict.culprits}
+                processes = [rank.hello for rank in connections if rank.hello["rank"] in culprits]
+                self._end(group, verdict, processes)
 
-    def _look(self, line: _Line) -> str:
-        return cpu_time_of(str(line.hello["pid"]))[0] if line.hello["machine"] == self._me["machine"] else ""
+    def _look(self, connection: _Connection) -> str:
+        process = ProcessIdentity.from_message(connection.hello)
+        return cpu_time_of(str(process.pid))[0] if process.same_machine(self._own) else ""
 
     def _end(self, group: str, verdict: HangVerdict, culprits: list[dict[str, Any]]) -> None:
         self._ended.add(group)
         self.verdicts.append(verdict)
         for culprit in culprits:
-            kill(culprit)
+            ProcessIdentity.from_message(culprit).kill()
         message = {"end": str(verdict), "kill": culprits}
         with self._lock:
-            lines = [line for line in self._lines.values() if line.hello and line.hello["group"] == group]
-        for line in lines:
-            if line.hello not in culprits:
-                _try_send(line.socket, message)
-        self._say(group, f"{verdict}; all ranks are restarted")
+            ranks = [rank for rank in self._connections.values() if rank.hello and rank.hello["group"] == group]
+        for rank in ranks:
+            if rank.hello not in culprits:
+                _try_send(rank.socket, message)
+        self._on_message(group, f"{verdict}; all ranks are restarted")
 
 
-def _try_send(line: socket.socket, message: dict[str, Any]) -> None:
-    with suppress(OSError):  # who does not listen is found by the judge
-        send(line, message)
+def _try_send(channel: socket.socket, message: dict[str, Any]) -> None:
+    with suppress(OSError):  # a rank that does not listen is found in the next round
+        send(channel, message)
 
 
-def _seen(line: _Line, silent: float, state: str) -> RankStatus:
-    said = line.state or _SAID_NOTHING
+def _status_of(connection: _Connection, silent: float, state: str) -> RankStatus:
+    report = connection.report or _NO_REPORT
     return RankStatus(
-        rank=line.hello["rank"],
-        host=line.hello["host"],
-        pid=line.hello["pid"],
-        step=said["step"],
-        phase=said["phase"],
-        phase_seconds=said["seconds"],
-        waits=said["waits"],
-        longest_seconds=said["longest"],
+        rank=connection.hello["rank"],
+        host=connection.hello["host"],
+        pid=connection.hello["pid"],
+        step=report["step"],
+        phase=report["phase"],
+        phase_seconds=report["seconds"],
+        waits=report["waits"],
+        longest_seconds=report["longest"],
         silent_seconds=silent,
         state=state,
-        place=said["place"],
-        still=said["still"],
+        location=report["place"],
+        still=report["still"],
     )

@@ -17,11 +17,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from pipeline.images import check as ours
 from pipeline.images.check import CheckOptions, channel_sums, check_image, pixels_digest
 from pipeline.images.decode import decode, read_header
 from pipeline.images.sandbox import Sandbox
-from pipeline.images.transforms import resize
+from pipeline.images.transforms import fast_resize, resize
 from tests.bench.pictures import imagenet_like
 from tests.bench.row import Row
 from tests.bench.row import table as rows_table
@@ -176,7 +175,7 @@ def _resizers(size: Callable[[Any], tuple[int, int]], box: tuple[int, int, int, 
             Image.fromarray(image).resize(size(image), kind, box=box)
         )
     for name in (*kinds, "lanczos"):
-        calls[f"cykooz-resizer, {name}"] = lambda image, name=name: ours._resize(part(image), *size(image), name)
+        calls[f"cykooz-resizer, {name}"] = lambda image, name=name: fast_resize(part(image), *size(image), name)
     if cv2:
         peers = {"area": cv2.INTER_AREA, "linear, no antialiasing": cv2.INTER_LINEAR}
         for name, flag in peers.items():

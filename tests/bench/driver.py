@@ -20,7 +20,7 @@ from pipeline.base.progress import Silent
 from pipeline.base.store import open_store
 from pipeline.corpus.sources.readers import FileReader
 from pipeline.records.corpus import LISTING_SCHEMA, ClassEntry, Corpus
-from pipeline.shard.commit import identity_of
+from pipeline.shard.commit import fingerprint_dataset
 from pipeline.shard.recipe import ShardRecipe
 from pipeline.shard.stage import ShardRequest
 from tests.bench.peak import peak_bytes
@@ -39,13 +39,13 @@ def main() -> None:
         corpus = Corpus(writer.close(), classes, FileReader(target))
         started, before = time.monotonic(), peak_bytes()
         recipe = ShardRecipe()
-        identity = identity_of(corpus, recipe, {})
+        identity = fingerprint_dataset(corpus, recipe, {})
         digested = time.monotonic()
-        laid = ShardRequest("bench", corpus, recipe, target, identity).lay(Silent())
+        refs = ShardRequest("bench", corpus, recipe, target, identity).write_plan(Silent())
         ended = time.monotonic()
         facts = {
             "entries": num_entries,
-            "shards": len(laid),
+            "shards": len(refs),
             "seconds": ended - started,
             "seconds_of_digest": digested - started,
             "peak_bytes": peak_bytes(),

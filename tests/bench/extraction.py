@@ -55,12 +55,12 @@ _CASES = {"what the head sees": [FeatureSpec()], "that and four blocks, in one p
 
 
 def _row(store: Store, what: str, specs: list[FeatureSpec]) -> Row:
-    subject = _subject(store)
-    network = warm_network(store, subject)
-    batches = _batches(store, subject)
+    model_ref = _subject(store)
+    network = warm_network(store, model_ref)
+    batches = _batches(store, model_ref)
     ours, bare = [], []
     for _ in range(_ROUNDS + 1):
-        ours.append(_extracted(store, subject, specs))
+        ours.append(_extracted(store, model_ref, specs))
         bare.append(_bare(network, batches, [spec.layer for spec in specs if isinstance(spec.layer, int)]))
     ours, bare = ours[1:], bare[1:]  # the first round warms up
     ratio = statistics.median(b / a for a, b in zip(ours, bare, strict=True))
@@ -76,18 +76,18 @@ def _subject(store: Store) -> ModelRef:
     return ModelRef(sha256_hex(data), "model.safetensors", transform, 0)
 
 
-def _batches(store: Store, subject: ModelRef) -> list[Tensor]:
+def _batches(store: Store, model_ref: ModelRef) -> list[Tensor]:
     """As extraction cuts them."""
     places = [place for span in plan_spans(_IMAGES) for place in span.batches()]
     with closing(DatasetReader(store, "bench")) as reader:
-        return [batch.images for batch in prefetch_spans(reader, subject.evaluation_transform, places)]
+        return [batch.images for batch in prefetch_spans(reader, model_ref.evaluation_transform, places)]
 
 
-def _extracted(store: Store, subject: ModelRef, specs: list[FeatureSpec]) -> float:
+def _extracted(store: Store, model_ref: ModelRef, specs: list[FeatureSpec]) -> float:
     for info in list(store.list("features/")):
         store.delete(info.key)
     started = time.perf_counter()
-    prepare_features(store, subject, "bench", specs)
+    prepare_features(store, model_ref, "bench", specs)
     return time.perf_counter() - started
 
 
@@ -104,10 +104,10 @@ def _bare(network: ViT, batches: list[Tensor], layers: Sequence[int] = ()) -> fl
 
 def _decoding(store: Store) -> list[Row]:
     """How far decoding is from being what limits: its own rate, against what the network takes."""
-    subject = _subject(store)
+    model_ref = _subject(store)
     started = time.perf_counter()
-    batches = _batches(store, subject)
+    batches = _batches(store, model_ref)
     decoded = time.perf_counter() - started
-    forward = _bare(warm_network(store, subject), batches)
+    forward = _bare(warm_network(store, model_ref), batches)
     told = (f"{_IMAGES / seconds:.0f} images/s" for seconds in (decoded, forward))
     return [Row("decoding alone, on both cores, against Ti/16's forward pass on one", *told, forward / decoded)]

@@ -53,12 +53,12 @@ def _look_up(partitions: int, batch_size: int) -> dict[str, float]:
     sizes = np.full(_SHARDS, _OF_A_SHARD)
     started = time.process_time()
     order = Order(sizes.tolist(), "", seed=0, partitions=partitions, window=_OF_A_SHARD)
-    order.places(np.arange(batch_size, dtype=np.int64))
+    order.refs(np.arange(batch_size, dtype=np.int64))
     first, seconds = time.process_time() - started, []
     for epoch in range(1, _BATCHES + 1):
         start = epoch * order.num_samples + (epoch * 4_999_999) // batch_size * batch_size
         started = time.process_time()
-        order.places(np.arange(start, start + batch_size, dtype=np.int64))
+        order.refs(np.arange(start, start + batch_size, dtype=np.int64))
         seconds.append(time.process_time() - started)
     peak = peak_bytes()
     return {"first": first, "usual": float(np.median(seconds)), "slowest": max(seconds), "bytes": peak}

@@ -16,7 +16,7 @@ from pipeline.base.store import open_store
 from pipeline.records.corpus import key_of
 from pipeline.records.dataset import CARD, INDEX_SCHEMA, DatasetCard, ShardEntry, dataset_digest
 from pipeline.shard.commit import put_tables
-from pipeline.shard.writer import ShardTar
+from pipeline.shard.writer import TarWriter
 from pipeline.stream.dataset import DatasetReader
 from tests.bench.row import Row, rate
 from tests.support.statistics import plain_statistics
@@ -50,7 +50,7 @@ def _write(folder: Path) -> Path:
     """A dataset of random bytes: reading decodes nothing."""
     target = open_store(str(folder / "datasets" / "bench"))
     draw, file, rows = np.random.default_rng(0), io.BytesIO(), []
-    tar = ShardTar(file)
+    tar = TarWriter(file)
     for number in range(_SAMPLES):
         key, data = key_of(str(number)), draw.bytes(_BYTES)
         label_offset = tar.add(f"{key}.cls", b"0")

@@ -19,7 +19,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from jobs.base.ray_session import connected
 from pipeline.base.progress import Silent
 from pipeline.base.store import Store, open_store
-from pipeline.evaluate.discovery import keep_suite, plan_all
+from pipeline.evaluate.discovery import plan_all, store_suite
 from pipeline.evaluate.features import single_thread
 from pipeline.evaluate.recipe import EvaluateRecipe
 from pipeline.evaluate.scheduler import Scheduler
@@ -38,12 +38,12 @@ _ONE = """
 import sys
 from pipeline.base.store import open_store
 from pipeline.evaluate.features import single_thread
-from pipeline.evaluate.worker import perform
-from pipeline.evaluate.discovery import kept_suites, plan_all
+from pipeline.evaluate.worker import run_evaluation
+from pipeline.evaluate.discovery import stored_suites, plan_all
 
 store = open_store(sys.argv[1])
 single_thread()
-assert perform(store, plan_all(store, sys.argv[2], kept_suites(store, sys.argv[2]).values())[int(sys.argv[3])])
+assert run_evaluation(store, plan_all(store, sys.argv[2], stored_suites(store, sys.argv[2]).values())[int(sys.argv[3])])
 """
 
 
@@ -95,7 +95,7 @@ def _schedule(store: Store, recipe: EvaluateRecipe) -> float:
 
 def _jobs(store: Store, recipe: EvaluateRecipe) -> list[float]:
     """Seconds of each job, from its submission to its end."""
-    keep_suite(store, RUN, "bench", recipe)
+    store_suite(store, RUN, "bench", recipe)
     seconds = []
     with ray_cluster(2) as (_, address), tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "one.py"

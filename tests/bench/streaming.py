@@ -191,8 +191,8 @@ def _stream(store: Store, cache: Path) -> None:
     try:
         for step in range(_RAW // recipe.batch_size):
             ahead.advance(step * recipe.batch_size)
-            places = mixture.locate(plan.positions(step)).places
-            for found in reader.read_many(zip(places.shards.tolist(), places.rows.tolist(), strict=True)):
+            refs = mixture.locate(plan.positions(step)).refs
+            for found in reader.read_many(zip(refs.shards.tolist(), refs.rows.tolist(), strict=True)):
                 assert not isinstance(found, Exception)
     finally:
         ahead.close()

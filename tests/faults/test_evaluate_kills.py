@@ -17,9 +17,9 @@ from infra.local.s3_server import LocalS3
 from pipeline.base.store import open_store
 from pipeline.base.store.s3 import S3Store
 from pipeline.evaluate.discovery import plan_all
-from pipeline.records.ledger import LEDGER, read_marks
+from pipeline.records.ledger import LEDGER, parse_listing
 from tests.support.cluster import raylet_pid, raylets
-from tests.support.evaluations import RUN, findings, make_workspace, put_suite, remove_checkpoint, suite_recipe
+from tests.support.evaluations import RUN, make_workspace, put_suite, recorded_results, remove_checkpoint, suite_recipe
 from tests.support.faults import draw, wait
 from tests.support.s3 import isolate_from_aws
 from tests.support.scheduling import (
@@ -28,8 +28,8 @@ from tests.support.scheduling import (
     SMALL,
     WHOLE,
     Calm,
+    RecordingProgress,
     Size,
-    Told,
     assert_each_once,
     at_moments,
     command,
@@ -152,7 +152,7 @@ def test_two_schedulers_at_once(size: Size, cluster: Cluster, calm: Calm, tmp_pa
             ended = wait(process, SECONDS)
             assert ended.code == 0, ended.told
     assert_each_once(store, calm(size, tmp_path))
-    marks = read_marks(store.list(LEDGER))
+    marks = parse_listing(store.list(LEDGER))
     assert max(one.number("claim") for one in marks.values()) == 1, "none was claimed twice"
 
 
@@ -162,7 +162,7 @@ def test_a_checkpoint_that_vanishes(size: Size, cluster: Cluster, calm: Calm, tm
     make_workspace(store, size.steps)
     gone = size.steps[0]  # the oldest: what is of it comes last
     moment = rng.randrange(1, size.total // 2)  # so that something of it is left
-    told = Told()
+    told = RecordingProgress()
 
     def strike() -> bool:
         remove_checkpoint(store, gone)
@@ -176,7 +176,7 @@ def test_a_checkpoint_that_vanishes(size: Size, cluster: Cluster, calm: Calm, tm
         f"checkpoint of step {gone} is gone; what was not evaluated of it is left out"
     ]
     expected = calm(size, tmp_path)
-    found = findings(store)
+    found = recorded_results(store)
     assert {key: expected[key] for key in found} == found, "what is recorded is what it has to be"
     others = {item.id for item in plan_all(store, RUN, [suite_recipe(size.num_seeds)])}
     assert len(others) == size.total - size.num_seeds - 1

@@ -14,18 +14,18 @@ from pipeline.base.retry import RetryPolicy
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate import ledger as ledgers
 from pipeline.evaluate import scheduler as loop
-from pipeline.evaluate.discovery import kept_suites, plan_all
+from pipeline.evaluate.discovery import EvaluationRequest, plan_all, stored_suites
 from pipeline.evaluate.ledger import Ledger
 from pipeline.evaluate.plan import PlannedEvaluation
 from pipeline.evaluate.recipe import EvaluateRecipe
 from pipeline.evaluate.scheduler import Scheduler
 from pipeline.evaluate.stage import evaluate
-from pipeline.evaluate.worker import record, run_evaluation
+from pipeline.evaluate.worker import record_result, run_evaluation
 from pipeline.records.ledger import Owner, ledger_key
 from pipeline.records.score import EvaluationResult
 from tests.support.datasets import make_dataset
 from tests.support.evaluations import RUN, make_workspace, put_checkpoint, suite_recipe, suite_tree
-from tests.support.scheduling import Told
+from tests.support.scheduling import RecordingProgress
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -56,7 +56,7 @@ def claim(store: Store, item: PlannedEvaluation) -> None:
 def record_first(store: Store, item: PlannedEvaluation) -> None:
     """As a scheduler does that took it over, and was faster."""
     result = EvaluationResult(id=item.id, key=item.key, metrics=(), num_samples=0, chosen={}, seconds=0, files={})
-    assert record(store, result, {}, 0, RetryPolicy(0))
+    assert record_result(store, result, {}, 0, RetryPolicy(0))
 
 
 def nothing(store: Store, item: PlannedEvaluation) -> None:
@@ -95,7 +95,7 @@ def test_what_runs_is_not_started_again_whatever_others_do_to_it(
         return recipe
 
     with connected(cluster.address):
-        outcome = Scheduler(store, RUN, read, Told(), every_seconds=0.1).run()
+        outcome = Scheduler(store, RUN, read, RecordingProgress(), every_seconds=0.1).run()
     assert not left
     assert (outcome.num_planned, outcome.num_recorded, outcome.failures) == (4, 4, ())
     assert outcome.num_done == 3, "without what another one recorded"
@@ -119,10 +119,10 @@ def test_a_watched_suite_that_cannot_be_read_or_planned_leaves_the_one_before(st
     )
     edits: list[EvaluateRecipe | RecipeError] = [leaking, missing, broken]
     kept: list[dict[str, EvaluateRecipe]] = []
-    told = Told()
+    told = RecordingProgress()
 
     def read() -> EvaluateRecipe:
-        kept.append(kept_suites(store, RUN))
+        kept.append(stored_suites(store, RUN))
         if len(kept) < 3:  # once when it is made, and at the first look
             return suite_recipe(1)
         if edits:
@@ -136,14 +136,14 @@ def test_a_watched_suite_that_cannot_be_read_or_planned_leaves_the_one_before(st
         return suite_recipe(2)
 
     with connected(cluster.address):
-        outcome = evaluate(store, RUN, read, told, every_seconds=0.02, suite="s")
+        outcome = evaluate(store, EvaluationRequest(RUN, "s", read, every_seconds=0.02), told)
     assert (outcome.num_planned, outcome.num_recorded, outcome.failures) == (6, 6, ())
     lines = told.about("the suite cannot be used now, the one before stays: ")
     for line, said in zip(lines, ("it is being edited", "no dataset 'nowhere'", "share 60 images"), strict=True):
         assert said in line
     assert kept == [{}, {}, *[{"s": suite_recipe(1)}] * 4], "only what could be planned is kept"
-    assert kept_suites(store, RUN) == {"s": suite_recipe(2)}
+    assert stored_suites(store, RUN) == {"s": suite_recipe(2)}
 
     with connected(cluster.address), pytest.raises(InputError, match="no dataset 'nowhere'"):
-        evaluate(store, RUN, lambda: missing, told, every_seconds=0.02, suite="another")
-    assert set(kept_suites(store, RUN)) == {"s"}, "nor at the first look"
+        evaluate(store, EvaluationRequest(RUN, "another", lambda: missing, every_seconds=0.02), told)
+    assert set(stored_suites(store, RUN)) == {"s"}, "nor at the first look"

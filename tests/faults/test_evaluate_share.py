@@ -12,15 +12,15 @@ from ray.cluster_utils import Cluster
 
 from jobs.base.ray_session import connected
 from jobs.base.recipe import ChainRecipe
-from jobs.evaluate import evaluate_asked
+from jobs.evaluate import evaluate_connected
 from pipeline.base.errors import RefusedError
 from pipeline.base.progress import Silent
 from pipeline.base.store import open_store
 from pipeline.evaluate.discovery import EvaluationRequest
-from pipeline.evaluate.ray_executor import Pool, Share
+from pipeline.evaluate.ray_executor import ActorPool, PoolLimits
 from tests.support.cluster import raylet_pid
 from tests.support.evaluations import make_workspace, suite_recipe
-from tests.support.scheduling import Size, Told, schedule, workers
+from tests.support.scheduling import RecordingProgress, Size, schedule, workers
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -48,20 +48,20 @@ def test_workers_reserve_their_share_and_no_more_of_them_come_up_than_it_holds(
         seen.append((num_workers, free.get("evaluation", 0.0), free.get("GPU", 0.0)))
 
     changes = {"max_parallel": 3, "gpus": 0.5, "resources": {"evaluation": 1}}
-    outcome = schedule(store, size, cluster.address, Told(look), **changes)
+    outcome = schedule(store, size, cluster.address, RecordingProgress(look), **changes)
     assert outcome.num_done == size.total
     assert set(seen) == {(1, 0.0, 0.5)}, "workers, and what is left to others"
 
 
 def test_a_pool_has_no_more_workers_than_it_may(cluster: Cluster) -> None:
     with connected(cluster.address):
-        pool = Pool(Share(2, cpus=0.1))
-        pool.want(5)
+        pool = ActorPool(PoolLimits(2, cpus=0.1))
+        pool.scale_to(5)
         while pool.is_starting:
             pool.wait(1.0)
-            pool.want(5)
+            pool.scale_to(5)
         assert pool.num_idle == 2
-        pool.want(1)
+        pool.scale_to(1)
         assert (pool.num_idle, pool.is_starting) == (1, False)
         pool.close()
 
@@ -81,5 +81,7 @@ def test_what_the_cluster_can_never_place_is_refused(
 ) -> None:
     recipe = suite_recipe(1, **changes)
     with connected(cluster.address), pytest.raises(RefusedError) as refused:
-        evaluate_asked(ChainRecipe(workspace=str(tmp_path)), EvaluationRequest("made", "s", lambda: recipe), Silent())
-    assert refused.value.what == said
+        evaluate_connected(
+            ChainRecipe(workspace=str(tmp_path)), EvaluationRequest("made", "s", lambda: recipe), Silent()
+        )
+    assert refused.value.message == said

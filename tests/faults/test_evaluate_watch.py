@@ -14,30 +14,30 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from jobs.base.ray_session import connected
-from jobs.status import describe_evaluations, evaluations
+from jobs.status import evaluations_status, evaluations_tables
 from pipeline.base.store import Store, open_store
 from pipeline.checkpoints.retention import held_steps
 from pipeline.evaluate import scheduler as loop
-from pipeline.evaluate.discovery import by_state, keep_suite, plan_all
+from pipeline.evaluate.discovery import group_by_state, plan_all, store_suite
 from pipeline.evaluate.ledger import Ledger
 from pipeline.evaluate.recipe import EvaluateRecipe
-from pipeline.evaluate.scheduler import Outcome, Scheduler
+from pipeline.evaluate.scheduler import Scheduler, ScheduleSummary
 from pipeline.records.run import step_prefix
 from pipeline.records.score import list_results
 from tests.support.command import vitpipe
 from tests.support.datasets import make_dataset
 from tests.support.evaluations import (
     RUN,
-    findings,
     make_workspace,
     put_checkpoint,
     put_suite,
     recorded_files,
+    recorded_results,
     suite_recipe,
     suite_tree,
 )
-from tests.support.scheduling import Told
-from tests.support.subjects import put_network, tiny
+from tests.support.scheduling import RecordingProgress
+from tests.support.stored_models import put_network, tiny
 
 _SECONDS = 120  # guards against hanging
 pytestmark = pytest.mark.timeout(300)
@@ -77,8 +77,8 @@ def wait_for(store: Store, count: int) -> None:
 
 
 def schedule(
-    store: Store, cluster: Cluster, recipe: Callable[[], EvaluateRecipe], told: Told, **options: Any
-) -> Outcome:
+    store: Store, cluster: Cluster, recipe: Callable[[], EvaluateRecipe], told: RecordingProgress, **options: Any
+) -> ScheduleSummary:
     with connected(cluster.address):
         return Scheduler(store, RUN, recipe, told, **options).run()
 
@@ -89,7 +89,7 @@ def test_what_appears_is_evaluated_what_is_damaged_is_named_and_what_is_added_is
     make_workspace(store, [100], last=400)
     seeds: list[int] = [1]
     pinned: list[set[int]] = []
-    told = Told(lambda name: pinned.append(held_steps(store, RUN)))
+    told = RecordingProgress(lambda name: pinned.append(held_steps(store, RUN)))
 
     def train() -> None:
         wait_for(store, 2)
@@ -98,7 +98,7 @@ def test_what_appears_is_evaluated_what_is_damaged_is_named_and_what_is_added_is
         put_checkpoint(store, 300, damaged=True)
         seeds[0] = 2  # one more evaluation of each checkpoint
         wait_for(store, 6)
-        before.update(findings(store))
+        before.update(recorded_results(store))
         put_checkpoint(store, 400)  # the last one: then the scheduler ends by itself
 
     before: dict[str, object] = {}
@@ -112,7 +112,7 @@ def test_what_appears_is_evaluated_what_is_damaged_is_named_and_what_is_added_is
     assert (outcome.num_planned, outcome.num_recorded, outcome.num_done, outcome.failures) == (9, 9, 9, ())
     assert list(outcome.skipped) == [300]
     assert len(told.about("checkpoint of step 300 is skipped: 0001/model.safetensors has")) == 1, told.lines
-    assert before.items() <= findings(store).items(), "what was recorded before stays"
+    assert before.items() <= recorded_results(store).items(), "what was recorded before stays"
     assert set().union(*pinned) == {100, 200, 400}, "each while it was evaluated"
     assert held_steps(store, RUN) == set()
 
@@ -121,7 +121,7 @@ def test_what_appears_is_evaluated_what_is_damaged_is_named_and_what_is_added_is
 def test_while_they_are_needed_checkpoints_are_pinned(store: Store, cluster: Cluster) -> None:
     make_workspace(store, [100, 200])
     seen: list[set[int]] = []
-    told = Told(lambda name: seen.append(held_steps(store, RUN)))
+    told = RecordingProgress(lambda name: seen.append(held_steps(store, RUN)))
     schedule(store, cluster, suite_recipe, told)
     assert seen[0] == {100, 200}
     assert held_steps(store, RUN) == set()
@@ -138,8 +138,8 @@ def test_one_that_fails_is_named_and_does_not_stop_the_others(store: Store, clus
     tree["tasks"]["five"] = {"train": "train", "test": "five"}
     tree["suite"].append({"evaluator": "classify", "tasks": ["five"]})
     recipe = EvaluateRecipe.model_validate(tree)
-    keep_suite(store, RUN, "s", recipe)
-    told = Told()
+    store_suite(store, RUN, "s", recipe)
+    told = RecordingProgress()
     outcome = schedule(store, cluster, lambda: recipe, told)
     assert (outcome.num_planned, outcome.num_recorded) == (6, 2)
     assert sorted(outcome.failures) == [
@@ -148,7 +148,7 @@ def test_one_that_fails_is_named_and_does_not_stop_the_others(store: Store, clus
         "fewshot on task of step 100 (2-shot): " + _damaged(weights),
         "knn on task of step 100: " + _damaged(weights),
     ]
-    found = evaluations(store, [RUN])
+    found = evaluations_status(store, [RUN])
     assert {(one["name"], one["tries"], one["kind"]) for one in found["failed"]} == {
         ("classify on five of step 200", 1, "refused"),
         ("classify on five of step 100", 2, "error"),
@@ -158,7 +158,7 @@ def test_one_that_fails_is_named_and_does_not_stop_the_others(store: Store, clus
     assert all(one["run"] == RUN and one["reason"] and one["retry_after"] is None for one in found["failed"])
     (suite,) = found["suites"]
     assert (len(suite["done"]), len(suite["failed"]), suite["due"]) == (2, 4, [])
-    titles = {title: rows for title, _, rows in describe_evaluations(found)}
+    titles = {title: rows for title, _, rows in evaluations_tables(found)}
     assert titles["Evaluations: 2 recorded"] == [(RUN, "s", "0", "0", "0", "2", "4", "0")]
     assert len(titles["Failed: 4"]) == 4
 
@@ -183,7 +183,7 @@ def test_imported_weights_are_evaluated_once_by_the_command(store: Store, cluste
         theirs.delete(own.weights_key)
     assert done == [("theirs", 2, 2, 2), ("theirs", 2, 2, 0)]
     assert {result.key.weights_digest for result in list_results(store)} == {own.weights_digest}
-    (told,) = evaluations(store, ["theirs"])["suites"]
+    (told,) = evaluations_status(store, ["theirs"])["suites"]
     assert len(told["done"]) == 2
 
 
@@ -200,12 +200,12 @@ def test_what_is_cancelled_while_it_runs_ends_and_can_be_taken_up_again(
     tree = suite_tree(1)
     slow = {"steps": 100_000, "batch_size": 16, "learning_rates": [0.01]}
     tree["suite"].append({"evaluator": "finetune", "tasks": ["task"], "settings": slow})
-    recipe, told = EvaluateRecipe.model_validate(tree), Told()
+    recipe, told = EvaluateRecipe.model_validate(tree), RecordingProgress()
     seen: list[dict[str, Any]] = []
 
     def cancel() -> None:
         wait_for(store, 2)
-        seen.append(evaluations(store, []))
+        seen.append(evaluations_status(store, []))
         Ledger(store, RUN).change_cancelled(lambda before: (*before, "finetune on *"))
 
     with beside(cancel):
@@ -218,7 +218,7 @@ def test_what_is_cancelled_while_it_runs_ends_and_can_be_taken_up_again(
     ledger = Ledger(store, RUN)
     ledger.change_cancelled(lambda before: ())
     ledger.refresh()
-    assert [item.name for item in by_state(plan_all(store, RUN, [recipe]), ledger)["due"]] == [
+    assert [item.name for item in group_by_state(plan_all(store, RUN, [recipe]), ledger)["due"]] == [
         "finetune on task of step 100"
     ]
 
@@ -231,13 +231,13 @@ def test_an_interrupted_scheduler_gives_back_what_it_held(store: Store, cluster:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        schedule(store, cluster, suite_recipe, Told(interrupt))
+        schedule(store, cluster, suite_recipe, RecordingProgress(interrupt))
     ledger = Ledger(store, RUN)
     ledger.refresh()
-    states = by_state(plan_all(store, RUN, [suite_recipe()]), ledger)
+    states = group_by_state(plan_all(store, RUN, [suite_recipe()]), ledger)
     assert states["running"] == states["waiting"] == states["failed"] == []
     assert states["due"]
     assert held_steps(store, RUN) == set()
     done = len(states["done"])
-    outcome = schedule(store, cluster, suite_recipe, Told())
+    outcome = schedule(store, cluster, suite_recipe, RecordingProgress())
     assert (outcome.num_recorded, outcome.num_done) == (12, 12 - done)

@@ -34,7 +34,7 @@ def small_recipe(access: str = "cached", **changes: Any) -> StreamRecipe:
 
 
 def new_loader(store: Store, recipe: StreamRecipe, say: Callable[[str], None] | None = None) -> StreamLoader:
-    return StreamLoader(open_readers(store, ["tiny"], recipe, World()), recipe, seed=0, world=World(), say=say)
+    return StreamLoader(open_readers(store, ["tiny"], recipe, World()), recipe, seed=0, world=World(), on_message=say)
 
 
 @pytest.fixture

@@ -149,8 +149,8 @@ def test_read_ahead_and_reading_ask_for_each_shard_once(
         try:
             for position in range(SHARDS * ROWS):
                 ahead.advance(position)
-                place = order.place(position)
-                found[f"{place.shard} {place.row}"] = sha256_hex(reader.read(place.shard, place.row).data)
+                ref = order.ref(position)
+                found[f"{ref.shard} {ref.row}"] = sha256_hex(reader.read(ref.shard, ref.row).data)
         finally:
             ahead.close()
         assert fingerprint(found) == wanted
@@ -246,7 +246,7 @@ class Reading:
         self.error: Exception | None = None
         self.begun = threading.Event()
         self._go_on = threading.Event()
-        reader = DatasetReader(store, "tiny", cache=folder, access=access, patience=patience)  # type: ignore[arg-type]
+        reader = DatasetReader(store, "tiny", cache=folder, access=access, retry=patience)  # type: ignore[arg-type]
         self._thread = threading.Thread(target=self._run, args=(reader,))
         self._thread.start()
 
@@ -288,7 +288,7 @@ def bucket_of(server: LocalS3) -> Store:
 def test_the_server_stands_still_for_a_while(
     server: LocalS3, tmp_path: Path, wanted: str, access: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "TELL_SECONDS", 0.5)
+    monkeypatch.setattr(waiting, "MESSAGE_SECONDS", 0.5)
     store, told, twice = bucket_of(server), [], threading.Event()
 
     def tell(text: str) -> None:

@@ -21,10 +21,10 @@ from pipeline.base.store import Store, open_store
 from pipeline.base.store.local import LocalStore
 from pipeline.base.world import Collective, World
 from pipeline.pretrain import trainer as rank_module
-from pipeline.pretrain.plan import read_training_data
+from pipeline.pretrain.plan import make_plan, read_training_data
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.pretrain.run_card import extend, open_run_card
-from pipeline.pretrain.worker import work
+from pipeline.pretrain.worker import run_attempt
 from pipeline.records.run import MetricsRow, checkpoint_card_key, extended, list_steps, read_checkpoint_card
 from pipeline.stream.loader import StreamLoader
 from pipeline.train.distributed import current_collective
@@ -159,7 +159,7 @@ def run_through(store: Store, *starts: tuple[int, list[Job]], limit_seconds: flo
         told.texts.append((attempt, text))
         told.heard.append(time.monotonic())
 
-    supervisor = Watchdog(say=hear)
+    supervisor = Watchdog(on_message=hear)
     try:
         for world_size, jobs in starts:
             given = (store.uri, jobs, supervisor.address)
@@ -184,18 +184,19 @@ def train_rank(uri: str, jobs: list[Job], supervisor: str) -> list[str]:
 
 
 def _outcome(store: Refusing, job: Job, collective: Collective, supervisor: str) -> str:
-    recipe, steps = job.recipe, None
+    recipe, run = job.recipe, None
     if collective.world.is_first:
-        card = open_run_card(store, recipe, read_training_data(store, recipe), "code", job.parent)
+        plan = make_plan(recipe, read_training_data(store, recipe))
+        card = open_run_card(store, recipe, plan.data, "code", job.parent)
         if job.extend_to:
             extend(store, card, recipe, job.extend_to)
-        steps = extended(store, card)
+        run = plan.with_steps(extended(store, card)), card
         if job.damaged:
             store.put(checkpoint_card_key(recipe.run, 4), b"damaged")
-    recipe = recipe.model_copy(update={"steps": collective.broadcast(steps)})
+    plan, card = collective.broadcast(run)
     with _planted(store, job.faults, collective.world):
         try:
-            work(store, {}, recipe, collective, supervisor)
+            run_attempt(store, {}, plan, card, collective, supervisor)
         except VitpipeError as error:
             return f"{type(error).__name__}: {error}"
     return ""
@@ -232,7 +233,7 @@ def _planted(store: Refusing, faults: tuple[Fault, ...], world: World) -> Iterat
             number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}[fault.kind]
             os.kill(os.getpid(), number)
 
-    made = rank_module.make_objective
+    made = rank_module.build_objective
 
     def make(recipe: Any) -> Any:
         objective = made(recipe)
@@ -254,7 +255,7 @@ def _planted(store: Refusing, faults: tuple[Fault, ...], world: World) -> Iterat
         return Poisoned()
 
     with ExitStack() as stack:
-        for name, value in (("reach", reach), ("StreamLoader", Noted), ("make_objective", make)):
+        for name, value in (("fail_point", reach), ("StreamLoader", Noted), ("build_objective", make)):
             stack.enter_context(mock.patch.object(rank_module, name, value))
         yield
 

@@ -47,4 +47,4 @@ def test_a_rank_that_is_stuck_in_python_is_found_by_those_who_wait_for_it(tmp_pa
     found = told.heard[told.texts.index(("0001", f"{told.verdicts[0]}; all ranks are restarted"))]
     assert found - float(fault.rpartition("-")[2]) < FOUND_SECONDS
     assert "while the others wait for it" in str(told.verdicts[0])
-    assert "pretraining.py" in culprit.place
+    assert "pretraining.py" in culprit.location

@@ -22,11 +22,11 @@ import torch.distributed as dist
 from pipeline.base.config import build
 from pipeline.base.store import Store, open_store
 from pipeline.base.world import World
-from pipeline.pretrain.plan import read_training_data
+from pipeline.pretrain.plan import make_plan, read_training_data
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.pretrain.run_card import open_run_card
-from pipeline.pretrain.worker import work
-from pipeline.records.run import OrderParameters, RunCard
+from pipeline.pretrain.worker import run_attempt
+from pipeline.records.run import OrderParameters, RunCard, read_run_card
 from pipeline.stream.audit import AuditLog
 from pipeline.stream.audit_check import AuditResult, check_audit
 from pipeline.stream.batch import open_readers
@@ -237,12 +237,13 @@ def pretrain(uri: str) -> None:
     """On each rank: what the stage has it do, without Ray; in two attempts."""
     store = open_store(uri)
     recipe = mixed_recipe(2)
-    data = read_training_data(store, recipe)
+    plan = make_plan(recipe, read_training_data(store, recipe))
     if current_collective().world.is_first:
-        open_run_card(store, recipe, data, "code")
+        open_run_card(store, recipe, plan.data, "code")
     dist.barrier()
+    run = read_run_card(store, recipe.run)
     for steps in (3, 7):
-        work(store, {}, recipe.model_copy(update={"steps": steps}), current_collective())
+        run_attempt(store, {}, plan.with_steps(steps), run, current_collective())
 
 
 def mixed_recipe(workers: int) -> PretrainRecipe:

@@ -12,7 +12,7 @@ from jobs.base.ray_session import connected
 from pipeline.base.errors import StoreAccessError
 from pipeline.base.progress import Silent
 from pipeline.base.store import open_store
-from pipeline.corpus import worker as chunks
+from pipeline.corpus import worker
 from pipeline.corpus.ray_executor import on_cluster
 from pipeline.corpus.scan import Scanner
 from pipeline.records.corpus import Corpus
@@ -36,7 +36,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_a_killed_worker_costs_nothing(once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "_ROWS", 15)
+    monkeypatch.setattr(worker, "_CHUNK_ROWS", 15)
     monkeypatch.delenv("VITPIPE_FAIL_AT")  # of this process; the workers have theirs
     corpus = corpus_of(IMAGES, missing=["gone"], random_access=False)
     calm = scanner_in(tmp_path / "calm").scan(corpus, "pixels", spill=True).table()

@@ -12,7 +12,7 @@ from pipeline.base.seeds import derive
 from pipeline.base.store import Store, open_store
 from pipeline.records.corpus import LISTING_SCHEMA, ClassEntry, Corpus, Reject, rejects_table
 from pipeline.records.dataset import DatasetCard, ShardEntry, dataset_prefix
-from pipeline.shard.commit import identity_of, make_card, publish, put_tables, sweep
+from pipeline.shard.commit import fingerprint_dataset, make_card, publish, put_tables, sweep
 from pipeline.shard.index import ShardStatistics
 from pipeline.shard.plan import plan_shards
 from pipeline.shard.recipe import ShardRecipe
@@ -96,7 +96,7 @@ def shard_corpus(workspace: Store, name: str, corpus: Corpus, recipe: ShardRecip
         if written.entry is not None:
             shards.append(written.entry)
     tables = put_tables(target, shards, [rejects_table(rejects)], corpus.duplicates.chunks(), {})
-    identity = identity_of(corpus, recipe, {})
+    identity = fingerprint_dataset(corpus, recipe, {})
     card = publish(target, make_card(name, corpus, identity, shards, statistics, len(rejects), tables))
     sweep(target, shards)
     return card

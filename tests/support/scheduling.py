@@ -23,10 +23,10 @@ from pipeline.base.progress import Silent
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate.discovery import plan_all
 from pipeline.evaluate.features import single_thread
-from pipeline.evaluate.scheduler import Outcome, Scheduler
+from pipeline.evaluate.scheduler import Scheduler, ScheduleSummary
 from pipeline.evaluate.worker import run_evaluation
 from tests.support.command import start
-from tests.support.evaluations import RUN, findings, make_workspace, recorded_files, suite_recipe
+from tests.support.evaluations import RUN, make_workspace, recorded_files, recorded_results, suite_recipe
 from tests.support.faults import descendants
 
 SECONDS = 240  # guards against hanging
@@ -75,7 +75,7 @@ def calm_runs() -> Calm:
             single_thread()
             for item in plan_all(store, RUN, [suite_recipe(size.num_seeds)]):
                 assert run_evaluation(store, item)
-            known[size] = findings(store)
+            known[size] = recorded_results(store)
             assert len(known[size]) == size.total
         return known[size]
 
@@ -86,38 +86,40 @@ def assert_each_once(store: Store, expected: dict[str, object]) -> None:
     """One result of each evaluation, with the content that it has to have."""
     keys = recorded_files(store)
     assert len(keys) == len({key.split("/")[1] for key in keys}) == len(expected)
-    assert findings(store) == expected
+    assert recorded_results(store) == expected
 
 
-class Told(Silent):
-    """Remembers what was said, and calls *each* with the name of what was done."""
+class RecordingProgress(Silent):
+    """Remembers the messages, and calls *each* with the name of what was done."""
 
     def __init__(self, each: Callable[[str], None] = lambda name: None) -> None:
         self.lines: list[str] = []
         self._each = each
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self.lines.append(text)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self._each(note)
 
-    def about(self, words: str) -> list[str]:
-        """The lines that hold *words*."""
-        return [line for line in self.lines if words in line]
+    def about(self, text: str) -> list[str]:
+        """The messages that contain *text*."""
+        return [line for line in self.lines if text in line]
 
 
-def schedule(store: Store, size: Size, address: str, told: Told | None = None, **changes: object) -> Outcome:
+def schedule(
+    store: Store, size: Size, address: str, told: RecordingProgress | None = None, **changes: object
+) -> ScheduleSummary:
     """A scheduler in this process."""
     with connected(address):
-        return Scheduler(store, RUN, lambda: suite_recipe(size.num_seeds, **changes), told or Told()).run()
+        return Scheduler(store, RUN, lambda: suite_recipe(size.num_seeds, **changes), told or RecordingProgress()).run()
 
 
 @contextmanager
 def command(workspace: str | Path, suite: Path, address: str) -> Iterator[subprocess.Popen[str]]:
     """A scheduler as a command; it is gone after the block."""
-    where = ["--address", address] if address else []
-    process = start("evaluate", RUN, "-w", workspace, "--suite", suite, *where)
+    options = ["--address", address] if address else []
+    process = start("evaluate", RUN, "-w", workspace, "--suite", suite, *options)
     try:
         yield process
     finally:

@@ -101,7 +101,7 @@ def start_stager(source: str, target: str, fail_at: str = "", parallel: int = 2)
     """A stager in a process of its own, to be killed."""
     code = (
         "import sys; from jobs.stage import run_stage as stage; from pipeline.base.progress import Silent;"
-        "from pipeline.corpus.stage import StageRecipe;"
+        "from pipeline.corpus.staging.recipe import StageRecipe;"
         f"stage(sys.argv[1], sys.argv[2], StageRecipe(parallel={parallel}, part_bytes={PART_BYTES}), Silent())"
     )
     env = os.environ | ({"VITPIPE_FAIL_AT": fail_at} if fail_at else {})

@@ -261,7 +261,7 @@ def _walk(root: Path, folder: str, prefix: str, temporary: bool = False) -> Iter
     """
     try:
         with os.scandir(root / folder) as entries:
-            names = sorted(f"{item.name}/" if item.is_dir(follow_symlinks=False) else item.name for item in entries)
+            names = sorted(f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in entries)
     except (FileNotFoundError, NotADirectoryError):
         return
     for name in names:
@@ -319,17 +319,17 @@ def file_errors(uri: str, absent: str = "") -> Iterator[None]:
     except (NotADirectoryError, IsADirectoryError) as error:
         if absent:
             raise FileNotFoundError(f"{uri}/{absent}") from None
-        raise _ours(error, uri) from error
+        raise _store_error(error, uri) from error
     except (FileNotFoundError, ObjectChangedError):
         raise
     except OSError as error:
-        raise _ours(error, uri) from error
+        raise _store_error(error, uri) from error
 
 
-def _ours(error: OSError, uri: str) -> Exception:
-    what = f"{uri}: {error.strerror or error}"
+def _store_error(error: OSError, uri: str) -> Exception:
+    message = f"{uri}: {error.strerror or error}"
     if error.errno in _FULL_OR_BROKEN:
-        return FailedError(what, "make room, then give the same command again")
+        return FailedError(message, "make room, then give the same command again")
     if error.errno in _BAD_NAME:
-        return KeyRefusedError(what, "check the path")
-    return StoreAccessError(what, "check the path and its permissions")
+        return KeyRefusedError(message, "check the path")
+    return StoreAccessError(message, "check the path and its permissions")

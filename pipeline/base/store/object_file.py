@@ -31,10 +31,10 @@ class _Ranges(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        wanted = min(len(buffer), self._size - self._position)
-        if wanted <= 0:
+        length = min(len(buffer), self._size - self._position)
+        if length <= 0:
             return 0
-        data = self._store.read_range(self._key, self._position, wanted, self._etag)
+        data = self._store.read_range(self._key, self._position, length, self._etag)
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)

@@ -1,4 +1,7 @@
-"""What a store can do. Keys are relative to the store's URI, with ``/`` between parts."""
+"""The protocol of a store, and what its users share: content sums, errors, how a bucket is reached, what can go.
+
+Keys are relative to the store's URI, with ``/`` between parts.
+"""
 
 from __future__ import annotations
 
@@ -16,104 +19,14 @@ from pydantic import Field
 from pipeline.base.config import Config
 from pipeline.base.errors import InputError, StoreAccessError
 
-
-@dataclass(frozen=True)
-class Orphan:
-    """An object that can go, and why."""
-
-    key: str
-    num_bytes: int
-    why: str
-
-
 SumKind = Literal["sha256", "crc32", "md5", "md5-parts"]
-
-
-@dataclass(frozen=True)
-class ContentSum:
-    """A sum of one object's content, in hex. ``part_bytes``, for md5-parts: the parts' sizes.
-
-    One size stands for all parts but the last; it is a guess when ``exact`` is false.
-    """
-
-    kind: SumKind
-    value: str
-    part_bytes: tuple[int, ...] = ()
-    exact: bool = True
-
-
-class RunningSum:
-    """The sum that *expected* names, of bytes that come piece by piece."""
-
-    def __init__(self, expected: ContentSum) -> None:
-        self._expected = expected
-        self._crc = 0
-        self._digest = hashlib.sha256() if expected.kind == "sha256" else _md5()
-        self._parts: list[bytes] = []
-        self._left = self._size_of_part(0)
-
-    def update(self, data: bytes | memoryview) -> None:
-        """Add *data*."""
-        kind = self._expected.kind
-        if kind == "crc32":
-            self._crc = zlib.crc32(data, self._crc)
-        elif kind == "md5-parts":
-            self._update_parts(memoryview(data))
-        else:
-            self._digest.update(data)
-
-    def matches(self) -> bool:
-        """True when the bytes so far are those of the sum."""
-        return self._value() == self._expected.value
-
-    def _value(self) -> str:
-        kind = self._expected.kind
-        if kind == "crc32":
-            return f"{self._crc:08x}"
-        if kind != "md5-parts":
-            return self._digest.hexdigest()
-        parts = self._parts
-        if not parts or self._left != self._size_of_part(len(parts)):
-            parts = [*parts, self._digest.digest()]
-        return f"{_md5(b''.join(parts)).hexdigest()}-{len(parts)}"
-
-    def _update_parts(self, data: memoryview) -> None:
-        while len(data):
-            piece = data[: self._left]
-            self._digest.update(piece)
-            self._left -= len(piece)
-            data = data[len(piece) :]
-            if self._left == 0:
-                self._parts.append(self._digest.digest())
-                self._digest, self._left = _md5(), self._size_of_part(len(self._parts))
-
-    def _size_of_part(self, number: int) -> int:
-        sizes = self._expected.part_bytes
-        return sizes[min(number, len(sizes) - 1)] if sizes else 0
-
-
-def sum_matches(expected: ContentSum, pieces: Iterable[bytes]) -> bool:
-    """True when *pieces*, joined, have the sum *expected*."""
-    running = RunningSum(expected)
-    for piece in pieces:
-        running.update(piece)
-    return running.matches()
-
-
-def md5_hex(data: bytes) -> str:
-    """Hex MD5 of *data*: what S3 has as ETag."""
-    return _md5(data).hexdigest()
-
-
-def _md5(data: bytes = b"") -> hashlib._Hash:
-    return hashlib.md5(data, usedforsecurity=False)
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
     """One stored object: its key, its size, an etag that changes with its content, and when it was written.
 
-    ``modified`` is in seconds since 1970 by the store's own clock, 0 where nobody asked; it does not count in a
+    ``modified`` is in seconds since 1970 by the store's own clock, 0 where it was not read; it does not count in a
     comparison.
     """
 
@@ -121,33 +34,6 @@ class ObjectInfo:
     num_bytes: int
     etag: str
     modified: float = field(default=0.0, compare=False)
-
-
-class ObjectChangedError(OSError):
-    """The object no longer has the etag that was asked for."""
-
-
-class KeyRefusedError(StoreAccessError):
-    """The store cannot hold an object of this name: too long, or below another object."""
-
-
-class PartsWriter(Protocol):
-    """An object that is written in parts, in any order and from several threads; nobody sees it before ``complete``.
-
-    Leaving its ``with`` block without ``complete`` removes what was written.
-    """
-
-    def put_part(self, number: int, data: bytes) -> None:
-        """Write part *number*, from 0. All parts but the last have the size that was told; a repeated one replaces."""
-
-    def complete(self) -> None:
-        """Create or replace the object: every part is there."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 class Store(Protocol):
@@ -228,6 +114,105 @@ class Store(Protocol):
         """Write and remove a probe object. Raises StoreAccessError when that is not possible."""
 
 
+class PartsWriter(Protocol):
+    """An object that is written in parts, in any order and from several threads; nobody sees it before ``complete``.
+
+    Leaving its ``with`` block without ``complete`` removes what was written.
+    """
+
+    def put_part(self, number: int, data: bytes) -> None:
+        """Write part *number*, from 0. All but the last have the size of ``multipart``; a repeated one replaces."""
+
+    def complete(self) -> None:
+        """Create or replace the object: every part is there."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class ContentSum:
+    """A sum of an object's content, in hex. ``part_bytes``, for md5-parts: the parts' sizes.
+
+    A single size is that of all parts but the last; it is a guess when ``exact`` is false.
+    """
+
+    kind: SumKind
+    value: str
+    part_bytes: tuple[int, ...] = ()
+    exact: bool = True
+
+
+class RunningSum:
+    """The sum that *expected* names, of bytes that come piece by piece."""
+
+    def __init__(self, expected: ContentSum) -> None:
+        self._expected = expected
+        self._crc = 0
+        self._digest = hashlib.sha256() if expected.kind == "sha256" else _md5()
+        self._parts: list[bytes] = []
+        self._left = self._size_of_part(0)
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Add *data*."""
+        kind = self._expected.kind
+        if kind == "crc32":
+            self._crc = zlib.crc32(data, self._crc)
+        elif kind == "md5-parts":
+            self._update_parts(memoryview(data))
+        else:
+            self._digest.update(data)
+
+    def matches(self) -> bool:
+        """True when the bytes so far are those of the sum."""
+        return self._value() == self._expected.value
+
+    def _value(self) -> str:
+        kind = self._expected.kind
+        if kind == "crc32":
+            return f"{self._crc:08x}"
+        if kind != "md5-parts":
+            return self._digest.hexdigest()
+        parts = self._parts
+        if not parts or self._left != self._size_of_part(len(parts)):
+            parts = [*parts, self._digest.digest()]
+        return f"{_md5(b''.join(parts)).hexdigest()}-{len(parts)}"
+
+    def _update_parts(self, data: memoryview) -> None:
+        while len(data):
+            piece = data[: self._left]
+            self._digest.update(piece)
+            self._left -= len(piece)
+            data = data[len(piece) :]
+            if self._left == 0:
+                self._parts.append(self._digest.digest())
+                self._digest, self._left = _md5(), self._size_of_part(len(self._parts))
+
+    def _size_of_part(self, number: int) -> int:
+        sizes = self._expected.part_bytes
+        return sizes[min(number, len(sizes) - 1)] if sizes else 0
+
+
+def sum_matches(expected: ContentSum, pieces: Iterable[bytes]) -> bool:
+    """True when *pieces*, joined, have the sum *expected*."""
+    running = RunningSum(expected)
+    for piece in pieces:
+        running.update(piece)
+    return running.matches()
+
+
+def md5_hex(data: bytes) -> str:
+    """Hex MD5 of *data*: what S3 has as ETag."""
+    return _md5(data).hexdigest()
+
+
+def _md5(data: bytes = b"") -> hashlib._Hash:
+    return hashlib.md5(data, usedforsecurity=False)
+
+
 def checked_key(key: str) -> str:
     """*key*, refused when it could point outside the store."""
     parts = key.split("/")
@@ -241,6 +226,14 @@ def checked_prefix(prefix: str) -> str:
     return checked_key(prefix) if prefix else prefix
 
 
+class ObjectChangedError(OSError):
+    """The object no longer has the etag of the request."""
+
+
+class KeyRefusedError(StoreAccessError):
+    """The store cannot hold an object of this name: too long, or below another object."""
+
+
 class DeniedError(StoreAccessError):
     """The store denies the request: credentials, or what they may do."""
 
@@ -250,7 +243,7 @@ class NoBucketError(StoreAccessError):
 
 
 class BucketSettings(Config):
-    """How one bucket is reached. Credentials never stand here: name a profile, or leave it to boto3's chain."""
+    """How one bucket is reached. It holds no credentials: name a profile, or leave it to boto3's chain."""
 
     endpoint: str | None = Field(
         default=None, description="http(s) address; default: AWS_ENDPOINT_URL, else AWS itself"
@@ -265,3 +258,12 @@ class BucketSettings(Config):
 
 
 Stores = dict[str, BucketSettings]  # bucket name -> settings
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """An object that can go, and why."""
+
+    key: str
+    num_bytes: int
+    why: str

@@ -1,6 +1,6 @@
 """A bucket and prefix as a store. The only door to boto3.
 
-Credentials come from boto3's own chain (environment, shared files, instance role), which is asked again when the
+Credentials come from boto3's own chain (environment, shared files, instance role), which is read again when the
 store denies a request: they may have been renewed.
 """
 
@@ -24,7 +24,7 @@ from botocore import exceptions as aws
 from botocore.config import Config as ClientConfig
 
 from pipeline.base.errors import DamageError, FailedError
-from pipeline.base.retry import wait_before
+from pipeline.base.retry import attempts
 from pipeline.base.store.local import LocalStore, file_errors
 from pipeline.base.store.protocol import (
     BucketSettings,
@@ -46,13 +46,13 @@ from pipeline.base.store.s3_responses import (
     body_pieces,
     check_received,
     code_of,
-    from_client,
-    from_code,
+    error_from_client,
+    error_from_code,
+    parse_content_sum,
     read_body,
-    sum_of,
 )
 
-_ATTEMPTS = 4
+_ATTEMPTS, _FIRST_PAUSE_SECONDS = 4, 0.2
 _AGAIN = "give the same command again"
 _MAKING = threading.Lock()
 _RENEW_SECONDS = 2.0  # a client that is younger has just read the credentials
@@ -67,7 +67,7 @@ class S3Store:
         self.bucket, self.prefix = bucket, prefix.strip("/")
         self._settings = settings or BucketSettings()
         self._extra: dict[str, Any] = {"RequestPayer": "requester"} if self._settings.requester_pays else {}
-        self._made: tuple[int, float, Any] | None = None
+        self._cached_client: tuple[int, float, Any] | None = None
         self._bucket_seen = False
 
     @property
@@ -76,46 +76,46 @@ class S3Store:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_made": None}
+        return self.__dict__ | {"_cached_client": None}
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See :class:`~pipeline.base.store.protocol.Store`.
 
         AWS and most others list in the order of keys. SeaweedFS goes folder by folder, and directory buckets have
-        no order: those listings are held and sorted.
+        no order: those listings are kept in memory and sorted.
         """
-        lead = self._lead
-        with self._told():
+        lead = self._key_prefix
+        with self._translated_errors():
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=lead + checked_prefix(prefix), **self._extra
             )
             unordered = self.bucket.endswith("--x-s3")
-            held: list[ObjectInfo] = []
+            unsorted: list[ObjectInfo] = []
             for page in pages:
-                found = [
-                    ObjectInfo(item["Key"][len(lead) :], item["Size"], item["ETag"], item["LastModified"].timestamp())
-                    for item in page.get("Contents", [])
-                    if item["Size"] or not item["Key"].endswith("/")  # a "folder" that some tools create
+                infos = [
+                    ObjectInfo(row["Key"][len(lead) :], row["Size"], row["ETag"], row["LastModified"].timestamp())
+                    for row in page.get("Contents", [])
+                    if row["Size"] or not row["Key"].endswith("/")  # a "folder" that some tools create
                 ]
                 if unordered or page["ResponseMetadata"]["HTTPHeaders"].get("server", "").startswith("SeaweedFS"):
-                    held += found
+                    unsorted += infos
                 else:
-                    yield from found
-        yield from sorted(held, key=lambda info: info.key)
+                    yield from infos
+        yield from sorted(unsorted, key=lambda info: info.key)
 
     def head(self, key: str) -> ObjectInfo | None:
         """See Store."""
         try:
-            found = self._call("head_object", key)
+            answer = self._call("head_object", key)
         except FileNotFoundError:
             return None
-        return ObjectInfo(key, found["ContentLength"], found["ETag"], found["LastModified"].timestamp())
+        return ObjectInfo(key, answer["ContentLength"], answer["ETag"], answer["LastModified"].timestamp())
 
     def read(self, key: str, etag: str = "") -> bytes:
         """See Store. Compared with the checksum, where the answer has one; ETags are left to ``read_with_sum``."""
         for _ in range(2):
             answer, data = self._get(key, etag)
-            expected = sum_of(answer, self.bucket)
+            expected = parse_content_sum(answer, self.bucket)
             if expected is None or expected.kind not in ("sha256", "crc32") or sum_matches(expected, [data]):
                 return data
         raise DamageError(f"{self.uri}/{key}: the bytes that came are not those of its checksum", "look at the object")
@@ -145,13 +145,15 @@ class S3Store:
     def read_with_sum(self, key: str, etag: str = "") -> tuple[bytes, ContentSum | None]:
         """See Store."""
         answer, data = self._get(key, etag)
-        return data, with_part_sizes(self._call, key, answer["ETag"], sum_of(answer, self.bucket), exact=False)
+        return data, with_part_sizes(
+            self._call, key, answer["ETag"], parse_content_sum(answer, self.bucket), exact=False
+        )
 
     def content_sum(self, key: str, etag: str = "", exact: bool = False) -> ContentSum | None:
         """See Store. The sizes of parts take a request for the first one, or one for each."""
         condition = {"IfMatch": etag} if etag else {}
         answer = self._call("head_object", key, ChecksumMode="ENABLED", **condition)
-        return with_part_sizes(self._call, key, answer["ETag"], sum_of(answer, self.bucket), exact)
+        return with_part_sizes(self._call, key, answer["ETag"], parse_content_sum(answer, self.bucket), exact)
 
     def put(self, key: str, data: bytes) -> None:
         """See Store."""
@@ -159,8 +161,8 @@ class S3Store:
 
     def put_file(self, key: str, path: Path) -> None:
         """See Store. Above 64 MiB in parts; an object appears when its last part is confirmed."""
-        where = path.parent.absolute().as_uri()
-        with file_errors(where):
+        source_name = path.parent.absolute().as_uri()
+        with file_errors(source_name):
             size = path.stat().st_size
             if size <= _WHOLE_BYTES:
                 self.put(key, path.read_bytes())
@@ -168,7 +170,7 @@ class S3Store:
         part_bytes = max(_PART_BYTES, -(-size // MAX_PARTS))
 
         def send(number: int) -> None:
-            with file_errors(where), path.open("rb") as file:
+            with file_errors(source_name), path.open("rb") as file:
                 file.seek(number * part_bytes)
                 data = file.read(part_bytes)
             parts.put_part(number, data)
@@ -191,8 +193,8 @@ class S3Store:
 
     def sweep(self, prefix: str = "", older_than_seconds: float = 0.0, dry_run: bool = False) -> int:
         """See Store: unfinished multipart uploads. Their age is told by the server's own clock."""
-        lead, swept = self._lead, 0
-        with self._told():
+        lead, swept = self._key_prefix, 0
+        with self._translated_errors():
             pages = self._client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=self.bucket, Prefix=lead + checked_prefix(prefix), **self._extra
             )
@@ -242,7 +244,7 @@ class S3Store:
     def create_bucket(self) -> None:
         """Create the bucket; nothing happens when it is there and ours."""
         try:
-            with self._told():
+            with self._translated_errors():
                 self._client.create_bucket(Bucket=self.bucket)
         except FailedError:
             if not self._has_bucket():
@@ -257,9 +259,9 @@ class S3Store:
     @property
     def _client(self) -> Any:
         with _MAKING:  # a client may be shared by threads, but making one takes 0.2 s of CPU
-            if self._made is None or self._made[0] != os.getpid():  # a client must not cross a fork
-                self._made = (os.getpid(), time.monotonic(), self._make_client())
-            return self._made[2]
+            if self._cached_client is None or self._cached_client[0] != os.getpid():  # a client must not cross a fork
+                self._cached_client = (os.getpid(), time.monotonic(), self._make_client())
+            return self._cached_client[2]
 
     def _make_client(self) -> Any:
         settings = self._settings
@@ -278,28 +280,27 @@ class S3Store:
     def _renew(self) -> None:
         """Let the next request look for credentials again."""
         with _MAKING:
-            if self._made is not None and time.monotonic() - self._made[1] > _RENEW_SECONDS:
-                self._made = None
+            if self._cached_client is not None and time.monotonic() - self._cached_client[1] > _RENEW_SECONDS:
+                self._cached_client = None
 
     @property
-    def _lead(self) -> str:
+    def _key_prefix(self) -> str:
         return f"{self.prefix}/" if self.prefix else ""
 
-    def _at(self, key: str) -> dict[str, Any]:
-        return {"Bucket": self.bucket, "Key": self._lead + checked_key(key), **self._extra}
+    def _address(self, key: str) -> dict[str, Any]:
+        return {"Bucket": self.bucket, "Key": self._key_prefix + checked_key(key), **self._extra}
 
     def _call(self, operation: str, key: str, **arguments: Any) -> Answer:
         """One request about the object at *key*."""
-        with self._told(key):
-            answer: Answer = getattr(self._client, operation)(**self._at(key), **arguments)
+        with self._translated_errors(key):
+            answer: Answer = getattr(self._client, operation)(**self._address(key), **arguments)
         return answer
 
     def _get(self, key: str, etag: str, start: int = 0, **more: str) -> tuple[Answer, bytes]:
         """One answer with its body. boto3 repeats requests, but not bodies that break off: that is done here."""
         condition = {"IfMatch": etag} if etag else {}
         broken = ""
-        for attempt in range(_ATTEMPTS):
-            wait_before(attempt)
+        for _ in attempts(_ATTEMPTS, _FIRST_PAUSE_SECONDS):
             answer = self._call("get_object", key, **condition, **more)
             if etag and answer.get("ETag", etag) != etag:
                 raise LostRaceError(f"{self.uri}/{key}: it is no longer what it was")
@@ -315,8 +316,7 @@ class S3Store:
 
     def _put_checked(self, operation: str, key: str, data: bytes, **more: Any) -> Answer:
         """Send *data*, and look at what the server says that it received; again when that is something else."""
-        for attempt in range(_ATTEMPTS):
-            wait_before(attempt)
+        for _ in attempts(_ATTEMPTS, _FIRST_PAUSE_SECONDS):
             try:
                 answer = self._call(operation, key, Body=data, **more)
                 check_received(answer, data, f"{self.uri}/{key}", self.bucket)
@@ -331,8 +331,7 @@ class S3Store:
         The token is needed because a request is repeated when its answer gets lost, and then loses against itself.
         """
         token = uuid.uuid4().hex
-        for attempt in range(_ATTEMPTS):
-            wait_before(attempt)
+        for _ in attempts(_ATTEMPTS, _FIRST_PAUSE_SECONDS):
             try:
                 self._put_checked("put_object", key, data, Metadata={WRITER: token}, **condition)
                 return True
@@ -346,10 +345,10 @@ class S3Store:
 
     def _writer(self, key: str) -> str | None:
         try:
-            found: dict[str, str] = self._call("head_object", key)["Metadata"]
+            metadata: dict[str, str] = self._call("head_object", key)["Metadata"]
         except FileNotFoundError:
             return None
-        return found.get(WRITER)
+        return metadata.get(WRITER)
 
     def _abort(self, key: str, upload: str) -> int:
         """1 when the upload was there, as the caller counts."""
@@ -362,20 +361,20 @@ class S3Store:
         return 1
 
     @contextmanager
-    def _told(self, key: str = "") -> Iterator[None]:
-        """Turn botocore's errors into ours."""
-        where = f"{self.uri}/{key}" if key else self.uri
+    def _translated_errors(self, key: str = "") -> Iterator[None]:
+        """Turn botocore's errors into those of a store."""
+        source_name = f"{self.uri}/{key}" if key else self.uri
         try:
             yield
         except aws.ClientError as error:
             code = code_of(error)
             has_bucket = code != "404" or self._has_bucket()
-            ours = from_code(code, where, self.bucket, has_bucket)
-            if isinstance(ours, DeniedError):
+            translated = error_from_code(code, source_name, self.bucket, has_bucket)
+            if isinstance(translated, DeniedError):
                 self._renew()
-            raise ours from None
+            raise translated from None
         except (aws.BotoCoreError, ValueError) as error:
-            raise from_client(error, where, self._endpoint()) from None
+            raise error_from_client(error, source_name, self._endpoint()) from None
 
     def _endpoint(self) -> str:
         """The endpoint as shown to people: without a user's name and password."""

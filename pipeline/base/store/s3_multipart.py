@@ -23,8 +23,8 @@ Call = Callable[..., Answer]  # (operation, key, **arguments): one request
 class S3Parts:
     """See PartsWriter. The upload carries a token, by which its object is known when it is there."""
 
-    def __init__(self, call: Call, put_checked: Callable[..., Answer], key: str, where: str) -> None:
-        self._call, self._put_checked, self._key, self._where = call, put_checked, key, where
+    def __init__(self, call: Call, put_checked: Callable[..., Answer], key: str, source_name: str) -> None:
+        self._call, self._put_checked, self._key, self._source_name = call, put_checked, key, source_name
         self._token = uuid.uuid4().hex
         self._upload = str(call("create_multipart_upload", key, Metadata={WRITER: self._token})["UploadId"])
         self._parts: dict[int, Answer] = {}
@@ -34,9 +34,9 @@ class S3Parts:
     def put_part(self, number: int, data: bytes) -> None:
         """See PartsWriter."""
         answer = self._put_checked("upload_part", self._key, data, UploadId=self._upload, PartNumber=number + 1)
-        kept: Answer = {name: answer[name] for name in ("ETag", "ChecksumCRC32") if name in answer}
+        receipt: Answer = {name: answer[name] for name in ("ETag", "ChecksumCRC32") if name in answer}
         with self._guard:
-            self._parts[number + 1] = kept | {"PartNumber": number + 1}
+            self._parts[number + 1] = receipt | {"PartNumber": number + 1}
 
     def complete(self) -> None:
         """See PartsWriter. A second Complete, after an answer that got lost, finds no upload: the object decides."""
@@ -44,7 +44,7 @@ class S3Parts:
         try:
             answer = self._call("complete_multipart_upload", self._key, UploadId=self._upload, MultipartUpload=parts)
             if "ETag" not in answer:  # 200 with something else inside
-                raise FailedError(f"{self._where}: its parts were not joined", "give the same command again")
+                raise FailedError(f"{self._source_name}: its parts were not joined", "give the same command again")
         except (VitpipeError, FileNotFoundError):
             if not self._is_there():
                 raise
@@ -62,14 +62,14 @@ class S3Parts:
 
     def _is_there(self) -> bool:
         try:
-            found: dict[str, str] = self._call("head_object", self._key)["Metadata"]
+            metadata: dict[str, str] = self._call("head_object", self._key)["Metadata"]
         except (VitpipeError, FileNotFoundError):
             return False
-        return found.get(WRITER) == self._token
+        return metadata.get(WRITER) == self._token
 
 
 def each_part(job: Callable[[int], None], count: int) -> None:
-    """Call *job* with 0 .. count-1 from a few threads. The first error ends it; what was not begun is left out."""
+    """Call *job* with 0 .. count-1 from a few threads. After the first error no further call is begun."""
     with ThreadPoolExecutor(_THREADS) as pool:
         futures = [pool.submit(job, number) for number in range(count)]
         try:
@@ -80,15 +80,15 @@ def each_part(job: Callable[[int], None], count: int) -> None:
             raise
 
 
-def with_part_sizes(call: Call, key: str, etag: str, found: ContentSum | None, exact: bool) -> ContentSum | None:
-    """*found*, and for an object that was written in parts their sizes; None when the store does not tell them."""
-    if found is None or found.kind != "md5-parts":
-        return found
-    count = int(found.value.rpartition("-")[2])
+def with_part_sizes(call: Call, key: str, etag: str, content: ContentSum | None, exact: bool) -> ContentSum | None:
+    """*content*, and for an object that was written in parts their sizes; None when the store does not tell them."""
+    if content is None or content.kind != "md5-parts":
+        return content
+    count = int(content.value.rpartition("-")[2])
     sizes = []
     for number in range(1, (count if exact else 1) + 1):
         part = call("head_object", key, PartNumber=number, IfMatch=etag)
         if part.get("PartsCount", 1) != count:
             return None
         sizes.append(int(part["ContentLength"]))
-    return ContentSum(found.kind, found.value, tuple(sizes), exact or count == 1)
+    return ContentSum(content.kind, content.value, tuple(sizes), exact or count == 1)

@@ -1,4 +1,4 @@
-"""Answers of S3: the body with a limit below which it is too slow, and what the headers say of the content."""
+"""Answers of S3: their error codes, their bodies with a limit of speed, and what the headers say of the content."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ from pipeline.base.store.protocol import (
     md5_hex,
 )
 
+Answer = dict[str, Any]  # of boto3
+_PIECE_BYTES = 1 << 20
+_MULTIPART_ETAG = re.compile(r"[0-9a-f]{32}-[0-9]+")
+
+# Error codes of servers, and error types of botocore, by what they mean.
 _DENIED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 _DENIED |= {"AllAccessDisabled", "AccountProblem", "RequestTimeTooSkewed"}
 _WRONG_REGION = {
@@ -40,11 +45,11 @@ _BROKEN_ANSWER = {"ReadTimeoutError", "ResponseStreamingError", "IncompleteReadE
 
 
 class BrokenBodyError(Exception):
-    """A body that came cut, too slowly, or of another length than was told."""
+    """A body that came cut, too slowly, or of another length than its header says."""
 
 
 class LostRaceError(ObjectChangedError):
-    """A request with a condition found another state than the one it asked for."""
+    """The condition of a request does not hold: the object has another state."""
 
 
 class ObjectConflictError(FailedError):
@@ -60,58 +65,55 @@ class PastTheEndError(FailedError):
 
 
 def code_of(error: Exception) -> str:
-    """The server's code for *error*; "" for an error that no server told."""
+    """The server's code for *error*; "" for an error that comes from no server."""
     response: Any = getattr(error, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
-def from_code(code: str, where: str, bucket: str, has_bucket: bool) -> Exception:  # noqa: PLR0911 - a table
-    """What an answer with *code* means. Only the code is told. *has_bucket* tells a plain 404 apart."""
+def error_from_code(code: str, source_name: str, bucket: str, has_bucket: bool) -> Exception:  # noqa: PLR0911 - a table
+    """The error that an answer with *code* means; it shows the code alone. *has_bucket* tells a plain 404 apart."""
     if code in _LOST_RACE:
-        return LostRaceError(f"{where}: it is no longer what it was")
+        return LostRaceError(f"{source_name}: it is no longer what it was")
     if code in _CONFLICT:
-        return ObjectConflictError(f"{where}: the store answered {code}", "give the same command again")
+        return ObjectConflictError(f"{source_name}: the store answered {code}", "give the same command again")
     if code in ("416", "InvalidRange"):
-        return PastTheEndError(f"{where}: the store answered {code}")
+        return PastTheEndError(f"{source_name}: the store answered {code}")
     if code in _DENIED:
         return DeniedError(
-            f"{where}: access denied ({code})", "check the credentials and what they may do in this bucket"
+            f"{source_name}: access denied ({code})", "check the credentials and what they may do in this bucket"
         )
     if code in _WRONG_REGION:
-        return StoreAccessError(f"{where}: refused ({code})", "check the bucket's region, endpoint and credentials")
+        return StoreAccessError(
+            f"{source_name}: refused ({code})", "check the bucket's region, endpoint and credentials"
+        )
     if code in ("NoSuchKey", "NoSuchUpload") or (code == "404" and has_bucket):
-        return FileNotFoundError(where)
+        return FileNotFoundError(source_name)
     if code in ("404", "NoSuchBucket"):
-        return NoBucketError(f"{where}: no bucket {bucket!r}", "create it, or check its name")
+        return NoBucketError(f"{source_name}: no bucket {bucket!r}", "create it, or check its name")
     if code == "KeyTooLongError":
-        return KeyRefusedError(f"{where[:200]}...: the name is too long for the store", "shorten it")
+        return KeyRefusedError(f"{source_name[:200]}...: the name is too long for the store", "shorten it")
     if code in _BAD_DIGEST:
-        return DamageError(f"{where}: the bytes that reached the store are not those that were sent ({code})")
-    return FailedError(f"{where}: the store answered {code or 'without a code'}", "give the same command again")
+        return DamageError(f"{source_name}: the bytes that reached the store are not those that were sent ({code})")
+    return FailedError(f"{source_name}: the store answered {code or 'without a code'}", "give the same command again")
 
 
-def from_client(error: BaseException, where: str, endpoint: str) -> Exception:
-    """What an error means that boto3 met on this side of the network."""
+def error_from_client(error: BaseException, source_name: str, endpoint: str) -> Exception:
+    """The error that one of boto3 means, which came up on this side of the network."""
     names = {kind.__name__ for kind in type(error).__mro__}
     name = type(error).__name__
     if "ProfileNotFound" in names:
-        return StoreAccessError(f"{where}: no such profile", "name one of the shared credentials file")
+        return StoreAccessError(f"{source_name}: no such profile", "name one of the shared credentials file")
     if names & _NO_CREDENTIALS:
         return StoreAccessError(
-            f"{where}: no credentials found", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+            f"{source_name}: no credentials found", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
         )
     if names & _UNREACHABLE:
         return StoreAccessError(
-            f"{where}: no answer from endpoint {endpoint}", "check AWS_ENDPOINT_URL and the network"
+            f"{source_name}: no answer from endpoint {endpoint}", "check AWS_ENDPOINT_URL and the network"
         )
     if names & _BROKEN_ANSWER:
-        return FailedError(f"{where}: the answer broke off ({name})", "give the same command again")
-    return StoreAccessError(f"{where}: {name}", "check endpoint, bucket and network")
-
-
-Answer = dict[str, Any]
-_PIECE_BYTES = 1 << 20
-_MULTIPART_ETAG = re.compile(r"[0-9a-f]{32}-[0-9]+")
+        return FailedError(f"{source_name}: the answer broke off ({name})", "give the same command again")
+    return StoreAccessError(f"{source_name}: {name}", "check endpoint, bucket and network")
 
 
 def read_body(answer: Answer, low_speed_bytes: int, low_speed_seconds: float) -> bytes:
@@ -155,7 +157,7 @@ def _hand_back(body: Any, stream: Any, complete: bool) -> None:
         body.close()
 
 
-def sum_of(answer: Answer, bucket: str) -> ContentSum | None:
+def parse_content_sum(answer: Answer, bucket: str) -> ContentSum | None:
     """What a GET or HEAD of a whole object says of its content; md5-parts comes without its sizes."""
     if answer.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT":
         for kind, name in (("sha256", "ChecksumSHA256"), ("crc32", "ChecksumCRC32")):
@@ -176,22 +178,24 @@ def _etag_is_md5(answer: Answer, bucket: str) -> bool:
     return not encrypted and not bucket.endswith("--x-s3")
 
 
-def check_received(answer: Answer, data: bytes, where: str, bucket: str) -> None:
+def check_received(answer: Answer, data: bytes, source_name: str, bucket: str) -> None:
     """Raise unless the answer to a PUT of *data* shows that the store holds exactly these bytes, as far as it tells.
 
     DamageError: it holds others. OtherAnswerError: this is not the answer to a PUT that was done.
     """
     if "ETag" not in answer:
-        raise OtherAnswerError(f"{where}: the store's answer names no object", "give the same command again")
-    told = sum_of({**answer, "ChecksumType": "FULL_OBJECT"}, bucket)
-    if told is None:
+        raise OtherAnswerError(f"{source_name}: the store's answer names no object", "give the same command again")
+    received = parse_content_sum({**answer, "ChecksumType": "FULL_OBJECT"}, bucket)
+    if received is None:
         return
-    if told.kind == "crc32":
-        same = f"{zlib.crc32(data):08x}" == told.value
+    if received.kind == "crc32":
+        same = f"{zlib.crc32(data):08x}" == received.value
     else:
-        same = told.kind != "md5" or md5_hex(data) == told.value
+        same = received.kind != "md5" or md5_hex(data) == received.value
     if not same:
-        raise DamageError(f"{where}: the store received other bytes than were sent", "give the same command again")
+        raise DamageError(
+            f"{source_name}: the store received other bytes than were sent", "give the same command again"
+        )
 
 
 def _hex(value: str) -> str:

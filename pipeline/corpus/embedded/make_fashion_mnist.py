@@ -1,4 +1,4 @@
-"""How the two parquet files of this folder were made, from Debian's package dataset-fashion-mnist.
+"""How the two parquet files in fashion_mnist/ were made, from Debian's package dataset-fashion-mnist.
 
     apt-get install dataset-fashion-mnist
     python -m pipeline.corpus.embedded.make_fashion_mnist
@@ -50,4 +50,4 @@ def make(source: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    make(SOURCE, Path(__file__).parent)
+    make(SOURCE, Path(__file__).parent / "fashion_mnist")

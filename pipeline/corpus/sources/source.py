@@ -1,4 +1,4 @@
-"""What a source is: something that finds images and can read their bytes. See README.md of this folder."""
+"""What a source is: it finds images and its reader gives their bytes. README.md of this folder says how to add one."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any, Literal, NamedTuple, Protocol
 import pyarrow as pa
 
 from pipeline.corpus.sources.location import SourceLocation
-from pipeline.records.corpus import FOUND_SCHEMA, ClassEntry, CorpusReader, Reject
+from pipeline.corpus.sources.walk import printable
+from pipeline.records.corpus import SOURCE_SCHEMA, ClassEntry, CorpusReader, Reject
 
-CHUNK = 16_384  # rows of one chunk: what a source holds at most
+MAX_CHUNK_ROWS = 16_384  # rows of one chunk: what a source has in memory at most
+_LONGEST_DETAIL = 200  # characters of a reject's detail that are stored
 LabelKind = Literal["names", "numbers", "either"]
-# What may be an image by its name; what it is, its content decides. No suffix at all is looked into as well.
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff", ""})
 
 
 class ListingChunk(NamedTuple):
-    """A bounded part of what a source found: rows of FOUND_SCHEMA, and what it had to leave out."""
+    """A bounded part of what a source lists: rows of FOUND_SCHEMA, and what it had to leave out."""
 
     entries: pa.Table
     rejects: list[Reject]
 
 
 class Source(Protocol):
-    """One place of images. The properties hold once ``chunks`` has come to its end."""
+    """Images at one location, opened. The properties are final once ``chunks`` has come to its end."""
 
     @property
     def kind(self) -> str:
@@ -34,42 +34,55 @@ class Source(Protocol):
 
     @property
     def reader(self) -> CorpusReader:
-        """What reads the entries that it found."""
+        """Reads the entries that it lists, in their order, in bounded memory.
+
+        It is pickled and sent to workers, so it has no open file, client or thread in it. ``FileReader`` serves whole
+        objects and ranges of them; ``WindowedReader`` what has to be read from front to back.
+        """
 
     @property
     def random_access(self) -> bool:
-        """Whether entries can be read in any order at the cost of reading them."""
+        """Whether entries can be read in any order at no more than the cost of reading them in listing order."""
 
     @property
     def may_repeat(self) -> bool:
-        """Whether one origin may be found twice; else origins are unique by themselves."""
+        """Whether one origin may be listed twice (all but the first are then rejected); else origins are unique."""
 
     @property
-    def labels_are(self) -> LabelKind:
+    def label_kind(self) -> LabelKind:
         """What the texts of labels are; ``either``: numbers if all of them are, else names."""
 
     @property
-    def declared(self) -> Sequence[ClassEntry]:
+    def declared_classes(self) -> Sequence[ClassEntry]:
         """The classes in the order of their numbers, where the source itself names them."""
 
     def chunks(self) -> Iterator[ListingChunk]:
-        """Everything that is there, in a fixed order. May be called once."""
+        """Everything that is there, in a fixed order. May be called once.
+
+        Labels stay the texts that stand there. Null: nothing is known of this image; an empty list: several labels
+        could apply, none does. Memory does not grow with the number of images; ``ListingBuilder`` makes the chunks.
+        """
 
 
 @dataclass(frozen=True)
 class SourceKind:
-    """A line of the registry: its name in recipes, whether it knows a place for its own, and how it opens it."""
+    """A row of the registry: its name in recipes, whether it can read a location, and how it opens it.
+
+    ``matches`` looks at names, and at little else. ``containers`` are the suffixes of its files, if one file has many
+    images: where such files lie beside loose images, nobody guesses which are meant.
+    """
 
     name: str
     matches: Callable[[SourceLocation], bool]
     open: Callable[[SourceLocation], Source]
+    containers: tuple[str, ...] = ()
 
 
 class ListingBuilder:
-    """Rows and rejects on their way into a chunk."""
+    """Collects rows and rejects for a chunk."""
 
     def __init__(self) -> None:
-        self._columns: tuple[list[object], ...] = tuple([] for _ in FOUND_SCHEMA)
+        self._columns: tuple[list[object], ...] = tuple([] for _ in SOURCE_SCHEMA)
         self._rejects: list[Reject] = []
 
     def add(
@@ -81,54 +94,40 @@ class ListingBuilder:
         etag: str = "",
         offset: int = -1,
     ) -> None:
-        """One image: the object *file*, or *num_bytes* of it from *offset*."""
+        """Add one image: the object *file*, or *num_bytes* of it from *offset*."""
         for column, value in zip(self._columns, (origin, file, -1, offset, num_bytes, etag, labels), strict=True):
             column.append(value)
 
     def reject(self, origin: str, reason: str, detail: str = "") -> None:
-        """One image that is left out."""
-        self._rejects.append(Reject(shown(origin), reason, shown(detail)[:200]))
+        """Add one image that is left out."""
+        self._rejects.append(Reject(printable(origin), reason, printable(detail)[:_LONGEST_DETAIL]))
 
     @property
     def is_full(self) -> bool:
-        """Whether it is time to hand on what was collected."""
-        return len(self._columns[0]) + len(self._rejects) >= CHUNK
+        """Whether it is time to hand a chunk on."""
+        return len(self._columns[0]) + len(self._rejects) >= MAX_CHUNK_ROWS
 
     def take(self) -> ListingChunk:
-        """What was collected; afterwards nothing is."""
-        arrays = [pa.array(column, field.type) for column, field in zip(self._columns, FOUND_SCHEMA, strict=True)]
-        found = ListingChunk(pa.table(arrays, schema=FOUND_SCHEMA), self._rejects)
+        """The chunk of what was collected; the builder is empty afterwards."""
+        arrays = [pa.array(column, field.type) for column, field in zip(self._columns, SOURCE_SCHEMA, strict=True)]
+        chunk = ListingChunk(pa.table(arrays, schema=SOURCE_SCHEMA), self._rejects)
         self.__init__()  # type: ignore[misc]
-        return found
-
-
-def shown(name: str) -> str:
-    """*name* as text that can be stored: bytes of a file name that are no UTF-8 are written as escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
-def is_text(name: str) -> bool:
-    """Whether *name* can be stored as it is."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return chunk
 
 
 class DamagedLabelError(ValueError):
-    """What stands where a label must stand cannot be one."""
+    """A value stands in the place of a label and cannot be one."""
 
 
-def texts_of(value: Any) -> list[str | None] | None:
-    """The texts of *value*: a name, a number, or a list of them. None says nothing; so does one inside a list.
+def parse_labels(value: Any) -> list[str | None] | None:
+    """The texts of *value*: a name, a number, or a list of them. None is no label; so is one inside a list.
 
     Raises DamagedLabelError for whatever else it is.
     """
     if value is None:
         return None
     if isinstance(value, list):
-        return [_text(item) for item in value]
+        return [_text(label) for label in value]
     text = _text(value)
     return None if text is None else [text]
 
@@ -141,11 +140,11 @@ def _text(value: Any) -> str | None:
     if isinstance(value, str):
         return value.strip() or None
     if isinstance(value, int | float):
-        return _number(value)
+        return _number_text(value)
     raise DamagedLabelError(f"a label cannot be of type {type(value).__name__}")
 
 
-def _number(value: float) -> str:
+def _number_text(value: float) -> str:
     if isinstance(value, int) and abs(value) >= 10**18:
         return f"{'-' if value < 0 else ''}1e18"  # far out of any range, whatever it is
     return repr(value)
@@ -159,9 +158,9 @@ def parse_json(text: str | bytes) -> Any:
         raise DamagedLabelError("not JSON") from None
 
 
-def texts_in_cell(cell: str) -> list[str | None] | None:
-    """The texts of a cell of a table: a JSON list, or texts between ``|``; nothing is said by an empty one."""
+def parse_label_cell(cell: str) -> list[str | None] | None:
+    """The texts of a cell of a table: a JSON list, or texts between ``|``. An empty cell is no label."""
     cell = cell.strip()
     if cell.startswith("["):
-        return texts_of(parse_json(cell))
+        return parse_labels(parse_json(cell))
     return [part.strip() or None for part in cell.split("|")] if cell else None

@@ -1,17 +1,18 @@
 """stage: a verified, resumable copy of a corpus into a store that is ours.
 
-recipe.py     what is taken, how fast, how patiently
-listing.py    source URI -> listed objects, and those that cannot be copied by their name
-estimate.py   what a copy would take (dry run)
-copy.py       one object: pinned, compared with what its store says of it, read again once, or rejected
-transfer.py   many objects at once
+recipe.py     typed settings: what is copied, how fast
+plan.py       list_source: the objects to copy, and those that cannot be copied by their name
+estimate.py   cost before it starts (dry run)
+copier.py     Copier: one object, pinned and verified, or rejected
+transfer.py   Transfer: many objects at once
 journal.py    what is copied already, so that a killed stager goes on
-manifest.py   the records below, and the folder's layout
-build.py      all of it in order, the manifest last
-verify.py     is what the manifest says what is stored?
+manifest.py   the manifest and its table; the commit, and the folder's layout
+stage.py      stage_corpus: all of it in order, the manifest last
+verify.py     is stored what the manifest says
+cleanup.py    leftovers of copies
 """
 
-from pipeline.corpus.staging.estimate import Estimate, estimate_stage
+from pipeline.corpus.staging.estimate import StageEstimate, estimate_stage
 from pipeline.corpus.staging.manifest import DATA, MANIFEST, StageManifest, corpus_prefix
 from pipeline.corpus.staging.plan import open_source
 from pipeline.corpus.staging.recipe import StageRecipe
@@ -21,7 +22,7 @@ from pipeline.corpus.staging.verify import verify_staged
 __all__ = [
     "DATA",
     "MANIFEST",
-    "Estimate",
+    "StageEstimate",
     "StageManifest",
     "StageRecipe",
     "corpus_prefix",

@@ -1,8 +1,4 @@
-"""``vitpipe gc``: remove from a workspace what nothing names and nobody will read; first of all, tell what that is.
-
-It knows its own prefixes and looks at nothing else; it reads no environment of a running job, so it may run at any
-time, beside trainings, shardings and evaluations.
-"""
+"""Leftovers of copies: what a stage removes at its end, and what `gc` may remove."""
 
 from __future__ import annotations
 
@@ -11,35 +7,39 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from pipeline.base.store.protocol import Orphan, Store
-from pipeline.corpus.staging.manifest import JOURNAL, MANIFEST, REQUEST
+from pipeline.corpus.staging.manifest import CORPORA, JOURNAL, MANIFEST, REQUEST, corpus_prefix
 from pipeline.corpus.staging.verify import unlisted_keys
 
 
-def _corpora(workspace: Store, older_than_seconds: float) -> Iterator[Orphan]:
-    """Copies that were begun, and whose manifest never came. What is listed is not held: corpora are large."""
+def find_unfinished(workspace: Store, older_than_seconds: float) -> Iterator[Orphan]:
+    """Objects of copies that were begun, whose manifest never came, and that nothing was added to for that long.
+
+    Memory does not grow with their number: corpora are large.
+    """
     newest: dict[str, float] = defaultdict(float)
-    begun, ended = set[str](), set[str]()
-    for info in workspace.list("corpora/"):
+    started, finished = set[str](), set[str]()
+    for info in workspace.list(CORPORA):
         _, name, rest = f"{info.key}/".split("/", 2)
         newest[name] = max(newest[name], info.modified)
         if rest == f"{REQUEST}/":
-            begun.add(name)
+            started.add(name)
         elif rest == f"{MANIFEST}/":
-            ended.add(name)
+            finished.add(name)
     oldest = time.time() - older_than_seconds
-    for name in sorted(begun - ended):
+    for name in sorted(started - finished):
         if newest[name] < oldest:
-            for info in workspace.list(f"corpora/{name}/"):
+            for info in workspace.list(f"{corpus_prefix(name)}/"):
                 yield Orphan(info.key, info.num_bytes, f"its {MANIFEST} never came")
 
 
-def _remove_strangers(target: Store) -> None:
+def remove_unlisted(target: Store) -> None:
+    """Remove the objects below data/ that the manifest's table does not name."""
     for key in list(unlisted_keys(target)):
         target.delete(key)
 
 
-def _tidy(target: Store, seconds: float) -> None:
-    """Remove what the copy needed, and what stagers left that were killed before this one began, *seconds* ago."""
+def remove_leftovers(target: Store, seconds: float) -> None:
+    """Remove the journal, and what stagers left that were killed before this one began, *seconds* ago."""
     for info in list(target.list(JOURNAL)):
         target.delete(info.key)
     target.sweep(older_than_seconds=seconds)

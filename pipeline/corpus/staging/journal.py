@@ -1,4 +1,6 @@
-"""What is copied already: parts of rows, one series for each attempt, read back by a stager that goes on.
+"""The journal: which objects are copied already, read back by a stager that goes on.
+
+It consists of parts of rows, one series for each attempt.
 
 Objects are begun in the order of their keys and end nearly in it: at most ``WINDOW`` are under way. So each series
 can be read as a sorted one with a heap of that size, whatever its length.
@@ -24,17 +26,16 @@ import pyarrow as pa
 from pipeline.base.store.protocol import ObjectInfo, Store
 from pipeline.corpus.staging.manifest import DATA, JOURNAL, STAGED_SCHEMA, CopiedObject, CopyEntry
 
-ItemType = TypeVar("ItemType", CopiedObject, ObjectInfo)
-
-WINDOW = 2048
+WINDOW = 2048  # objects that are under way at most
 _FLUSH_SECONDS = 2.0
 _FLUSH_ROWS = 20_000
 _VOID = "void"  # the proof of a row that takes back what any attempt noted of that object in that state
-_AHEAD = 1_000  # entries that are looked at together, so that what they make void is one part
+_AHEAD = 1_000  # entries that are compared together, so that what they make void is one part
+Keyed = TypeVar("Keyed", CopiedObject, ObjectInfo)
 
 
 class StageJournal:
-    """Collects copied objects and puts them down every two seconds. Threads may share it."""
+    """Collects copied objects and stores them every two seconds. Threads may share it."""
 
     def __init__(self, target: Store) -> None:
         self._target, self._name = target, f"{JOURNAL}{uuid.uuid4().hex}"
@@ -43,14 +44,14 @@ class StageJournal:
         self._guard = threading.Lock()
 
     def add(self, copied: CopiedObject) -> None:
-        """Note that *copied* stands in the target, for good."""
+        """Note that *copied* is stored in the target, for good."""
         with self._guard:
             self._rows.append(copied)
             if len(self._rows) >= _FLUSH_ROWS or time.monotonic() - self._flushed > _FLUSH_SECONDS:
                 self._flush()
 
     def flush(self) -> None:
-        """Put down what was noted."""
+        """Store what was noted."""
         with self._guard:
             self._flush()
 
@@ -74,28 +75,28 @@ def read_journal(target: Store) -> Iterator[CopiedObject]:
 
 
 def pending_entries(entries: Iterator[CopyEntry], target: Store) -> Iterator[CopyEntry | CopiedObject]:
-    """*entries*, and in their stead what stands in *target* in that very state.
+    """*entries*, each replaced by its copy if *target* has one in that very state.
 
-    That is: it is noted as copied in the listed state, which nobody has taken back, and an object of its size is there.
-    What is noted of an entry that is given to be copied is taken back before.
+    That is: it is noted as copied in the listed state, the note is not void, and an object of its size is there. The
+    notes of an entry that has to be copied are made void before.
     """
-    done, present, voids = _Cursor(read_journal(target)), _Cursor(_below_data(target)), StageJournal(target)
+    done, present, voids = _KeyCursor(read_journal(target)), _KeyCursor(_below_data(target)), StageJournal(target)
     while ahead := list(itertools.islice(entries, _AHEAD)):
-        items: list[CopyEntry | CopiedObject] = []
+        pending: list[CopyEntry | CopiedObject] = []
         for entry in ahead:
-            valid = _valid(done.at(entry.key))
+            valid = _valid(done.rows_of(entry.key))
             copied = valid.get((entry.num_bytes, entry.etag))
-            is_there = any(info.num_bytes == entry.num_bytes for info in present.at(entry.key))
-            items.append(copied if copied and is_there else entry)
-            if items[-1] is entry:
+            is_present = any(info.num_bytes == entry.num_bytes for info in present.rows_of(entry.key))
+            pending.append(copied if copied and is_present else entry)
+            if pending[-1] is entry:
                 for note in valid.values():
                     voids.add(replace(note, sha256="", proof=_VOID))
         voids.flush()
-        yield from items
+        yield from pending
 
 
 def _valid(noted: list[CopiedObject]) -> dict[tuple[int, str], CopiedObject]:
-    """By size and etag, the notes of one object that were not taken back; whichever came first."""
+    """By size and etag, the notes of one object that are not void; whichever came first."""
     void = {(note.num_bytes, note.etag) for note in noted if note.proof == _VOID}
     return {state: note for note in noted if (state := (note.num_bytes, note.etag)) not in void}
 
@@ -105,21 +106,21 @@ def _below_data(target: Store) -> Iterator[ObjectInfo]:
         yield ObjectInfo(info.key.removeprefix(DATA), info.num_bytes, info.etag)
 
 
-class _Cursor(Generic[ItemType]):
-    """Walks sorted items beside ascending keys."""
+class _KeyCursor(Generic[Keyed]):
+    """Walks sorted rows beside ascending keys."""
 
-    def __init__(self, items: Iterator[ItemType]) -> None:
-        self._items: Iterator[ItemType] = items
-        self._next: ItemType | None = next(items, None)
+    def __init__(self, rows: Iterator[Keyed]) -> None:
+        self._rows: Iterator[Keyed] = rows
+        self._next: Keyed | None = next(rows, None)
 
-    def at(self, key: str) -> list[ItemType]:
-        """The items of *key*, which stands behind the keys that were asked for before."""
-        found = []
+    def rows_of(self, key: str) -> list[Keyed]:
+        """The rows of *key*, which is larger than the keys before it."""
+        matches = []
         while self._next is not None and self._next.key <= key:
             if self._next.key == key:
-                found.append(self._next)
-            self._next = next(self._items, None)
-        return found
+                matches.append(self._next)
+            self._next = next(self._rows, None)
+        return matches
 
 
 def _rows_of(target: Store, parts: list[str]) -> Iterator[CopiedObject]:

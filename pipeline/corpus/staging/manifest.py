@@ -1,7 +1,7 @@
-"""A staged corpus as it is stored::
+"""The manifest of a staged corpus, its table, and the folder in which it is stored::
 
-    corpora/<name>/request.json       create-only, first: what is staged from where, so that nothing else joins in
-                   data/<key>         the objects, under their keys below the source; this is the folder to shard
+    corpora/<name>/request.json       create-only, first: which source and patterns, so that nothing else joins in
+                   data/<key>         the objects, under their keys below the source; this folder can be sharded
                    .staging-*         journal of the copy, gone when it is done
                    manifest.parquet   one row per object
                    rejects.parquet    what could not be copied, and why
@@ -26,9 +26,10 @@ from pipeline.base.store.protocol import Store
 from pipeline.records.record import Record
 
 REQUEST, MANIFEST, TABLE, REJECTS = "request.json", "manifest.json", "manifest.parquet", "rejects.parquet"
+CORPORA = "corpora/"  # the folder of a workspace below which staged corpora are
 DATA, JOURNAL = "data/", ".staging-"
-# `proof`: by what the bytes were compared with what the source's store says of them: sha256, crc32, md5, md5-parts;
-# "none": the store says nothing (a folder, or S3 with an encryption whose ETag is no MD5).
+# `proof`: the checksum of the source's store that the bytes were compared with: sha256, crc32, md5, md5-parts;
+# "none": the store gives none (a folder, or S3 with an encryption whose ETag is no MD5).
 STAGED_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -52,7 +53,7 @@ class CopyEntry:
 
 @dataclass(frozen=True)
 class CopiedObject:
-    """One object that stands in the target, as it was read."""
+    """One object that is stored in the target, as it was read."""
 
     key: str
     num_bytes: int
@@ -62,7 +63,7 @@ class CopiedObject:
 
 
 class StageRequest(Record):
-    """What is staged under a name."""
+    """The source and the patterns of the corpus that is staged under a name."""
 
     schema_version: Literal[1] = 1
     source: str
@@ -85,28 +86,34 @@ class StageManifest(Record):
 
 
 def corpus_prefix(name: str) -> str:
-    """Where the corpus *name* stands in a workspace."""
-    return f"corpora/{name}"
+    """The folder of the corpus *name* in a workspace."""
+    return f"{CORPORA}{name}"
+
+
+def list_corpora(workspace: Store) -> list[str]:
+    """``corpora/NAME`` of each staged corpus that has a manifest: its folder, and its name to ``vitpipe verify``."""
+    keys = (info.key for info in workspace.list(CORPORA))
+    return sorted(key.rpartition("/")[0] for key in keys if key.endswith(f"/{MANIFEST}") and key.count("/") == 2)
 
 
 class ManifestWriter:
-    """Rows of copied objects, in the order of their keys, with their sums."""
+    """Collects rows of copied objects, in the order of their keys, and their totals."""
 
     def __init__(self) -> None:
-        self._writer, self._held = DiskTableWriter(STAGED_SCHEMA), [list[object]() for _ in STAGED_SCHEMA]
+        self._writer, self._columns = DiskTableWriter(STAGED_SCHEMA), [list[object]() for _ in STAGED_SCHEMA]
         self._digest = hashlib.sha256()
         self.num_objects, self.num_bytes, self.proofs = 0, 0, dict[str, int]()
 
     def add(self, copied: CopiedObject) -> None:
-        """Add the next one."""
+        """Add the next object."""
         row = (copied.key, copied.num_bytes, copied.etag, copied.sha256, copied.proof)
-        for column, value in zip(self._held, row, strict=True):
+        for column, value in zip(self._columns, row, strict=True):
             column.append(value)
         self._digest.update(f"{copied.sha256} {copied.num_bytes} {copied.key}\0".encode())
         self.num_objects += 1
         self.num_bytes += copied.num_bytes
         self.proofs[copied.proof] = self.proofs.get(copied.proof, 0) + 1
-        if len(self._held[0]) == CHUNK_ROWS:
+        if len(self._columns[0]) == CHUNK_ROWS:
             self._flush()
 
     def close(self) -> tuple[DiskTable, str]:
@@ -115,8 +122,8 @@ class ManifestWriter:
         return self._writer.close(), self._digest.hexdigest()
 
     def _flush(self) -> None:
-        self._writer.add(pa.table(self._held, schema=STAGED_SCHEMA))
-        self._held = [list[object]() for _ in STAGED_SCHEMA]
+        self._writer.add(pa.table(self._columns, schema=STAGED_SCHEMA))
+        self._columns = [list[object]() for _ in STAGED_SCHEMA]
 
 
 def write_table(target: Store, name: str, rows: DiskTable) -> str:
@@ -129,7 +136,7 @@ def write_table(target: Store, name: str, rows: DiskTable) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_of(target: Store, name: str) -> str:
+def table_digest(target: Store, name: str) -> str:
     """sha256 of the stored table *name*."""
     digest = hashlib.sha256()
     with open_object(target, name) as file:

@@ -1,4 +1,4 @@
-"""Source URI -> the objects that are to be copied, spooled: there may be many millions."""
+"""``list_source``: source URI -> the objects to copy, listed on disk: there may be many millions."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from pipeline.base.errors import InputError
 from pipeline.base.progress import Progress
 from pipeline.base.store.open import normalise_uri, open_store, split_uri
 from pipeline.base.store.protocol import ObjectInfo, Store, Stores
-from pipeline.corpus.sources.walk import walk
+from pipeline.corpus.sources.walk import is_unicode, printable, walk
 from pipeline.corpus.staging.manifest import CopyEntry
 from pipeline.corpus.staging.recipe import StageRecipe
 from pipeline.records.corpus import Reject
 
 _SCHEMA = pa.schema([("key", pa.string()), ("num_bytes", pa.int64()), ("etag", pa.string())])
-_TEMPORARY = ".tmp-"  # names that a folder as target hides
+_TEMPORARY = ".tmp-"  # begins names that a folder as target hides
 
 
 @dataclass(frozen=True)
 class CopySource:
-    """Where objects come from: *only* names the one object that is meant, "" all of the store."""
+    """The objects of *store*: the single one at *key*, or all of them when *key* is empty."""
 
     store: Store
     uri: str
-    only: str = ""
+    key: str = ""
 
     def objects(self) -> Iterator[ObjectInfo | Reject]:
         """Every object, in the order of their keys. Of a folder also hidden files, links followed as sharding does."""
-        if self.only:
-            info = self.store.head(self.only)
+        if self.key:
+            info = self.store.head(self.key)
             if info is not None:
                 yield info
-        elif (place := self.store.local_path("x")) is not None:
-            yield from walk(place.parent, lambda name: not name.startswith(_TEMPORARY), hidden=True)
+        elif (path := self.store.local_path("x")) is not None:
+            yield from walk(path.parent, lambda name: not name.startswith(_TEMPORARY), hidden=True)
         else:
             yield from self.store.list()
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What is to be copied. *rejects*: names that cannot stand in every store, broken links, what is no file."""
+    """What is to be copied. *rejects*: names that not every store can have, broken links, what is no file."""
 
     rows: DiskTable
     num_bytes: int
@@ -61,10 +61,10 @@ def open_source(uri: str, stores: Stores) -> CopySource:
     """The source at *uri*: a folder or prefix, or one object. Raises InputError for a path that does not exist."""
     uri = normalise_uri(uri)
     store = open_store(uri, stores)
-    place = store.local_path("x")
-    if place is not None and place.parent.is_dir():
+    path = store.local_path("x")
+    if path is not None and path.parent.is_dir():
         return CopySource(store, uri)
-    if place is None and (uri.count("/") < 3 or next(iter(store.list()), None) is not None):
+    if path is None and (uri.count("/") < 3 or next(iter(store.list()), None) is not None):
         return CopySource(store, uri)
     parent, name = split_uri(uri)
     single = open_store(parent, stores)
@@ -75,33 +75,33 @@ def open_source(uri: str, stores: Stores) -> CopySource:
 
 def list_source(source: CopySource, recipe: StageRecipe, progress: Progress) -> Listing:
     """List what *recipe* takes of *source*. Raises InputError when that is nothing."""
-    takes, writer = recipe.takes(), DiskTableWriter(_SCHEMA)
-    held: list[ObjectInfo] = []
+    key_filter, writer = recipe.key_filter(), DiskTableWriter(_SCHEMA)
+    buffer: list[ObjectInfo] = []
     rejects: list[Reject] = []
-    num_bytes = left_out = 0
+    num_bytes = num_left_out = 0
     progress.start(f"list {source.uri}")
     for info in source.objects():
-        if not takes(info.origin if isinstance(info, Reject) else info.key):
-            left_out += 1
+        if not key_filter(info.origin if isinstance(info, Reject) else info.key):
+            num_left_out += 1
         elif isinstance(info, Reject):
-            rejects.append(Reject(_shown(info.origin), info.reason, info.detail))
-        elif reason := _unfit(info.key):
-            rejects.append(Reject(_shown(info.key), reason))
+            rejects.append(Reject(printable(info.origin), info.reason, info.detail))
+        elif reason := _name_problem(info.key):
+            rejects.append(Reject(printable(info.key), reason))
         else:
-            held.append(info)
+            buffer.append(info)
             num_bytes += info.num_bytes
-        if len(held) == CHUNK_ROWS:
-            progress.advance(len(held))
-            writer.add(_table(held))
-            held = []
-    progress.advance(len(held))
+        if len(buffer) == CHUNK_ROWS:
+            progress.advance(len(buffer))
+            writer.add(_table(buffer))
+            buffer = []
+    progress.advance(len(buffer))
     progress.finish()
-    writer.add(_table(held))
+    writer.add(_table(buffer))
     rows = writer.close()
     if not rows.num_rows and not rejects:
-        why = "include and exclude leave nothing of it" if left_out else "it is empty"
+        why = "include and exclude leave nothing of it" if num_left_out else "it is empty"
         raise InputError(f"nothing to copy from {source.uri}: {why}", "check the source and the patterns")
-    return Listing(rows, num_bytes, left_out, rejects)
+    return Listing(rows, num_bytes, num_left_out, rejects)
 
 
 def _table(infos: list[ObjectInfo]) -> pa.Table:
@@ -109,15 +109,10 @@ def _table(infos: list[ObjectInfo]) -> pa.Table:
     return pa.table(columns, schema=_SCHEMA)
 
 
-def _unfit(key: str) -> str:
+def _name_problem(key: str) -> str:
     """Why *key* cannot be copied under its name into any store; "" when it can."""
-    if _shown(key) != key:
+    if not is_unicode(key):
         return "name-not-unicode"
     parts = key.split("/")
     hidden = any(part.startswith(_TEMPORARY) for part in parts)
     return "name-not-storable" if hidden or "\0" in key or {"", ".", ".."} & set(parts) else ""
-
-
-def _shown(key: str) -> str:
-    """*key* as text that can be stored: bytes of a file name that are no UTF-8 are written as escapes."""
-    return key.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""What a stage takes, how fast, and how patiently."""
+"""Typed settings of a stage: which objects are copied, how fast, and how long errors are waited for."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ class StageRecipe(Config):
     compare_sums: bool = Field(True, description="compare with checksums and MD5 ETags that the source's store tells")
     tolerated_rejects: int = Field(0, ge=0, description="more objects than this that cannot be copied fail the stage")
 
-    def takes(self) -> KeyFilter:
+    def key_filter(self) -> KeyFilter:
         """Which keys are copied."""
         return KeyFilter(self.include, self.exclude)
 
 
 class KeyFilter:
-    """The keys that patterns of include and exclude take."""
+    """Which keys the patterns of include and exclude take."""
 
     def __init__(self, include: tuple[str, ...], exclude: tuple[str, ...]) -> None:
-        self._include = [_compiled(pattern) for pattern in include]
-        self._exclude = [_compiled(pattern) for pattern in exclude]
+        self._include = [_compile(pattern) for pattern in include]
+        self._exclude = [_compile(pattern) for pattern in exclude]
 
     def __call__(self, key: str) -> bool:
         """True when the object at *key* is copied."""
-        wanted = not self._include or any(pattern.fullmatch(key) for pattern in self._include)
-        return wanted and not any(pattern.fullmatch(key) for pattern in self._exclude)
+        is_included = not self._include or any(pattern.fullmatch(key) for pattern in self._include)
+        return is_included and not any(pattern.fullmatch(key) for pattern in self._exclude)
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compile(pattern: str) -> re.Pattern[str]:
     """``*`` and ``?`` within one part of a key, ``**`` over any; without a slash the last part is compared."""
     text = pattern if "/" in pattern else f"**/{pattern}"
-    out = []
+    regex = []
     for token in re.findall(r"\*\*/|\*\*|\*|\?|[^*?]+", text.lstrip("/")):
-        known = {"**/": r"(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-        out.append(known.get(token) or re.escape(token))
-    return re.compile("".join(out), re.DOTALL)
+        wildcards = {"**/": r"(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+        regex.append(wildcards.get(token) or re.escape(token))
+    return re.compile("".join(regex), re.DOTALL)

@@ -1,4 +1,4 @@
-"""Is what the manifest says what is stored? Sizes by one listing; digests by reading every byte."""
+"""Compares what is stored with the manifest: sizes by one listing, digests by reading every byte."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pipeline.corpus.staging.manifest import (
     TABLE,
     CopiedObject,
     StageManifest,
-    digest_of,
     read_staged,
+    table_digest,
 )
 from pipeline.records.record import read_record
 
-Depth = Literal["sizes", "digests"]
-_PIECE_BYTES = 8 << 20
+CheckDepth = Literal["sizes", "digests"]
+_PIECE_BYTES = 8 << 20  # of one read
 _THREADS = 4
 
 
-def verify_staged(target: Store, depth: Depth, progress: Progress) -> list[str]:
+def verify_staged(target: Store, depth: CheckDepth, progress: Progress) -> list[str]:
     """Every problem of the corpus at *target*, one line each, with the key; empty when all is well.
 
     Raises FileNotFoundError when there is no manifest, DamageError when it is damaged itself.
@@ -38,7 +38,7 @@ def verify_staged(target: Store, depth: Depth, progress: Progress) -> list[str]:
     if f"{TABLE}:" in "".join(problems):
         return problems
     progress.start("verify the corpus", manifest.num_objects)
-    problems += [f"{DATA}{copied.key}: {problem}" for copied, problem in damaged(target, depth, progress)]
+    problems += [f"{DATA}{copied.key}: {problem}" for copied, problem in damaged_objects(target, depth, progress)]
     problems += [f"{key}: the manifest does not name it" for key in unlisted_keys(target)]
     progress.finish()
     return problems
@@ -49,20 +49,20 @@ def damaged_tables(target: Store, manifest: StageManifest) -> list[str]:
     problems = []
     for name in (TABLE, REJECTS):
         try:
-            fine = digest_of(target, name) == manifest.tables.get(name)
+            is_intact = table_digest(target, name) == manifest.tables.get(name)
         except FileNotFoundError:
             problems.append(f"{name}: missing")
             continue
-        if not fine:
+        if not is_intact:
             problems.append(f"{name}: its bytes are not those that {MANIFEST} names")
     return problems
 
 
-def damaged(target: Store, depth: Depth, progress: Progress) -> Iterator[tuple[CopiedObject, str]]:
+def damaged_objects(target: Store, depth: CheckDepth, progress: Progress) -> Iterator[tuple[CopiedObject, str]]:
     """Objects of the manifest that are missing or changed, and what is wrong with each."""
     with ThreadPoolExecutor(_THREADS) as pool:
         pending: deque[tuple[CopiedObject, Future[str]]] = deque()
-        for copied, info in _beside(read_staged(target), target.list(DATA)):
+        for copied, info in _paired_by_key(read_staged(target), target.list(DATA)):
             if copied is None:
                 continue
             progress.advance()
@@ -73,19 +73,19 @@ def damaged(target: Store, depth: Depth, progress: Progress) -> Iterator[tuple[C
             elif depth == "digests":
                 pending.append((copied, pool.submit(_damage, target, info, copied.sha256)))
             while len(pending) > 4 * _THREADS:
-                yield from _told(*pending.popleft())
+                yield from _with_problem(*pending.popleft())
         while pending:
-            yield from _told(*pending.popleft())
+            yield from _with_problem(*pending.popleft())
 
 
 def unlisted_keys(target: Store) -> Iterator[str]:
     """Keys of objects below data/ that the manifest does not name."""
-    for copied, info in _beside(read_staged(target), target.list(DATA)):
+    for copied, info in _paired_by_key(read_staged(target), target.list(DATA)):
         if copied is None and info is not None:
             yield info.key
 
 
-def _told(copied: CopiedObject, problem: Future[str]) -> Iterator[tuple[CopiedObject, str]]:
+def _with_problem(copied: CopiedObject, problem: Future[str]) -> Iterator[tuple[CopiedObject, str]]:
     if problem.result():
         yield copied, problem.result()
 
@@ -96,11 +96,11 @@ def _damage(target: Store, info: ObjectInfo, sha256: str) -> str:
         for start in range(0, info.num_bytes, _PIECE_BYTES):
             digest.update(target.read_range(info.key, start, _PIECE_BYTES, info.etag))
     except (OSError, VitpipeError) as error:
-        return f"cannot be read ({error.what if isinstance(error, VitpipeError) else type(error).__name__})"
+        return f"cannot be read ({error.message if isinstance(error, VitpipeError) else type(error).__name__})"
     return "" if digest.hexdigest() == sha256 else "its bytes are not those of the manifest"
 
 
-def _beside(
+def _paired_by_key(
     named: Iterator[CopiedObject], present: Iterator[ObjectInfo]
 ) -> Iterator[tuple[CopiedObject | None, ObjectInfo | None]]:
     """Rows of the manifest beside objects of the same key; None where one of the two is missing."""

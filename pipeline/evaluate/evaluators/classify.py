@@ -1,12 +1,4 @@
-"""The table of evaluators: each turns a planned evaluation into outcomes, what it chose, and artefacts.
-
-::
-
-    task_data.py  the task: refused where it leaks, else its parts as types
-    probing.py    linear, knn, fewshot, over stored features; ridge_probe.py and sgd_probe.py too
-    transfer/     fine-tuning
-    here          the network's own head, and pictures of it
-"""
+"""The network's own head: its class probabilities of the test samples. Nothing is fitted and nothing is chosen."""
 
 from __future__ import annotations
 
@@ -24,38 +16,42 @@ from pipeline.models.vit import ViT
 from pipeline.stream.dataset import DatasetReader
 
 
-def classify(workspace: Store, planned: PlannedEvaluation) -> EvalOutput:
+def run(workspace: Store, planned: PlannedEvaluation) -> EvalOutput:
     """The pretrained network's own head on the test dataset, whose classes must be the network's."""
-    return _classified(_vit(workspace, planned), open_task(workspace, planned), planned)
+    return classify_samples(load_vit(workspace, planned), open_task(workspace, planned), planned)
 
 
-def _classified(model: ViT, data: TaskData, planned: PlannedEvaluation) -> EvalOutput:
+def load_vit(workspace: Store, planned: PlannedEvaluation) -> ViT:
+    """The network of an evaluation. Raises DamageError for raw pixels, which have none."""
+    network = warm_network(workspace, planned.model_ref)
+    if isinstance(network, PixelNetwork):
+        raise DamageError(f"{planned.key.evaluator} needs a network, not raw pixels")
+    return network
+
+
+def classify_samples(model: ViT, data: TaskData, planned: PlannedEvaluation) -> EvalOutput:
+    """Outcomes of *model*'s head on the test dataset.
+
+    Raises InputError where the head's classes are not the dataset's: another number of them, or other names.
+    """
     _require_same_classes(model, data, planned)
-    transform = planned.subject.evaluation_transform
+    transform = planned.model_ref.evaluation_transform
     with closing(DatasetReader(data.workspace, data.task.test)) as reader:
-        found = predict(model, reader, transform, data.num_classes, is_many=data.is_many)
-    outcomes = data.outcomes(found.keys, found.labels, found.probabilities, calibrated=True)
+        predictions = predict(model, reader, transform, data.num_classes, is_many=data.is_many)
+    outcomes = data.outcomes(predictions.keys, predictions.labels, predictions.probabilities, calibrated=True)
     return EvalOutput(outcomes, data.num_classes)
 
 
 def _require_same_classes(model: ViT, data: TaskData, planned: PlannedEvaluation) -> None:
-    """Raise InputError where the head's classes are not the dataset's: another number, or other names."""
-    what, count = f"{planned.key.evaluator} on {planned.key.task}", model.config.num_classes
+    evaluation, count = f"{planned.key.evaluator} on {planned.key.task}", model.config.num_classes
     if count != data.num_classes:
-        raise InputError(f"{what}: the network has {count} classes, not {data.num_classes}")
-    names = warm_class_names(data.workspace, planned.subject)
+        raise InputError(f"{evaluation}: the network has {count} classes, not {data.num_classes}")
+    names = warm_class_names(data.workspace, planned.model_ref)
     if settings_of(planned).classes == "order" or not names:
         return
-    for number, (own, other) in enumerate(zip(names, data.class_names, strict=True)):
-        if own != other:
+    for label, (own, expected) in enumerate(zip(names, data.class_names, strict=True)):
+        if own != expected:
             raise InputError(
-                f"{what}: class {number} of the network is {own!r}, of {data.task.test} {other!r}",
+                f"{evaluation}: class {label} of the network is {own!r}, of {data.task.test} {expected!r}",
                 "judge it on its own classes; where only the names differ, with the setting classes: order",
             )
-
-
-def _vit(workspace: Store, planned: PlannedEvaluation) -> ViT:
-    network = warm_network(workspace, planned.subject)
-    if isinstance(network, PixelNetwork):
-        raise DamageError(f"{planned.key.evaluator} needs a network, not raw pixels")
-    return network

@@ -14,17 +14,41 @@ from numpy.typing import NDArray
 from pipeline.base.errors import InputError
 from pipeline.base.seeds import generator
 from pipeline.base.store.protocol import Store
-from pipeline.evaluate.evaluators.probe import settings_of, wanted_specs
-from pipeline.evaluate.metrics.classification import PREFIX, headline
+from pipeline.evaluate.evaluators.probe import layer_specs, settings_of
+from pipeline.evaluate.metrics.classification import headline
 from pipeline.evaluate.metrics.outcomes import EvalOutput
 from pipeline.evaluate.plan import PlannedEvaluation
 from pipeline.evaluate.recipe import FewshotSettings
 from pipeline.evaluate.task_data import open_task
+from pipeline.records.score import L2_INFIX, ORACLE_PREFIX
 
 Array = NDArray[np.float32]
 Matrix = NDArray[np.float64]
 BIAS = 100.0  # the constant column that stands for a bias, hardly penalised (fewshot_lsr.py: BIAS_CONSTANT)
 _EPSILON = 1e-5  # added to the standard deviation (fewshot_lsr.py)
+
+
+def run(workspace: Store, planned: PlannedEvaluation) -> EvalOutput:
+    """Ridge regression on a few samples per class, drawn by the seed. Chooses nothing.
+
+    The results of another l2 on the test samples are recorded as ``oracle_top1_l2_<l2>``: to report one of them as the
+    result would be to choose on test data.
+    """
+    settings: FewshotSettings = settings_of(planned)
+    data = open_task(workspace, planned)
+    data.require_one_label("fewshot")
+    (spec,) = layer_specs(planned)
+    data.prepare([spec])
+    train, test = data.train(spec), data.test(spec)
+    rows = choose_shots(train.labels, data.num_classes, settings.shots, planned.key.seed)
+    system = FewshotSystem(train.features[rows], train.labels[rows], data.num_classes)
+    by_l2 = system.scores_of_all(test.features, [settings.l2, *settings.other_l2])
+    outcomes = {l2: data.outcomes(test.keys, test.labels, scores, calibrated=False) for l2, scores in by_l2.items()}
+    oracles = tuple(
+        headline(outcomes[l2]).model_copy(update={"name": f"{ORACLE_PREFIX}top1{L2_INFIX}{l2:g}"})
+        for l2 in dict.fromkeys(settings.other_l2)
+    )
+    return EvalOutput(outcomes[settings.l2], data.num_classes, metrics=oracles)
 
 
 def choose_shots(labels_N: NDArray[np.int64], num_classes: int, shots: int, seed: int) -> NDArray[np.int64]:
@@ -42,7 +66,7 @@ def choose_shots(labels_N: NDArray[np.int64], num_classes: int, shots: int, seed
 
 
 class FewshotSystem:
-    """The few-shot samples, decomposed once: every l2 is a division from here.
+    """The few-shot samples, decomposed once: every l2 is then a division.
 
     The eigendecomposition is of X'X (D+1 wide) when N is at least that, else of XX' (N wide); both give the same
     weights.
@@ -53,10 +77,10 @@ class FewshotSystem:
         self._mean, self._std = x64.mean(axis=0), x64.std(axis=0) + _EPSILON
         x = self._standardised(x64)
         targets = 2.0 * np.eye(num_classes)[labels_N] - 1.0
-        wide = len(x) < x.shape[1]
-        self._values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
-        self._left = x.T @ vectors if wide else vectors
-        self._right = vectors.T @ (targets if wide else x.T @ targets)
+        is_wide = len(x) < x.shape[1]
+        self._values, vectors = np.linalg.eigh(x @ x.T if is_wide else x.T @ x)
+        self._left = x.T @ vectors if is_wide else vectors
+        self._right = vectors.T @ (targets if is_wide else x.T @ targets)
 
     def weights(self, l2: float) -> Matrix:
         """(D+1, K): argmin of |X W - T|^2 + l2 |W|^2; the last row belongs to the constant column. l2 > 0."""
@@ -73,26 +97,3 @@ class FewshotSystem:
 
     def _standardised(self, features: NDArray[np.floating]) -> Matrix:
         return np.concatenate([(features - self._mean) / self._std, np.full((len(features), 1), BIAS)], axis=1)
-
-
-def fewshot(workspace: Store, planned: PlannedEvaluation) -> EvalOutput:
-    """Ridge regression on a few samples per class, drawn by the seed. Chooses nothing.
-
-    What another l2 would have given on the test samples stands beside it as ``oracle_top1_l2_<l2>``: taking one for
-    it would be choosing there.
-    """
-    settings: FewshotSettings = settings_of(planned)
-    data = open_task(workspace, planned)
-    data.require_one_label("fewshot")
-    (spec,) = wanted_specs(planned)
-    data.prepare([spec])
-    train, test = data.train(spec), data.test(spec)
-    rows = choose_shots(train.labels, data.num_classes, settings.shots, planned.key.seed)
-    system = FewshotSystem(train.features[rows], train.labels[rows], data.num_classes)
-    scores = system.scores_of_all(test.features, [settings.l2, *settings.other_l2])
-    outcomes = {l2: data.outcomes(test.keys, test.labels, found, calibrated=False) for l2, found in scores.items()}
-    others = tuple(
-        headline(outcomes[l2]).model_copy(update={"name": f"{PREFIX}top1_l2_{l2:g}"})
-        for l2 in dict.fromkeys(settings.other_l2)
-    )
-    return EvalOutput(outcomes[settings.l2], data.num_classes, metrics=others)

@@ -1,4 +1,4 @@
-"""Ridge regression to +-1 targets from sums over a stream: N x D is never in memory.
+"""Ridge regression to +-1 targets from sums over a stream: features (N, D) are never in memory at once.
 
 One pass adds up X'X, X'Y and the column sums; every l2 is then a division after one eigendecomposition. All sums are
 in float64, block by block, around the mean of the first block so that nothing cancels: scores equal a direct solve
@@ -13,7 +13,7 @@ Shapes: N samples, D features, K classes, n samples of a part, M queries.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import InputError
 from pipeline.base.store.protocol import Store
-from pipeline.evaluate.evaluators.probe import Candidate, FeatureArray, best_of, settings_of, wanted_specs
+from pipeline.evaluate.evaluators.probe import Candidate, Values, best_candidate, layer_specs, settings_of
 from pipeline.evaluate.features.storage import FeatureSpec
 from pipeline.evaluate.metrics.classification import mean_average_precision
 from pipeline.evaluate.metrics.outcomes import EvalOutput
@@ -36,6 +36,56 @@ Matrix = NDArray[np.float64]
 Part = tuple[Array, NDArray[np.generic]]  # features (n, D); labels (n,) class numbers, or (n, K) of 0 and 1
 _BLOCK = 4096  # samples that are held in float64 at once
 _EPSILON = 1e-5  # added to the standard deviation, as the few-shot protocol does
+
+
+def run(workspace: Store, planned: PlannedEvaluation) -> EvalOutput:
+    """Ridge regression from streamed sums; l2 chosen on the validation part, and grown with N for the refit.
+
+    The oracle chooses among every l2, refitted in the same way, of the chosen layer.
+    """
+    settings: RidgeSettings = settings_of(planned)
+    data, specs = open_task(workspace, planned), layer_specs(planned)
+    data.prepare(specs)
+    best = best_candidate(_candidate(data, spec, settings.l2) for spec in specs)
+    fit, validation = best.refit_state
+    growth = (fit.num_samples + validation.num_samples) / fit.num_samples
+    fit.merge(validation)
+    l2s = sorted(set(settings.l2), reverse=True)
+    solutions = fit_ridge(fit, [l2 * growth for l2 in l2s])
+    test, scores = _test_scores(data, best.spec, solutions[l2s.index(best.chosen["l2"])])
+    outcomes = data.outcomes(test.keys, test.labels, scores, calibrated=False)
+    shares = ridge_shares(solutions, ((part.features, part.labels) for part in data.test_stream(best.spec)))
+    oracle = data.oracle(test, shares, lambda index: _test_scores(data, best.spec, solutions[index])[1])
+    return EvalOutput(outcomes, data.num_classes, best.chosen, metrics=(oracle,))
+
+
+def _candidate(data: TaskData, spec: FeatureSpec, l2s: Sequence[float]) -> Candidate:
+    """The best l2 of a layer, in two passes over the training features: one adds up, one compares."""
+    fit = validation = None
+    for part, is_held_out in data.train_stream(spec):
+        if fit is None or validation is None:
+            fit, validation = (Moments(part.features.shape[1], data.num_classes) for _ in range(2))
+        fit.add(part.features[~is_held_out], part.labels[~is_held_out])
+        validation.add(part.features[is_held_out], part.labels[is_held_out])
+    if fit is None or validation is None:
+        raise AssertionError("a dataset has a sample")
+    check_held_out(fit.num_samples, validation.num_samples, data.task.validation)
+    parts = ((part.features[is_held_out], part.labels[is_held_out]) for part, is_held_out in data.train_stream(spec))
+    best, share = choose_ridge(fit, parts, l2s)
+    return Candidate(spec, share, {"l2": best.l2}, (fit, validation))
+
+
+def _test_scores(data: TaskData, spec: FeatureSpec, solution: Ridge) -> tuple[TestPart, Values]:
+    """The test samples without their features, and their scores (N, K)."""
+    keys: list[str] = []
+    labels: list[Values] = []
+    scores: list[Values] = []
+    for part in data.test_stream(spec):
+        keys += part.keys
+        labels.append(part.labels)
+        scores.append(solution.scores(part.features))
+    test = TestPart(tuple(keys), np.concatenate(labels), np.empty((len(keys), 0), np.float32))
+    return test, np.concatenate(scores)
 
 
 class Moments:
@@ -67,27 +117,27 @@ class Moments:
         torch.from_numpy(self._gram).addmm_(block.T, block)
         self._sums += x.sum(axis=0)
         if labels.ndim == 1:
-            known = torch.as_tensor(labels).long()
-            torch.from_numpy(self._cross).index_add_(0, known, block)
-            self._counts += np.bincount(known.numpy(), minlength=len(self._counts))
+            label_rows = torch.as_tensor(labels).long()
+            torch.from_numpy(self._cross).index_add_(0, label_rows, block)
+            self._counts += np.bincount(label_rows.numpy(), minlength=len(self._counts))
         else:
             self._cross += labels.astype(np.float64).T @ x
             self._counts += labels.sum(axis=0, dtype=np.float64)
         self.num_samples += len(x)
 
-    def merge(self, other: Moments) -> None:
+    def merge(self, added: Moments) -> None:
         """Add the sums of another stream over the same features and classes."""
-        if other._shift is None:
+        if added._shift is None:
             return
         if self._shift is None:
-            self._shift = other._shift
-        move = other._shift - self._shift  # what the other's x needs to stand around our shift
-        outer = np.outer(move, other._sums)
-        self._gram += other._gram + outer + outer.T + other.num_samples * np.outer(move, move)
-        self._sums += other._sums + other.num_samples * move
-        self._cross += other._cross + np.outer(other._counts, move)
-        self._counts += other._counts
-        self.num_samples += other.num_samples
+            self._shift = added._shift
+        move = added._shift - self._shift  # moves the added sums to this shift
+        outer = np.outer(move, added._sums)
+        self._gram += added._gram + outer + outer.T + added.num_samples * np.outer(move, move)
+        self._sums += added._sums + added.num_samples * move
+        self._cross += added._cross + np.outer(added._counts, move)
+        self._counts += added._counts
+        self.num_samples += added.num_samples
 
     def centred(self) -> tuple[Matrix, Matrix, Matrix, Matrix]:
         """Mean (D), centred X'X (D, D), centred X'T (D, K), mean of T (K), with T = 2 Y - 1."""
@@ -117,12 +167,12 @@ def fit_ridge(moments: Moments, l2s: Sequence[float]) -> list[Ridge]:
     mean, gram, cross, target = moments.centred()
     std = np.sqrt(np.maximum(np.diag(gram), 0.0) / moments.num_samples) + _EPSILON
     values, vectors = np.linalg.eigh(gram / np.outer(std, std))
-    turned = vectors.T @ (cross / std[:, None])
-    found = []
+    rotated = vectors.T @ (cross / std[:, None])
+    solutions = []
     for l2 in l2s:
-        weights = vectors @ (turned / (np.maximum(values, 0.0) + l2)[:, None]) / std[:, None]
-        found.append(Ridge(l2, weights, target - mean @ weights))
-    return found
+        weights = vectors @ (rotated / (np.maximum(values, 0.0) + l2)[:, None]) / std[:, None]
+        solutions.append(Ridge(l2, weights, target - mean @ weights))
+    return solutions
 
 
 def choose_ridge(moments: Moments, validation: Iterable[Part], l2s: Sequence[float]) -> tuple[Ridge, float]:
@@ -139,77 +189,23 @@ def choose_ridge(moments: Moments, validation: Iterable[Part], l2s: Sequence[flo
 def ridge_shares(ridges: Sequence[Ridge], parts: Iterable[Part]) -> list[float]:
     """For each solution its top-1, or its mAP where labels are (n, K), over all samples of *parts*.
 
-    Of single labels only hits are counted, so that one part's scores under one solution are in memory at a time; an
-    order of samples, which mAP needs, takes all scores. Raises InputError when there are no samples.
+    Of single labels only hits are counted, so that one part's scores under one solution are in memory at a time. mAP
+    needs all scores, since it orders the samples. Raises InputError when there are no samples.
     """
     hits, count = np.zeros(len(ridges)), 0
     truth: list[NDArray[np.generic]] = []
     scores: list[list[Matrix]] = [[] for _ in ridges]
     for features, labels in parts:
         count += len(labels)
-        for place, ridge in enumerate(ridges):
-            found = ridge.scores(features)
+        for index, ridge in enumerate(ridges):
+            part_scores = ridge.scores(features)
             if labels.ndim == 1:
-                hits[place] += (found.argmax(axis=1) == labels).sum()
+                hits[index] += (part_scores.argmax(axis=1) == labels).sum()
             else:
-                scores[place].append(found)
+                scores[index].append(part_scores)
         truth += [labels] if labels.ndim > 1 else []
     if not count:
         raise InputError("ridge regression judged on no samples")
     if not truth:
-        return [float(one) / count for one in hits]
-    return [mean_average_precision(np.concatenate(found), np.concatenate(truth)) for found in scores]
-
-
-def ridge(workspace: Store, planned: PlannedEvaluation) -> EvalOutput:
-    """Ridge regression from streamed sums; l2 chosen on validation, and grown with the samples for the refit.
-
-    The oracle chooses among every l2, refitted in the same way, of the layer that was chosen.
-    """
-    settings: RidgeSettings = settings_of(planned)
-    data, specs = open_task(workspace, planned), wanted_specs(planned)
-    data.prepare(specs)
-    best = best_of(_ridge_candidate(data, spec, settings.l2) for spec in specs)
-    fit, held = best.kept
-    growth = (fit.num_samples + held.num_samples) / fit.num_samples
-    fit.merge(held)
-    l2s = sorted(set(settings.l2), reverse=True)
-    solutions = fit_ridge(fit, [l2 * growth for l2 in l2s])
-    test, scores = _tested(data, best.spec, solutions[l2s.index(best.chosen["l2"])])
-    outcomes = data.outcomes(test.keys, test.labels, scores, calibrated=False)
-    shares = ridge_shares(solutions, _parts(data.test_stream(best.spec)))
-    tried = data.oracle(test, shares, lambda place: _tested(data, best.spec, solutions[place])[1])
-    return EvalOutput(outcomes, data.num_classes, best.chosen, metrics=(tried,))
-
-
-def _tested(data: TaskData, spec: FeatureSpec, solution: Ridge) -> tuple[TestPart, FeatureArray]:
-    """The test samples without their features, and their scores (N, K)."""
-    keys: list[str] = []
-    labels: list[FeatureArray] = []
-    scores: list[FeatureArray] = []
-    for part in data.test_stream(spec):
-        keys += part.keys
-        labels.append(part.labels)
-        scores.append(solution.scores(part.features))
-    test = TestPart(tuple(keys), np.concatenate(labels), np.empty((len(keys), 0), np.float32))
-    return test, np.concatenate(scores)
-
-
-def _parts(stream: Iterator[TestPart]) -> Iterator[Part]:
-    return ((part.features, part.labels) for part in stream)
-
-
-def _ridge_candidate(data: TaskData, spec: FeatureSpec, l2s: Sequence[float]) -> Candidate:
-    """Two passes over the training features: one adds up, one compares."""
-    fit = held = None
-    for part, is_held in data.train_stream(spec):
-        if fit is None or held is None:
-            fit, held = (Moments(part.features.shape[1], data.num_classes) for _ in range(2))
-        fit.add(part.features[~is_held], part.labels[~is_held])
-        held.add(part.features[is_held], part.labels[is_held])
-    if fit is None or held is None:
-        raise AssertionError("a dataset has a sample")
-    check_held_out(fit.num_samples, held.num_samples, data.task.validation)
-    validation = ((part.features[is_held], part.labels[is_held]) for part, is_held in data.train_stream(spec))
-    best, share = choose_ridge(fit, validation, l2s)
-    return Candidate(spec, share, {"l2": best.l2}, (fit, held))
+        return [float(hit) / count for hit in hits]
+    return [mean_average_precision(np.concatenate(parts), np.concatenate(truth)) for parts in scores]

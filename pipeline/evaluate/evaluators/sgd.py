@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from pipeline.base.seeds import generator
 from pipeline.base.store.protocol import Store
-from pipeline.evaluate.evaluators.probe import FeatureArray, settings_of, wanted_specs
+from pipeline.evaluate.evaluators.probe import Values, settings_of
+from pipeline.evaluate.features.storage import FeatureSpec, specs_for
 from pipeline.evaluate.metrics.outcomes import EvalOutput
 from pipeline.evaluate.plan import PlannedEvaluation
 from pipeline.evaluate.recipe import SgdSettings
@@ -42,6 +43,62 @@ class Head:
     blocks: tuple[str, ...]
 
 
+def feature_specs(planned: PlannedEvaluation) -> tuple[FeatureSpec, ...]:
+    """The last blocks, and the average of the last one's patches."""
+    settings: SgdSettings = settings_of(planned)
+    blocks = specs_for(planned.model_ref, range(-settings.blocks, 0), "model", settings.dtype)
+    return tuple(dict.fromkeys(blocks + specs_for(planned.model_ref, [-1], "gap", settings.dtype)))
+
+
+def run(workspace: Store, planned: PlannedEvaluation) -> EvalOutput:
+    """A sweep of SGD heads on the last blocks; one chosen on validation, trained again on all training samples.
+
+    The oracle chooses among the recorded result and all heads as trained on the fit part.
+    """
+    settings: SgdSettings = settings_of(planned)
+    data, specs = open_task(workspace, planned), feature_specs(planned)
+    data.require_one_label("sgd")
+    data.prepare(specs)
+    names = {f"{spec.layer}/{spec.pooling}": spec for spec in specs}
+    train_by_name = {name: data.train(spec) for name, spec in names.items()}
+    choices = {name: data.choice(train) for name, train in train_by_name.items()}
+    first = next(iter(names))
+    heads = heads_of({name: train.features for name, train in train_by_name.items()}, settings)
+    training = {"steps": settings.steps, "batch_size": settings.batch_size, "seed": planned.key.seed}
+    fit = {name: choice.fit.features for name, choice in choices.items()}
+    swept = sgd_sweep(fit, choices[first].fit.labels, data.num_classes, heads, **training)
+    validation = {name: choice.validation.features for name, choice in choices.items()}
+    truth = choices[first].validation.labels
+    head = choose_head(
+        {trained: data.share(truth, head_scores(weights, validation, trained)) for trained, weights in swept.items()}
+    )
+    inputs = {name: train_by_name[name].features for name in head.blocks}
+    weights = sgd_sweep(inputs, train_by_name[first].labels, data.num_classes, [head], **training)[head]
+    test_by_name = {name: data.test(spec) for name, spec in names.items()}
+    test, features = test_by_name[first], {name: part.features for name, part in test_by_name.items()}
+    logits = head_scores(weights, features, head).astype(np.float64)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+    outcomes = data.outcomes(test.keys, test.labels, probabilities, calibrated=True)
+    shares = [data.share(test.labels, head_scores(fitted, features, trained)) for trained, fitted in swept.items()]
+    oracle = data.oracle(test, [data.share(test.labels, probabilities), *shares], lambda _: probabilities)
+    chosen = {"learning_rate": head.learning_rate, "blocks": list(head.blocks)}
+    return EvalOutput(outcomes, data.num_classes, chosen, metrics=(oracle,))
+
+
+def heads_of(features: dict[str, Values], settings: SgdSettings) -> list[Head]:
+    """Every learning rate on the last block and on all of them, without and with the average pool.
+
+    Where the model itself takes the average, with and without are the same, and the second is left out.
+    """
+    *blocks, pooled = features if len(features) > 1 else (*features, "")
+    extras: list[tuple[str, ...]] = [()]
+    if pooled and not np.array_equal(features[blocks[-1]], features[pooled]):
+        extras.append((pooled,))
+    inputs = dict.fromkeys(tuple(blocks[-count:]) + extra for count in (1, len(blocks)) for extra in extras)
+    return [Head(rate, names) for names in inputs for rate in settings.learning_rates]
+
+
 def sgd_sweep(
     features: Mapping[str, Array],
     labels_N: NDArray[np.int64],
@@ -56,7 +113,7 @@ def sgd_sweep(
 
     SGD with momentum 0.9, no weight decay; learning rate x batch_size / 256, falling to zero by a cosine.
     """
-    groups = [_Group(blocks, heads, features, num_classes, batch_size, seed) for blocks in _inputs(heads)]
+    groups = [_HeadGroup(blocks, heads, features, num_classes, batch_size, seed) for blocks in _inputs(heads)]
     labels = torch.from_numpy(labels_N).long()
     for step, rows in enumerate(_batches(len(labels), batch_size, steps, seed)):
         parts = {name: torch.from_numpy(block[rows]) for name, block in features.items()}
@@ -94,7 +151,7 @@ def _batches(num_samples: int, batch_size: int, steps: int, seed: int) -> Iterat
         pending = pending[batch_size:]
 
 
-class _Group:
+class _HeadGroup:
     """The heads of one input: weights (D+1, H, K), so that one product serves all."""
 
     def __init__(
@@ -109,9 +166,9 @@ class _Group:
         self._blocks = blocks
         self._heads = [head for head in heads if head.blocks == blocks]
         width = sum(features[name].shape[1] for name in blocks)
-        kernels = [_initial(head, width, num_classes, seed) for head in self._heads]
+        kernels = [_initial_weights(head, width, num_classes, seed) for head in self._heads]
         self._weights = torch.cat([torch.stack(kernels, 1), torch.zeros(1, len(kernels), num_classes)])
-        self._speed = torch.zeros_like(self._weights)
+        self._velocity = torch.zeros_like(self._weights)
         rates = torch.tensor([head.learning_rate for head in self._heads], dtype=torch.float64)
         self._rates = (rates * batch_size / _REFERENCE_BATCH)[None, :, None]
 
@@ -120,62 +177,15 @@ class _Group:
         x = torch.cat([*(parts[name] for name in self._blocks), torch.ones(len(targets_BK), 1)], dim=1)
         logits = (x @ self._weights.flatten(1)).view(len(x), *self._weights.shape[1:])
         errors = (torch.softmax(logits, dim=2) - targets_BK[:, None]) / len(x)
-        self._speed.mul_(_MOMENTUM).add_((x.T @ errors.flatten(1)).view_as(self._speed))
-        self._weights.sub_((self._rates * decay).float() * self._speed)
+        self._velocity.mul_(_MOMENTUM).add_((x.T @ errors.flatten(1)).view_as(self._velocity))
+        self._weights.sub_((self._rates * decay).float() * self._velocity)
 
     def result(self) -> Iterator[tuple[Head, Array]]:
         """Each head's weights (K, D+1)."""
-        for place, head in enumerate(self._heads):
-            yield head, self._weights[:, place].T.contiguous().numpy()
+        for index, head in enumerate(self._heads):
+            yield head, self._weights[:, index].T.contiguous().numpy()
 
 
-def _initial(head: Head, width: int, num_classes: int, seed: int) -> torch.Tensor:
+def _initial_weights(head: Head, width: int, num_classes: int, seed: int) -> torch.Tensor:
     draw = generator(seed, "sgd", "head", repr(head.learning_rate), *head.blocks)
     return torch.from_numpy(_INITIAL_STD * draw.standard_normal((width, num_classes), dtype=np.float32))
-
-
-def sgd(workspace: Store, planned: PlannedEvaluation) -> EvalOutput:
-    """A sweep of SGD heads on the last blocks; one chosen on validation, trained again on all training samples.
-
-    The oracle chooses among all heads as trained on the fit part, and the recorded result.
-    """
-    settings: SgdSettings = settings_of(planned)
-    data, specs = open_task(workspace, planned), wanted_specs(planned)
-    data.require_one_label("sgd")
-    data.prepare(specs)
-    names = {f"{spec.layer}/{spec.pooling}": spec for spec in specs}
-    trains = {name: data.train(spec) for name, spec in names.items()}
-    choices = {name: data.choice(train) for name, train in trains.items()}
-    first = next(iter(names))
-    heads = heads_of({name: train.features for name, train in trains.items()}, settings)
-    train_by = {"steps": settings.steps, "batch_size": settings.batch_size, "seed": planned.key.seed}
-    fit = {name: choice.fit.features for name, choice in choices.items()}
-    swept = sgd_sweep(fit, choices[first].fit.labels, data.num_classes, heads, **train_by)
-    held = {name: choice.validation.features for name, choice in choices.items()}
-    truth = choices[first].validation.labels
-    head = choose_head({one: data.share(truth, head_scores(weights, held, one)) for one, weights in swept.items()})
-    used = {name: trains[name].features for name in head.blocks}
-    final = sgd_sweep(used, trains[first].labels, data.num_classes, [head], **train_by)[head]
-    tests = {name: data.test(spec) for name, spec in names.items()}
-    test, seen = tests[first], {name: part.features for name, part in tests.items()}
-    logits = head_scores(final, seen, head).astype(np.float64)
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    found = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
-    outcomes = data.outcomes(test.keys, test.labels, found, calibrated=True)
-    shares_tried = [data.share(test.labels, head_scores(weights, seen, one)) for one, weights in swept.items()]
-    best = data.oracle(test, [data.share(test.labels, found), *shares_tried], lambda _: found)
-    chosen = {"learning_rate": head.learning_rate, "blocks": list(head.blocks)}
-    return EvalOutput(outcomes, data.num_classes, chosen, metrics=(best,))
-
-
-def heads_of(features: dict[str, FeatureArray], settings: SgdSettings) -> list[Head]:
-    """Every learning rate on the last block and on all of them, without and with the average pool.
-
-    Where the model itself takes the average, with and without are the same, and the second is left out.
-    """
-    *blocks, pooled = features if len(features) > 1 else (*features, "")
-    extras: list[tuple[str, ...]] = [()]
-    if pooled and not np.array_equal(features[blocks[-1]], features[pooled]):
-        extras.append((pooled,))
-    inputs = dict.fromkeys(tuple(blocks[-count:]) + extra for count in (1, len(blocks)) for extra in extras)
-    return [Head(rate, names) for names in inputs for rate in settings.learning_rates]

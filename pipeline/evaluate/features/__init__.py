@@ -2,11 +2,8 @@
 
 ::
 
-    spec.py      which features of a network, and the key that they are stored under
-    forward.py   several of them in one forward pass
-    parts.py     a part: a fixed range of samples as one file that says what it is of
-    extract.py   missing parts are computed, images decoded ahead; the card comes last
-    read.py      whole, or part by part
+    storage.py   which features of a network, the key they are stored under; parts, each one file, and the card
+    extract.py   missing parts are computed, several specs in one forward pass; loaded, or read part by part
 """
 
 from pipeline.evaluate.features.extract import (

@@ -1,12 +1,16 @@
-"""A part: the features of a fixed range of samples, in the order of the dataset, as one file that says what it is of.
+"""Which features of a network, and how they are stored: in parts, each a fixed range of samples of the dataset as one
+file.
 
 ::
 
     features/<id>/part-00000.parquet   key, labels, features (D little-endian float32 as one binary value)
-                  features.json        the card, last: what they are of, and the digests of the parts
+                  features.json        the card, last: the identity of the features, and the digests of the parts
 
-The footer of a part holds what it is of, its range, and a digest of its content: a part that a killed extraction left
-is taken or computed again by that alone. Fixed-size binary is read ten times as fast as lists of floats.
+The footer of a part holds the identity of the features, its range, and a digest of its content. By that alone a part
+from a killed extraction is used again or computed again. Fixed-size binary is read ten times as fast as lists of
+floats.
+
+Shapes: N samples, D features.
 """
 
 from __future__ import annotations
@@ -30,10 +34,55 @@ from pipeline.evaluate.model_ref import ModelRef
 from pipeline.evaluate.recipe import FeatureDtype, Layer, Pooling
 from pipeline.records.record import Record
 
-PART_SAMPLES = 4096
+PART_SAMPLES = 4096  # most samples of a part
 _PART_BYTES = 64_000_000  # raw pixels are wide: their parts have fewer samples
 _BATCH_SAMPLES = 64  # parts begin at a batch, so that a sample's batch is the same whoever computes its part
-_FOOTER = b"vitpipe"
+_FOOTER = b"vitpipe"  # key of the parquet metadata
+_SCHEMA_VERSION = 2  # part of the identity of features
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Features of one layer.
+
+    *layer*: ``head-input`` is what the head sees (with the pre-logits layer, where there is one); ``last`` is after the
+    last norm; numbers are blocks, 1 the first and -1 the last, through the last norm as DINOv2 does (so that -1 is
+    ``last``). *pooling*: the class token, the average of the patches, both side by side, or as the model does it.
+    *dtype*: ``bfloat16`` is autocast; what is stored is float32.
+    """
+
+    layer: Layer = "head-input"
+    pooling: Pooling = "model"
+    dtype: FeatureDtype = "float32"
+
+    def identity(self, model_ref: ModelRef, dataset_digest: str) -> dict[str, Any]:
+        """All that the features depend on; its fingerprint is their id."""
+        return {
+            "schema": _SCHEMA_VERSION,
+            "weights": model_ref.weights_digest,
+            "layer": "last" if self.layer == -1 else self.layer,
+            "pooling": self.pooling,
+            "transform": model_ref.transform,
+            "dtype": self.dtype,
+            "dataset": dataset_digest,
+        }
+
+    def prefix(self, model_ref: ModelRef, dataset_digest: str) -> str:
+        """The folder that they are stored in."""
+        return f"features/{fingerprint(self.identity(model_ref, dataset_digest))}"
+
+
+HEAD_INPUT = FeatureSpec()
+
+
+def specs_for(
+    model_ref: ModelRef, layers: Iterable[Layer], pooling: Pooling, dtype: FeatureDtype = "float32"
+) -> tuple[FeatureSpec, ...]:
+    """One for each of *layers*, each once. Raw pixels have one layer, the pixels; ``head-input`` is pooled already."""
+    if model_ref.is_pixels:
+        return (HEAD_INPUT,)
+    specs = (FeatureSpec(layer, "model" if layer == "head-input" else pooling, dtype) for layer in layers)
+    return tuple(dict.fromkeys(specs))
 
 
 class FeaturePart(Record):
@@ -54,16 +103,13 @@ class FeatureCard(Record):
 
     @property
     def num_samples(self) -> int:
-        """Of all parts."""
+        """In all parts."""
         return sum(part.num_samples for part in self.parts)
 
 
 @dataclass(frozen=True)
 class Features:
-    """features float32 (N, D), keys (N), labels int64 (N,): the first label of each sample, -1 for none.
-
-    Sample i has the labels ``values[starts[i]:starts[i + 1]]``.
-    """
+    """features float32 (N, D) and keys (N) of samples. Sample i has the labels ``values[starts[i]:starts[i + 1]]``."""
 
     features: NDArray[np.float32]
     keys: tuple[str, ...]
@@ -72,10 +118,10 @@ class Features:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """The first of each sample."""
+        """The first label of each sample, -1 for none."""
         labels = np.full(len(self.keys), -1, np.int64)
-        has_one = np.diff(self.starts) > 0
-        labels[has_one] = self.values[self.starts[:-1][has_one]]
+        is_labelled = np.diff(self.starts) > 0
+        labels[is_labelled] = self.values[self.starts[:-1][is_labelled]]
         return labels
 
     def targets(self, num_classes: int) -> NDArray[np.uint8]:
@@ -95,12 +141,13 @@ class Span:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """The name of its file."""
         return f"part-{self.number:05d}.parquet"
 
     def batches(self) -> list[tuple[int, int]]:
-        """The same in batches."""
-        return [(at, min(at + _BATCH_SAMPLES, self.stop)) for at in range(self.start, self.stop, _BATCH_SAMPLES)]
+        """The first sample of each batch, and the one after its last."""
+        starts = range(self.start, self.stop, _BATCH_SAMPLES)
+        return [(start, min(start + _BATCH_SAMPLES, self.stop)) for start in starts]
 
 
 def plan_spans(num_samples: int, num_wide: int = 0) -> list[Span]:
@@ -112,11 +159,11 @@ def plan_spans(num_samples: int, num_wide: int = 0) -> list[Span]:
     ]
 
 
-def pack_part(part: Features, made_of: dict[str, Any], span: Span) -> bytes:
+def pack_part(part: Features, identity: dict[str, Any], span: Span) -> bytes:
     """The bytes of its file; equal parts give equal bytes."""
     count, width = part.features.shape
     data = np.ascontiguousarray(part.features, dtype="<f4")
-    footer = _footer(made_of, span) | {"content": _content(part)}
+    footer = _footer(identity, span) | {"content": _content(part)}
     table = pa.table(
         {
             "key": pa.array(part.keys, pa.string()),
@@ -129,27 +176,29 @@ def pack_part(part: Features, made_of: dict[str, Any], span: Span) -> bytes:
     return sink.getvalue()
 
 
-def unpack_part(data: bytes, made_of: dict[str, Any], span: Span, where: str) -> Features:
-    """What was packed. Raises DamageError, naming *where*, for damage and for a part of anything else."""
+def unpack_part(data: bytes, identity: dict[str, Any], span: Span, key: str) -> Features:
+    """The features of the part *key*. Raises DamageError for a damaged part, and for one of other features."""
+    advice = rebuild_advice(key.rpartition("/")[0])
     try:
         table = read_parquet(data)
         footer = json.loads(table.schema.metadata[_FOOTER])
         part = _from_table(table)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
-        raise DamageError(f"{where} cannot be read", _way_out(where)) from None
-    if {name: value for name, value in footer.items() if name != "content"} != _footer(made_of, span):
-        raise DamageError(f"{where} is of something else", _way_out(where))
+        raise DamageError(f"{key} cannot be read", advice) from None
+    if {name: value for name, value in footer.items() if name != "content"} != _footer(identity, span):
+        raise DamageError(f"{key} is of something else", advice)
     if footer.get("content") != _content(part) or len(part.keys) != span.stop - span.start:
-        raise DamageError(f"{where}: its content is not what its footer says", _way_out(where))
+        raise DamageError(f"{key}: its content is not what its footer says", advice)
     return part
 
 
-def _way_out(where: str) -> str:
-    return f"remove {where.rpartition('/')[0]} to have it made again"
+def rebuild_advice(prefix: str) -> str:
+    """What the error of damaged features under *prefix* tells people to do."""
+    return f"remove {prefix} to have it made again"
 
 
-def _footer(made_of: dict[str, Any], span: Span) -> dict[str, Any]:
-    return {"made_of": made_of, "part": span.number, "start": span.start, "stop": span.stop}
+def _footer(identity: dict[str, Any], span: Span) -> dict[str, Any]:
+    return {"made_of": identity, "part": span.number, "start": span.start, "stop": span.stop}
 
 
 def _content(part: Features) -> str:
@@ -174,50 +223,3 @@ def _from_table(table: pa.Table) -> Features:
         starts - starts[0],
         labels.flatten().to_numpy().astype(np.int64),
     )
-
-
-_SCHEMA_VERSION = 2
-
-
-@dataclass(frozen=True)
-class FeatureSpec:
-    """Features of one layer.
-
-    *layer*: ``head-input`` is what the head sees (with the pre-logits layer, where there is one); ``last`` is after the
-    last norm; numbers are blocks, 1 the first and -1 the last, through the last norm as DINOv2 does (so that -1 is
-    ``last``). *pooling*: the class token, the average of the patches, both side by side, or as the model does it.
-    *dtype*: ``bfloat16`` is autocast; what is stored is float32.
-    """
-
-    layer: Layer = "head-input"
-    pooling: Pooling = "model"
-    dtype: FeatureDtype = "float32"
-
-    def made_of(self, subject: ModelRef, dataset_digest: str) -> dict[str, Any]:
-        """All that the features depend on."""
-        return {
-            "schema": _SCHEMA_VERSION,
-            "weights": subject.weights_digest,
-            "layer": "last" if self.layer == -1 else self.layer,
-            "pooling": self.pooling,
-            "transform": subject.transform,
-            "dtype": self.dtype,
-            "dataset": dataset_digest,
-        }
-
-    def prefix(self, subject: ModelRef, dataset_digest: str) -> str:
-        """Where they are stored."""
-        return f"features/{fingerprint(self.made_of(subject, dataset_digest))}"
-
-
-HEAD_INPUT = FeatureSpec()
-
-
-def specs_for(
-    subject: ModelRef, layers: Iterable[Layer], pooling: Pooling, dtype: FeatureDtype = "float32"
-) -> tuple[FeatureSpec, ...]:
-    """One for each of *layers*, each once. Raw pixels have one layer, themselves; ``head-input`` is pooled already."""
-    if subject.is_pixels:
-        return (HEAD_INPUT,)
-    specs = (FeatureSpec(layer, "model" if layer == "head-input" else pooling, dtype) for layer in layers)
-    return tuple(dict.fromkeys(specs))

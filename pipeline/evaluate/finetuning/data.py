@@ -1,7 +1,9 @@
-"""The training samples of a task: streamed with augmentation, or without any, in memory.
+"""The training samples of a task: streamed where there is augmentation, in memory where there is none.
 
-Which samples are held out is a mask over the dataset. A stream over some of them is a stream over a subset: nothing is
-read that is not trained on.
+A mask over the dataset selects the samples of a training. A stream over some samples is a stream over a subset: no
+sample is read that is not trained on.
+
+Shapes: N samples, B batch, S image size, K classes.
 """
 
 from __future__ import annotations
@@ -30,14 +32,17 @@ from pipeline.stream.recipe import StreamRecipe
 from pipeline.stream.subset import SubsetReader
 from pipeline.train.device import compute_device
 
-BATCH = 64  # of passes over images without a gradient
-MOST_BYTES = 4_000_000_000  # of images in memory
-Mask = NDArray[np.bool_]
+MAX_MEMORY_BYTES = 4_000_000_000  # of images in memory
+_BATCH_SAMPLES = 64  # of passes over images without a gradient
+Mask = NDArray[np.bool_]  # over the samples of a dataset (N,)
 
 
 @dataclass(frozen=True)
 class TuningBatch:
-    """images uint8 (B, 3, S, S); labels int64 (B,), or float32 (B, K) where samples have several. Nothing is mixed."""
+    """images uint8 (B, 3, S, S); labels int64 (B,), or float32 (B, K) where samples have several.
+
+    ``coefficient`` and ``partners`` are those of mixup in the training loop; fine-tuning does not mix.
+    """
 
     images: Tensor
     labels: Tensor
@@ -48,10 +53,95 @@ class TuningBatch:
 Batches = AbstractContextManager[Iterator[TuningBatch]]
 
 
-def each_image(reader: DatasetReader, transform: EvaluationTransform) -> Generator[EvaluationBatch, None, None]:
+class TuningSamples:
+    """The samples of dataset *name*, for trainings on some of them.
+
+    *used*: the only samples that any training uses, so no others are loaded into memory; None: all.
+    """
+
+    def __init__(
+        self,
+        workspace: Store,
+        name: str,
+        model_ref: ModelRef,
+        settings: FinetuneSettings,
+        num_classes: int,
+        *,
+        is_many: bool,
+        used: Mask | None = None,
+    ) -> None:
+        self._workspace, self._name, self._settings, self._used = workspace, name, settings, used
+        self._transform = model_ref.evaluation_transform
+        self._num_classes, self._is_many = num_classes, is_many
+        self._memory: tuple[Tensor, Tensor] | None = None
+
+    def reader(self, mask: Mask) -> DatasetReader:
+        """The samples of *mask* as a dataset of their own."""
+        return SubsetReader(self._workspace, self._name, mask)
+
+    def batches(self, mask: Mask, seed: int, first_step: int = 0) -> Batches:
+        """Endless batches of the samples of *mask*, from step *first_step* on.
+
+        Epochs follow each other without padding or drop. Raises InputError for images that do not fit into memory.
+        """
+        if self._settings.augment is None:
+            return nullcontext(self._from_memory(np.flatnonzero(mask), seed, first_step))
+        return closing(self._streamed(mask, seed, first_step))
+
+    def _streamed(self, mask: Mask, seed: int, first_step: int) -> Generator[TuningBatch, None, None]:
+        settings = self._settings
+        if settings.augment is None:
+            raise AssertionError("a stream is for augmentation")
+        recipe = StreamRecipe(
+            batch_size=settings.batch_size,
+            partitions=1,
+            augment=settings.augment.model_copy(update={"size": self._transform.size}),
+            workers=settings.workers,
+        )
+        loader = StreamLoader(
+            SubsetReader(self._workspace, self._name, mask),
+            recipe,
+            seed=seed,
+            world=World(),
+            position=first_step * settings.batch_size,
+            labels="many" if self._is_many else "one",
+            num_classes=self._num_classes,
+        )
+        with closing(loader):
+            for batch in loader:
+                yield _on_device(batch.images, batch.labels)
+
+    def _from_memory(self, rows: NDArray[np.int64], seed: int, first_step: int) -> Iterator[TuningBatch]:
+        if self._memory is None:
+            self._memory = self._load()
+        images, labels = self._memory
+        loaded_rows = rows if self._used is None else (np.cumsum(self._used) - 1)[rows]
+        for chosen in islice(epochs(loaded_rows, self._settings.batch_size, seed), first_step, None):
+            yield _on_device(images[chosen], labels[chosen])
+
+    def _load(self) -> tuple[Tensor, Tensor]:
+        used = self._used
+        with closing(DatasetReader(self._workspace, self._name) if used is None else self.reader(used)) as reader:
+            count, size = reader.card.num_samples, self._transform.size
+            if count * 3 * size**2 > MAX_MEMORY_BYTES:
+                limit = f"{MAX_MEMORY_BYTES / 1e9:g} GB of memory"
+                raise InputError(
+                    f"{self._name}: {count:,} images of {size} pixels take more than {limit}",
+                    "set augment of the fine-tuning: then they are streamed",
+                )
+            images, labels, done = torch.empty((count, 3, size, size), dtype=torch.uint8), [], 0
+            for batch in iterate_images(reader, self._transform):
+                images[done : done + len(batch.images)] = batch.images
+                labels.append(labels_of(batch, self._num_classes, is_many=self._is_many))
+                done += len(batch.images)
+        return images, torch.cat(labels)
+
+
+def iterate_images(reader: DatasetReader, transform: EvaluationTransform) -> Generator[EvaluationBatch, None, None]:
     """Every sample once, in order, decoded ahead."""
     total = reader.card.num_samples
-    return prefetch_spans(reader, transform, [(at, min(at + BATCH, total)) for at in range(0, total, BATCH)])
+    spans = [(start, min(start + _BATCH_SAMPLES, total)) for start in range(0, total, _BATCH_SAMPLES)]
+    return prefetch_spans(reader, transform, spans)
 
 
 def labels_of(batch: EvaluationBatch, num_classes: int, *, is_many: bool) -> Tensor:
@@ -64,83 +154,6 @@ def labels_of(batch: EvaluationBatch, num_classes: int, *, is_many: bool) -> Ten
     for row, labels in enumerate(batch.label_lists):
         targets[row, list(labels)] = 1.0
     return targets
-
-
-class TuningSamples:
-    """The samples of dataset *name*, for trainings on some of them; *used*: no others are ever asked for."""
-
-    def __init__(
-        self,
-        workspace: Store,
-        name: str,
-        subject: ModelRef,
-        settings: FinetuneSettings,
-        num_classes: int,
-        *,
-        is_many: bool,
-        used: Mask | None = None,
-    ) -> None:
-        self._workspace, self._name, self._settings, self._used = workspace, name, settings, used
-        self._transform = subject.evaluation_transform
-        self._num_classes, self._is_many = num_classes, is_many
-        self._memory: tuple[Tensor, Tensor] | None = None
-
-    def reader(self, keep: Mask) -> DatasetReader:
-        """Of the samples for which *keep* is true."""
-        return SubsetReader(self._workspace, self._name, keep)
-
-    def batches(self, keep: Mask, seed: int, first_step: int = 0) -> Batches:
-        """Endless, of the samples for which *keep* is true, in epochs without padding or drop, from *first_step* on."""
-        if self._settings.augment is None:
-            return nullcontext(self._from_memory(np.flatnonzero(keep), seed, first_step))
-        return closing(self._streamed(keep, seed, first_step))
-
-    def _streamed(self, keep: Mask, seed: int, first_step: int) -> Generator[TuningBatch, None, None]:
-        settings = self._settings
-        if settings.augment is None:
-            raise AssertionError("a stream is for augmentation")
-        recipe = StreamRecipe(
-            batch_size=settings.batch_size,
-            partitions=1,
-            augment=settings.augment.model_copy(update={"size": self._transform.size}),
-            workers=settings.workers,
-        )
-        loader = StreamLoader(
-            SubsetReader(self._workspace, self._name, keep),
-            recipe,
-            seed=seed,
-            world=World(),
-            position=first_step * settings.batch_size,
-            labels="many" if self._is_many else "one",
-            num_classes=self._num_classes,
-        )
-        with closing(loader):
-            for batch in loader:
-                yield _placed(batch.images, batch.labels)
-
-    def _from_memory(self, rows: NDArray[np.int64], seed: int, first_step: int) -> Iterator[TuningBatch]:
-        if self._memory is None:
-            self._memory = self._load()
-        images, labels = self._memory
-        places = rows if self._used is None else (np.cumsum(self._used) - 1)[rows]
-        for chosen in islice(epochs(places, self._settings.batch_size, seed), first_step, None):
-            yield _placed(images[chosen], labels[chosen])
-
-    def _load(self) -> tuple[Tensor, Tensor]:
-        used = self._used
-        with closing(DatasetReader(self._workspace, self._name) if used is None else self.reader(used)) as reader:
-            count, size = reader.card.num_samples, self._transform.size
-            if count * 3 * size**2 > MOST_BYTES:
-                raise InputError(
-                    f"{self._name}: {count:,} images of {size} pixels take more than {MOST_BYTES / 1e9:g} GB of memory",
-                    "set augment of the fine-tuning: then they are streamed",
-                )
-            images, labels, done = torch.empty((count, 3, size, size), dtype=torch.uint8), [], 0
-            for batch in each_image(reader, self._transform):
-                images[done : done + len(batch.images)] = batch.images
-                labels.append(labels_of(batch, self._num_classes, is_many=self._is_many))
-                done += len(batch.images)
-        return images, torch.cat(labels)
 
 
 def epochs(rows: NDArray[np.int64], batch_size: int, seed: int) -> Iterator[Tensor]:
@@ -156,12 +169,12 @@ def epochs(rows: NDArray[np.int64], batch_size: int, seed: int) -> Iterator[Tens
         yield torch.from_numpy(joined[:batch_size])
 
 
-def _placed(images: Tensor, labels: Tensor) -> TuningBatch:
+def concatenate_labels(batches: Sequence[Tensor]) -> NDArray[np.generic]:
+    """The labels of batches as the metrics take them: int64 (N,), or uint8 (N, K)."""
+    labels = torch.cat(list(batches))
+    return (labels.to(torch.uint8) if labels.is_floating_point() else labels).numpy()
+
+
+def _on_device(images: Tensor, labels: Tensor) -> TuningBatch:
     device = compute_device()
     return TuningBatch(images.to(device), labels.to(device))
-
-
-def joined_targets(parts: Sequence[Tensor]) -> NDArray[np.generic]:
-    """The labels of batches as the metrics take them: int64 (N,), or uint8 (N, K)."""
-    whole = torch.cat(list(parts))
-    return (whole.to(torch.uint8) if whole.is_floating_point() else whole).numpy()

@@ -1,25 +1,19 @@
-"""Metrics: pure functions of per-sample outcomes. Nothing in here knows where outcomes come from.
+"""Metrics: pure functions of per-sample outcomes. Nothing in this folder knows where outcomes come from.
 
 ::
 
-    outcomes.py    what is known of each test sample
-    stored.py      outcomes as parquet, and back
-    classes.py     top-1, top-5, mean per class, confusion, NLL
-    calibration.py ECE
-    multilabel.py  mAP
-    intervals.py   Wilson, bootstrap
-    measured.py    all of them that outcomes tell
-    runs.py        mean and deviation over several trainings
-    oracle.py      what choosing on the test data would have shown, under a name that says so
+    outcomes.py         outcomes of each test sample, and all that an evaluator returns; as parquet, and back
+    classification.py   top-1, top-5, mean per class, mAP, NLL, ECE, confusion; the oracle; over several trainings
+    intervals.py        Wilson, bootstrap
 """
 
 from pipeline.evaluate.metrics.classification import (
+    compute_metrics,
     confusion,
     ece,
     headline,
     mean_ap,
     mean_per_class,
-    measured,
     nll,
     oracle,
     top1,
@@ -37,12 +31,12 @@ from pipeline.evaluate.metrics.outcomes import (
 
 __all__ = [
     "Outcomes",
+    "compute_metrics",
     "confusion",
     "ece",
     "headline",
     "mean_ap",
     "mean_per_class",
-    "measured",
     "nll",
     "of_label_scores",
     "of_probabilities",

@@ -1,6 +1,9 @@
-"""Expected calibration error (Guo et al., arXiv 1706.04599): how far confidence is from the share that is right.
+"""Values of the outcomes of test samples, with 95 % intervals: top-1, top-5, mean per class, mAP, NLL, ECE; the oracle
+among candidates; mean and deviation over several trainings.
 
-Shapes: N samples, E bins.
+The expected calibration error tells how far confidence is from the share that is right (Guo et al., arXiv 1706.04599).
+
+Shapes: N samples, K classes, B draws of the bootstrap, b draws of a chunk.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from scipy.special import chdtri, stdtrit
 from pipeline.evaluate.metrics.intervals import (
     DRAWS,
     LEVEL,
+    Values,
     bootstrap_mean,
     grouped_sums,
     percentiles,
@@ -24,33 +28,33 @@ from pipeline.evaluate.metrics.intervals import (
     wilson,
 )
 from pipeline.evaluate.metrics.outcomes import Outcomes
-from pipeline.records.score import Metric
+from pipeline.records.score import ORACLE_PREFIX, RUNS_MEAN, RUNS_STD, Metric
 
-NUM_BINS = 15  # equal-width, as in Guo et al.
+_TOP = 5  # with no more classes, top-5 is always right
+_NUM_BINS = 15  # of equal width, as in Guo et al.
+_MAX_RANKED = 80_000_000  # entries of scores over all draws: about two seconds
+_MIN_DRAWS = 200  # what percentiles of 95 % need to mean something
+_TAIL = (1 - LEVEL) / 2
 
 
-def ece(outcomes: Outcomes, seed: int = 0, draws: int = DRAWS) -> Metric:
-    """Mean over bins of confidence of |mean confidence - share right|, weighted by samples; bootstrap interval.
+def headline(outcomes: Outcomes) -> Metric:
+    """What an evaluation is judged by: top-1, or mAP where samples have several labels."""
+    return top1(outcomes) if outcomes.targets is None else mean_ap(outcomes)
 
-    A bin holds its lower edge; a confidence of 1 belongs to the last. Noise only adds to this value, more so in a
-    resample: with few samples the interval lies above it.
+
+def compute_metrics(outcomes: Outcomes, num_classes: int) -> tuple[Metric, ...]:
+    """Every metric that *outcomes* allow, the headline first.
+
+    Of samples with one label: top1, top5 of more than five classes, mean_per_class, and of probabilities nll and ece.
+    Of samples with several labels: mAP, and of probabilities nll.
     """
-    if np.isnan(outcomes.probabilities).any():
-        raise ValueError("these outcomes hold no probabilities")
-    gaps_N, bins_N = _gaps(outcomes)
-    count = len(gaps_N)
-    value = float(np.abs(np.bincount(bins_N, gaps_N, NUM_BINS)).sum() / count)
-    drawn = np.abs(grouped_sums(gaps_N, bins_N, NUM_BINS, seed, draws)).sum(axis=1) / count
-    low, high = percentiles(drawn)
-    return Metric(name="ece", value=value, low=min(low, value), high=max(high, value))
-
-
-def _gaps(outcomes: Outcomes) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """(N,) each sample's confidence less whether it is right, and its bin."""
-    confidence = outcomes.probabilities.astype(np.float64)
-    edges = np.linspace(0, 1, NUM_BINS + 1)
-    bins = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, NUM_BINS - 1)
-    return confidence - (outcomes.predictions == outcomes.labels), bins.astype(np.int64)
+    metrics = [headline(outcomes)]
+    if outcomes.targets is None:
+        metrics += [top5(outcomes)] if num_classes > _TOP and outcomes.ranks is not None else []
+        metrics.append(mean_per_class(outcomes))
+    if outcomes.nll is not None:
+        metrics += [nll(outcomes)] if outcomes.targets is not None else [nll(outcomes), ece(outcomes)]
+    return tuple(metrics)
 
 
 def top1(outcomes: Outcomes) -> Metric:
@@ -79,12 +83,38 @@ def mean_per_class(outcomes: Outcomes, seed: int = 0, draws: int = DRAWS) -> Met
     return Metric(name="mean_per_class", value=value, low=low, high=high)
 
 
+def mean_ap(outcomes: Outcomes, seed: int = 0, draws: int = DRAWS) -> Metric:
+    """mAP; bootstrap interval over samples, of fewer *draws* where there are many samples and labels."""
+    if outcomes.scores is None or outcomes.targets is None:
+        raise ValueError("these outcomes are not of samples with several labels")
+    value = mean_average_precision(outcomes.scores, outcomes.targets)
+    affordable = min(draws, max(_MIN_DRAWS, _MAX_RANKED // outcomes.scores.size))
+    low, high = percentiles(resampled_map(outcomes.scores, outcomes.targets, seed, affordable))
+    return Metric(name="mAP", value=value, low=low, high=high)
+
+
 def nll(outcomes: Outcomes, seed: int = 0, draws: int = DRAWS) -> Metric:
-    """Mean of -log p of what is true, natural logarithm; bootstrap interval."""
+    """Mean of -log p of the true label or labels, natural logarithm; bootstrap interval."""
     if outcomes.nll is None or np.isnan(outcomes.nll).any():
         raise ValueError("these outcomes hold no probabilities")
     low, high = percentiles(bootstrap_mean(outcomes.nll, seed, draws))
     return Metric(name="nll", value=float(outcomes.nll.mean(dtype=np.float64)), low=low, high=high)
+
+
+def ece(outcomes: Outcomes, seed: int = 0, draws: int = DRAWS) -> Metric:
+    """Mean over bins of confidence of |mean confidence - share right|, weighted by samples; bootstrap interval.
+
+    A bin holds its lower edge; a confidence of 1 belongs to the last. Noise only adds to this value, more so in a
+    resample: with few samples the interval lies above it.
+    """
+    if np.isnan(outcomes.probabilities).any():
+        raise ValueError("these outcomes hold no probabilities")
+    gaps_N, bins_N = _gaps(outcomes)
+    count = len(gaps_N)
+    value = float(np.abs(np.bincount(bins_N, gaps_N, _NUM_BINS)).sum() / count)
+    drawn = np.abs(grouped_sums(gaps_N, bins_N, _NUM_BINS, seed, draws)).sum(axis=1) / count
+    low, high = percentiles(drawn)
+    return Metric(name="ece", value=value, low=min(low, value), high=max(high, value))
 
 
 def confusion(outcomes: Outcomes, num_classes: int) -> NDArray[np.int64]:
@@ -99,54 +129,67 @@ def share_of(name: str, count: int, trials: int) -> Metric:
     return Metric(name=name, value=count / trials, low=low, high=high)
 
 
-def _class_mean(cells_BC: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(B,) from counts of wrong and right in turn (B, 2K)."""
-    wrong, right = cells_BC[:, 0::2], cells_BC[:, 1::2]
-    trials = wrong + right
-    shares = np.divide(right, trials, out=np.zeros(trials.shape), where=trials > 0)
-    means: NDArray[np.float64] = shares.sum(axis=1) / (trials > 0).sum(axis=1)
-    return means
+def oracle(candidates: Iterable[Metric], *, smaller_is_better: bool = False) -> Metric:
+    """The best of the candidates' test values, named ``oracle_<metric>``. Its interval is that of the candidate alone:
+    it does not cover the choosing.
+
+    Raises ValueError when there are none, or when they are of several metrics.
+    """
+    metrics = list(candidates)
+    names = {metric.name for metric in metrics}
+    if len(names) != 1:
+        raise ValueError(f"an oracle chooses among values of one metric, not {sorted(names)}")
+    best = (min if smaller_is_better else max)(metrics, key=lambda metric: metric.value)
+    return best.model_copy(update={"name": ORACLE_PREFIX + best.name})
 
 
-_MOST_RANKED = 80_000_000  # entries of scores over all draws: about two seconds
-_FEWEST_DRAWS = 200  # what percentiles of 95 % need to mean something
-Values = NDArray[np.float64]
+def is_oracle(metric: Metric) -> bool:
+    """True for a value that must not be reported as a result."""
+    return metric.name.startswith(ORACLE_PREFIX)
 
 
-def mean_ap(outcomes: Outcomes, seed: int = 0, draws: int = DRAWS) -> Metric:
-    """mAP; bootstrap interval over samples, of fewer *draws* where there are many samples and labels."""
-    if outcomes.scores is None or outcomes.targets is None:
-        raise ValueError("these outcomes are not of samples with several labels")
-    value = mean_average_precision(outcomes.scores, outcomes.targets)
-    affordable = min(draws, max(_FEWEST_DRAWS, _MOST_RANKED // outcomes.scores.size))
-    low, high = percentiles(resampled_map(outcomes.scores, outcomes.targets, seed, affordable))
-    return Metric(name="mAP", value=value, low=low, high=high)
+def over_runs(name: str, shares: Sequence[float]) -> tuple[Metric, ...]:
+    """``<name>_runs_mean`` and ``<name>_runs_std`` of *shares*, one of each training; nothing for a single one.
+
+    The trainings are taken as normally distributed: Student's t interval for the mean (cut to 0..1), chi-square for
+    the deviation. They estimate other seeds on the same test samples, not other samples.
+    """
+    if len(shares) < 2:
+        return ()
+    degrees = len(shares) - 1
+    mean, std = float(np.mean(shares)), float(np.std(shares, ddof=1))
+    half = float(stdtrit(degrees, 1 - _TAIL)) * std / math.sqrt(len(shares))
+    low, high = (std * math.sqrt(degrees / float(chdtri(degrees, tail))) for tail in (_TAIL, 1 - _TAIL))
+    return (
+        Metric(name=f"{name}{RUNS_MEAN}", value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half)),
+        Metric(name=f"{name}{RUNS_STD}", value=std, low=low, high=high),
+    )
 
 
 def average_precisions(scores_NK: NDArray[Any], targets_NK: NDArray[Any]) -> Values:
     """(K,) average precision of each label; NaN for one that no sample has."""
     ones = np.ones((1, len(scores_NK)))
     return np.concatenate(
-        [_Ranking(scores, of).value(ones) for scores, of in zip(scores_NK.T, targets_NK.T, strict=True)]
+        [_Ranking(scores, targets).value(ones) for scores, targets in zip(scores_NK.T, targets_NK.T, strict=True)]
     )
 
 
 def mean_average_precision(scores_NK: NDArray[Any], targets_NK: NDArray[Any]) -> float:
     """Mean over the labels that occur. Raises ValueError when none does."""
-    found = average_precisions(scores_NK, targets_NK)
-    if np.isnan(found).all():
+    precisions_K = average_precisions(scores_NK, targets_NK)
+    if np.isnan(precisions_K).all():
         raise ValueError("no sample has any label")
-    return float(np.nanmean(found))
+    return float(np.nanmean(precisions_K))
 
 
 def resampled_map(scores_NK: NDArray[Any], targets_NK: NDArray[Any], seed: int, draws: int = DRAWS) -> Values:
     """(B,) mAP under resampled weights: the same weights for the same N and seed, so two models can be paired."""
-    rankings = [_Ranking(scores, of) for scores, of in zip(scores_NK.T, targets_NK.T, strict=True)]
+    rankings = [_Ranking(scores, targets) for scores, targets in zip(scores_NK.T, targets_NK.T, strict=True)]
     parts = []
     for weights in resampled(len(scores_NK), seed, draws):
-        found = np.stack([ranking.value(weights) for ranking in rankings])
-        known = ~np.isnan(found)
-        parts.append(np.where(known, found, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1))
+        precisions_Kb = np.stack([ranking.value(weights) for ranking in rankings])
+        occurs = ~np.isnan(precisions_Kb)
+        parts.append(np.where(occurs, precisions_Kb, 0).sum(axis=0) / np.maximum(occurs.sum(axis=0), 1))
     return np.concatenate(parts)
 
 
@@ -172,64 +215,18 @@ class _Ranking:
         return values
 
 
-_TOP = 5  # with no more classes, top-5 is always right
+def _class_mean(cells_BC: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(B,) from counts of wrong and right in turn (B, 2K)."""
+    wrong, right = cells_BC[:, 0::2], cells_BC[:, 1::2]
+    trials = wrong + right
+    shares = np.divide(right, trials, out=np.zeros(trials.shape), where=trials > 0)
+    means: NDArray[np.float64] = shares.sum(axis=1) / (trials > 0).sum(axis=1)
+    return means
 
 
-def headline(outcomes: Outcomes) -> Metric:
-    """What an evaluation is judged by: top-1, or mAP where samples have several labels."""
-    return top1(outcomes) if outcomes.targets is None else mean_ap(outcomes)
-
-
-def measured(outcomes: Outcomes, num_classes: int) -> tuple[Metric, ...]:
-    """With one label: top1, top5 of more than five classes, mean_per_class, and of probabilities nll and ece. With
-    several labels: mAP, and of probabilities nll."""
-    found = [headline(outcomes)]
-    if outcomes.targets is None:
-        found += [top5(outcomes)] if num_classes > _TOP and outcomes.ranks is not None else []
-        found.append(mean_per_class(outcomes))
-    if outcomes.nll is not None:
-        found += [nll(outcomes)] if outcomes.targets is not None else [nll(outcomes), ece(outcomes)]
-    return tuple(found)
-
-
-PREFIX = "oracle_"
-
-
-def oracle(candidates: Iterable[Metric], *, smaller_is_better: bool = False) -> Metric:
-    """The best of the candidates' test values, named ``oracle_<metric>``. Its interval is that of the candidate alone:
-    it does not cover the choosing.
-
-    Raises ValueError when there are none, or when they are of several metrics.
-    """
-    given = list(candidates)
-    names = {metric.name for metric in given}
-    if len(names) != 1:
-        raise ValueError(f"an oracle chooses among values of one metric, not {sorted(names)}")
-    best = (min if smaller_is_better else max)(given, key=lambda metric: metric.value)
-    return best.model_copy(update={"name": PREFIX + best.name})
-
-
-def is_oracle(metric: Metric) -> bool:
-    """True for a value that must not be reported as a result."""
-    return metric.name.startswith(PREFIX)
-
-
-_TAIL = (1 - LEVEL) / 2
-
-
-def over_runs(name: str, shares: Sequence[float]) -> tuple[Metric, ...]:
-    """``<name>_runs_mean`` and ``<name>_runs_std`` of *shares*, one of each training; nothing for a single one.
-
-    The trainings are taken as normally distributed: Student's t interval for the mean (cut to 0..1), chi-square for
-    the deviation. They tell what other seeds would give on the same test samples, not what other samples would.
-    """
-    if len(shares) < 2:
-        return ()
-    degrees = len(shares) - 1
-    mean, std = float(np.mean(shares)), float(np.std(shares, ddof=1))
-    half = float(stdtrit(degrees, 1 - _TAIL)) * std / math.sqrt(len(shares))
-    low, high = (std * math.sqrt(degrees / float(chdtri(degrees, tail))) for tail in (_TAIL, 1 - _TAIL))
-    return (
-        Metric(name=f"{name}_runs_mean", value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half)),
-        Metric(name=f"{name}_runs_std", value=std, low=low, high=high),
-    )
+def _gaps(outcomes: Outcomes) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """(N,) each sample's confidence less whether it is right, and its bin."""
+    confidence = outcomes.probabilities.astype(np.float64)
+    edges = np.linspace(0, 1, _NUM_BINS + 1)
+    bins = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, _NUM_BINS - 1)
+    return confidence - (outcomes.predictions == outcomes.labels), bins.astype(np.int64)

@@ -22,7 +22,7 @@ DRAWS = 2000
 LEVEL = 0.95
 _Z = 1.959963984540054  # of the 95 % interval
 _CHUNK_WEIGHTS = 2**22  # weights in memory at once
-_EXACT_SAMPLES = 4096  # up to here a mean's bootstrap draws samples, above it groups of alike ones
+_EXACT_SAMPLES = 4096  # up to so many a mean's bootstrap draws samples, above it groups of similar ones
 _GROUPS = 1024
 
 
@@ -84,9 +84,9 @@ def grouped_sums(
     order = np.lexsort((values_N, strata_N))
     values, strata = values_N[order].astype(np.float64), strata_N[order]
     size = -(-len(values) // _GROUPS)
-    is_first = np.flatnonzero(np.diff(strata, prepend=-1))
-    place = np.arange(len(values)) - np.repeat(is_first, np.diff(is_first, append=len(values)))
-    starts = np.flatnonzero(place % size == 0)
+    first_rows = np.flatnonzero(np.diff(strata, prepend=-1))
+    position = np.arange(len(values)) - np.repeat(first_rows, np.diff(first_rows, append=len(values)))
+    starts = np.flatnonzero(position % size == 0)
     counts = np.diff(starts, append=len(values))
     means = np.add.reduceat(values, starts) / counts
     spread = np.add.reduceat((values - np.repeat(means, counts)) ** 2, starts) / counts

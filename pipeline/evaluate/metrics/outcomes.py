@@ -1,4 +1,4 @@
-"""What is known of each test sample after an evaluation.
+"""What an evaluator returns: outcomes of each test sample, stored as ``outcomes.parquet``, and what it chose.
 
 Shapes: N samples, K classes.
 """
@@ -20,10 +20,11 @@ from pipeline.records.score import OUTCOMES_SCHEMA, OUTCOMES_SCHEMA_VERSION, Met
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-# Probabilities below it count as it in a log-likelihood, so that one vote of nobody does not make it infinite.
+# Log-likelihoods take smaller probabilities as this, so that one sample without any vote does not make them infinite.
 # scikit-learn's log_loss clips float32 input at the same number.
-SMALLEST = float(np.finfo(np.float32).eps)
-NO_LABEL = -1  # stands in ``labels`` where samples have several
+_MIN_PROBABILITY = float(np.finfo(np.float32).eps)
+_NO_LABEL = -1  # in ``labels`` where samples have several
+_LABELS, _SCORES = OUTCOMES_SCHEMA.field("labels").type, OUTCOMES_SCHEMA.field("scores").type
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Outcomes:
     """Per test sample (N,): its key, true label, predicted label, and the probability given to the prediction.
 
     Where scores are not probabilities (regression), ``probabilities`` are NaN. ``ranks``: how many classes were put
-    before the true one, 0 when it is the prediction. Where samples have several labels, ``labels`` are NO_LABEL, the
+    before the true one, 0 when it is the prediction. Where samples have several labels, ``labels`` are -1, the
     prediction is the label with the largest score, and ``targets`` (N, K) bool and ``scores`` (N, K) hold the rest.
     None: not known.
     """
@@ -47,6 +48,21 @@ class Outcomes:
     scores: Floats | None = None
 
 
+@dataclass(frozen=True)
+class EvalOutput:
+    """What an evaluator returns: outcomes on the test samples, which have *num_classes*.
+
+    *chosen*: settings, as chosen on the validation part; *artefacts*: arrays by name; *metrics*: those that cannot be
+    computed from the outcomes.
+    """
+
+    outcomes: Outcomes
+    num_classes: int
+    chosen: dict[str, Any] = field(default_factory=dict)
+    artefacts: dict[str, NDArray[Any]] = field(default_factory=dict)
+    metrics: tuple[Metric, ...] = ()
+
+
 def of_probabilities(keys: tuple[str, ...], labels_N: Ints, probabilities_NK: NDArray[Any]) -> Outcomes:
     """From class probabilities, each row summing to one."""
     rows = np.arange(len(labels_N))
@@ -59,7 +75,7 @@ def of_probabilities(keys: tuple[str, ...], labels_N: Ints, probabilities_NK: ND
         probabilities_NK[rows, predictions].astype(np.float32),
         _ranks(probabilities_NK, labels_N),
         true,
-        -np.log(np.clip(true, SMALLEST, 1.0)),
+        -np.log(np.clip(true, _MIN_PROBABILITY, 1.0)),
     )
 
 
@@ -80,13 +96,13 @@ def of_label_scores(
     scores, targets = scores_NK.astype(np.float32), targets_NK.astype(bool)
     predictions = scores.argmax(axis=1).astype(np.int64)
     unknown = np.full(len(keys), np.nan, np.float32)
-    given = np.clip(np.where(targets, scores, 1 - scores), SMALLEST, 1.0)
+    likelihoods = np.clip(np.where(targets, scores, 1 - scores), _MIN_PROBABILITY, 1.0)
     return Outcomes(
         keys,
-        np.full(len(keys), NO_LABEL, np.int64),
+        np.full(len(keys), _NO_LABEL, np.int64),
         predictions,
         scores[np.arange(len(keys)), predictions] if calibrated else unknown,
-        nll=-np.log(given).sum(axis=1) if calibrated else None,
+        nll=-np.log(likelihoods).sum(axis=1) if calibrated else None,
         targets=targets,
         scores=scores,
     )
@@ -100,26 +116,11 @@ def _ranks(scores_NK: NDArray[Any], labels_N: Ints) -> Ints:
     return ranks
 
 
-@dataclass(frozen=True)
-class EvalOutput:
-    """Outcomes on the test samples of *num_classes*; what was *chosen* on validation; *metrics* that outcomes do not
-    tell."""
-
-    outcomes: Outcomes
-    num_classes: int
-    chosen: dict[str, Any] = field(default_factory=dict)
-    artefacts: dict[str, NDArray[Any]] = field(default_factory=dict)
-    metrics: tuple[Metric, ...] = ()
-
-
-_LABELS, _SCORES = OUTCOMES_SCHEMA.field("labels").type, OUTCOMES_SCHEMA.field("scores").type
-
-
 def pack_outcomes(outcomes: Outcomes) -> bytes:
-    """The bytes of ``outcomes.parquet``. What is not known is null."""
+    """The bytes of ``outcomes.parquet``. What is None is null."""
     columns: dict[str, Any] = {
         "key": pa.array(outcomes.keys, pa.string()),
-        "label": pa.array(outcomes.labels, pa.int32(), mask=outcomes.labels == NO_LABEL),
+        "label": pa.array(outcomes.labels, pa.int32(), mask=outcomes.labels == _NO_LABEL),
         "prediction": pa.array(outcomes.predictions, pa.int32()),
         "probability": _floats(outcomes.probabilities),
         "rank": None if outcomes.ranks is None else pa.array(outcomes.ranks, pa.int32()),
@@ -138,7 +139,10 @@ def pack_outcomes(outcomes: Outcomes) -> bytes:
 
 
 def unpack_outcomes(data: bytes, name: str = "outcomes.parquet") -> Outcomes:
-    """What was packed. Files of schema 1 have neither ranks nor likelihoods. Raises DamageError naming *name*."""
+    """The outcomes that were packed. Files of schema 1 have neither ranks nor likelihoods.
+
+    Raises DamageError, naming *name*, for a newer schema and for a missing column.
+    """
     table = read_parquet(data)
     version = int((table.schema.metadata or {}).get(b"schema_version", b"1"))
     if version > OUTCOMES_SCHEMA_VERSION:
@@ -146,12 +150,12 @@ def unpack_outcomes(data: bytes, name: str = "outcomes.parquet") -> Outcomes:
     missing = {"key", "label", "prediction", "probability"} - set(table.column_names)
     if missing:
         raise DamageError(f"{name} has no column {min(missing)!r}")
-    scores = _known(table, "scores")
+    scores = _column(table, "scores")
     if scores is not None:
         scores = scores.combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
     return Outcomes(
         tuple(table["key"].to_pylist()),
-        table["label"].fill_null(NO_LABEL).to_numpy().astype(np.int64),
+        table["label"].fill_null(_NO_LABEL).to_numpy().astype(np.int64),
         table["prediction"].to_numpy().astype(np.int64),
         table["probability"].fill_null(float("nan")).to_numpy(),
         _numbers(table, "rank", np.int64),
@@ -176,7 +180,7 @@ def _rows(scores_NK: NDArray[np.float32]) -> pa.Array:
     return pa.ListArray.from_arrays(ends.astype(np.int32), pa.array(scores_NK.ravel(), pa.float32()), _SCORES)
 
 
-def _known(table: pa.Table, name: str) -> pa.ChunkedArray | None:
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray | None:
     """The column; None where it is missing or holds nothing but nulls."""
     if name not in table.column_names or table[name].null_count == table.num_rows:
         return None
@@ -184,7 +188,7 @@ def _known(table: pa.Table, name: str) -> pa.ChunkedArray | None:
 
 
 def _numbers(table: pa.Table, name: str, kind: type[np.generic]) -> Any:
-    column = _known(table, name)
+    column = _column(table, name)
     return None if column is None else column.to_numpy().astype(kind)
 
 

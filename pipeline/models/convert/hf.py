@@ -24,12 +24,12 @@ from pipeline.models.convert.tensor_map import (
     TensorMapping,
     Tensors,
     from_foreign,
-    layer,
-    patches_row,
-    same,
-    separated,
+    full_state,
+    layer_mappings,
+    patches_mapping,
+    qkv_mapping,
+    same_layout,
     to_foreign,
-    whole_state,
 )
 from pipeline.models.vit import ViT
 
@@ -75,11 +75,11 @@ def export_hf(model: ViT) -> dict[str, Tensor]:
         raise InputError("transformers' ViT has no average pooling", "export it as timm or npz")
     if config.pre_logits and config.num_classes:
         raise InputError("transformers' ViT has no pre-logits layer below a head", "export it as npz")
-    return to_foreign(_rows(config, _PREFIX if config.num_classes else ""), whole_state(model))
+    return to_foreign(_mappings(config, _PREFIX if config.num_classes else ""), full_state(model))
 
 
 def hf_config(config: ViTConfig, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """The config.json."""
+    """The config.json of an exported network."""
     tree: dict[str, Any] = {
         "architectures": ["ViTForImageClassification" if config.num_classes else "ViTModel"],
         "model_type": "vit",
@@ -108,23 +108,26 @@ def hf_config(config: ViTConfig, class_names: tuple[str, ...]) -> dict[str, Any]
     return tree
 
 
-def import_hf(tensors: Tensors, tree: Mapping[str, Any], where: str) -> ConvertedWeights:
-    """Of a state dict in either naming; *tree*: its config.json, since heads, epsilon and GELU stand only there."""
+def import_hf(tensors: Tensors, tree: Mapping[str, Any], source_name: str) -> ConvertedWeights:
+    """The weights of a state dict in either naming; *tree*: its config.json, which alone has heads, epsilon and GELU.
+
+    Raises InputError, naming tensors or settings, for what is no plain ViT.
+    """
     named = {_old_name(name): tensor for name, tensor in tensors.items()}
     classified = any(name.startswith(_PREFIX) for name in named)
     if classified:  # ViTForImageClassification has no use for a pooler that came along
         named = {name: tensor for name, tensor in named.items() if not name.startswith(f"{_PREFIX}pooler.")}
     prefix = _PREFIX if classified else ""
-    config = _config(ForeignTensors(named, where), tree, prefix)
-    return from_foreign(_rows(config, prefix), named, config, where)
+    config = _config(ForeignTensors(named, source_name), tree, prefix)
+    return from_foreign(_mappings(config, prefix), named, config, source_name)
 
 
 def hf_class_names(tree: Mapping[str, Any]) -> tuple[str, ...]:
     """The class names of a config.json; none where it only numbers them."""
-    given = tree.get("id2label")
-    if not isinstance(given, dict) or not all(str(number).isdigit() for number in given):
+    labels = tree.get("id2label")
+    if not isinstance(labels, dict) or not all(str(number).isdigit() for number in labels):
         return ()
-    names = tuple(str(given[number]) for number in sorted(given, key=int))
+    names = tuple(str(labels[number]) for number in sorted(labels, key=int))
     return () if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
 
 
@@ -135,82 +138,83 @@ def _old_name(name: str) -> str:
     return name
 
 
-def _config(found: ForeignTensors, tree: Mapping[str, Any], prefix: str) -> ViTConfig:
-    """Sizes from the tensors, compared with config.json; what no shape tells from there alone."""
-    told = _DEFAULTS | {name: value for name, value in tree.items() if value is not None}
-    sizes = _sizes(found, prefix)
+def _config(foreign: ForeignTensors, tree: Mapping[str, Any], prefix: str) -> ViTConfig:
+    """Sizes from the tensors, compared with config.json; what no shape implies, from config.json alone."""
+    settings = _DEFAULTS | {name: value for name, value in tree.items() if value is not None}
+    sizes = _sizes(foreign, prefix)
     expected: dict[str, Any] = {"model_type": "vit", "qkv_bias": True, "pooler_act": "tanh"} | sizes
-    given = {name: _side(told[name]) if name in ("image_size", "patch_size") else told.get(name) for name in expected}
-    wrong = [f"{name} {given[name]!r}, not {value!r}" for name, value in expected.items() if given[name] != value]
-    if str(told["hidden_act"]) not in _ACTIVATIONS:
-        wrong.append(f"hidden_act {told['hidden_act']!r}, not one of {', '.join(_ACTIVATIONS)}")
+    stated = {name: settings.get(name) for name in expected}
+    stated |= {name: _side(settings[name]) for name in ("image_size", "patch_size")}
+    wrong = [f"{name} {stated[name]!r}, not {value!r}" for name, value in expected.items() if stated[name] != value]
+    if str(settings["hidden_act"]) not in _ACTIVATIONS:
+        wrong.append(f"hidden_act {settings['hidden_act']!r}, not one of {', '.join(_ACTIVATIONS)}")
     if wrong:
-        raise InputError(f"{found.where}: its config.json has {'; '.join(wrong)}")
-    names = found.tensors
-    return found.config(
+        raise InputError(f"{foreign.source_name}: its config.json has {'; '.join(wrong)}")
+    names = foreign.tensors
+    return foreign.config(
         image_size=sizes["image_size"],
         patch_size=sizes["patch_size"],
         width=sizes["hidden_size"],
         depth=sizes["num_hidden_layers"],
         mlp_width=sizes["intermediate_size"],
-        heads=told["num_attention_heads"],
-        num_classes=found.shape("classifier.weight", 2)[0] if "classifier.weight" in names else 0,
-        pre_logits=found.shape("pooler.dense.weight", 2)[0] if "pooler.dense.weight" in names else 0,
-        dropout=told["hidden_dropout_prob"],
-        gelu=_ACTIVATIONS[str(told["hidden_act"])],
-        norm_epsilon=told["layer_norm_eps"],
+        heads=settings["num_attention_heads"],
+        num_classes=foreign.shape("classifier.weight", 2)[0] if "classifier.weight" in names else 0,
+        pre_logits=foreign.shape("pooler.dense.weight", 2)[0] if "pooler.dense.weight" in names else 0,
+        dropout=settings["hidden_dropout_prob"],
+        gelu=_ACTIVATIONS[str(settings["hidden_act"])],
+        norm_epsilon=settings["layer_norm_eps"],
     )
 
 
-def _sizes(found: ForeignTensors, prefix: str) -> dict[str, int]:
-    """As config.json calls them."""
+def _sizes(foreign: ForeignTensors, prefix: str) -> dict[str, int]:
+    """Sizes by their names in config.json."""
     projection = f"{prefix}embeddings.patch_embeddings.projection.weight"
-    width, channels, rows, columns = found.shape(projection, 4)
-    patch_size = found.patch_size(projection, rows, columns, channels)
+    width, channels, rows, columns = foreign.shape(projection, 4)
+    patch_size = foreign.patch_size(projection, rows, columns, channels)
     return {
         "hidden_size": width,
-        "num_hidden_layers": found.depth(rf"{re.escape(prefix)}encoder\.layer\.(\d+)\."),
-        "intermediate_size": found.shape(f"{prefix}encoder.layer.0.intermediate.dense.weight", 2)[0],
-        "image_size": found.grid(f"{prefix}embeddings.position_embeddings") * patch_size,
+        "num_hidden_layers": foreign.depth(rf"{re.escape(prefix)}encoder\.layer\.(\d+)\."),
+        "intermediate_size": foreign.shape(f"{prefix}encoder.layer.0.intermediate.dense.weight", 2)[0],
+        "image_size": foreign.grid(f"{prefix}embeddings.position_embeddings") * patch_size,
         "patch_size": patch_size,
         "num_channels": CHANNELS,
     }
 
 
 def _side(value: Any) -> Any:
-    """The side of a square that stands there as a number or as two."""
+    """The side of a square that is written as one number or as two equal ones."""
     return value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
 
 
-def _rows(config: ViTConfig, prefix: str) -> list[TensorMapping]:
+def _mappings(config: ViTConfig, prefix: str) -> list[TensorMapping]:
     embeddings = f"{prefix}embeddings"
-    rows = [
-        patches_row(config, f"{embeddings}.patch_embeddings.projection.weight"),
-        same("patches.projection.bias", f"{embeddings}.patch_embeddings.projection.bias"),
-        same("cls", f"{embeddings}.cls_token"),
-        same("positions", f"{embeddings}.position_embeddings"),
-        *layer("norm", f"{prefix}layernorm"),
+    mappings = [
+        patches_mapping(config, f"{embeddings}.patch_embeddings.projection.weight"),
+        same_layout("patches.projection.bias", f"{embeddings}.patch_embeddings.projection.bias"),
+        same_layout("cls", f"{embeddings}.cls_token"),
+        same_layout("positions", f"{embeddings}.position_embeddings"),
+        *layer_mappings("norm", f"{prefix}layernorm"),
     ]
     for index in range(config.depth):
-        rows += _block_rows(f"blocks.{index}", f"{prefix}encoder.layer.{index}")
-    rows += layer("pre_logits", f"{prefix}pooler.dense") if config.pre_logits else []
-    return rows + (layer("head", "classifier") if config.num_classes else [])
+        mappings += _block_mappings(f"blocks.{index}", f"{prefix}encoder.layer.{index}")
+    mappings += layer_mappings("pre_logits", f"{prefix}pooler.dense") if config.pre_logits else []
+    return mappings + (layer_mappings("head", "classifier") if config.num_classes else [])
 
 
-def _block_rows(ours: str, theirs: str) -> list[TensorMapping]:
-    attention = f"{theirs}.attention.attention"
+def _block_mappings(own: str, foreign: str) -> list[TensorMapping]:
+    attention = f"{foreign}.attention.attention"
     projections = [
-        separated(
-            f"{ours}.attention.qkv.{part}",
+        qkv_mapping(
+            f"{own}.attention.qkv.{part}",
             (f"{attention}.query.{part}", f"{attention}.key.{part}", f"{attention}.value.{part}"),
         )
         for part in ("weight", "bias")
     ]
     return [
         *projections,
-        *layer(f"{ours}.norm1", f"{theirs}.layernorm_before"),
-        *layer(f"{ours}.norm2", f"{theirs}.layernorm_after"),
-        *layer(f"{ours}.attention.out", f"{theirs}.attention.output.dense"),
-        *layer(f"{ours}.mlp.up", f"{theirs}.intermediate.dense"),
-        *layer(f"{ours}.mlp.down", f"{theirs}.output.dense"),
+        *layer_mappings(f"{own}.norm1", f"{foreign}.layernorm_before"),
+        *layer_mappings(f"{own}.norm2", f"{foreign}.layernorm_after"),
+        *layer_mappings(f"{own}.attention.out", f"{foreign}.attention.output.dense"),
+        *layer_mappings(f"{own}.mlp.up", f"{foreign}.intermediate.dense"),
+        *layer_mappings(f"{own}.mlp.down", f"{foreign}.output.dense"),
     ]

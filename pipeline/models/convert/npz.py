@@ -3,8 +3,8 @@
 Names of vision_transformer are those of its Flax modules (vit_jax/models_vit.py), in the numbering of the published
 files; big_vision's (models/vit.py) number a block's modules by kind and keep the positions beside the Transformer, or,
 before 2022, in it. Dense kernels are (in, out), q, k, v (D, H, E), the output of attention (H, E, D), patches
-(P, P, C, D). The JAX code has GELU by tanh and norms with epsilon 1e-6, which a file does not tell: so it is read, and
-nothing else is written.
+(P, P, C, D). The JAX code has GELU by tanh and norms with epsilon 1e-6, which a file does not say; so files
+are read as these, and nothing else is written.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from pipeline.models.convert.tensor_map import (
     TensorMapping,
     Tensors,
     from_foreign,
+    full_state,
     permuted,
-    same,
+    same_layout,
     to_foreign,
-    whole_state,
 )
 from pipeline.models.vit import ViT
 
@@ -40,8 +40,8 @@ _PREFIX = "params/"  # of big_vision's training checkpoints
 
 
 @dataclass(frozen=True)
-class _Numbers:
-    """How the modules of a block are called."""
+class _ModuleNames:
+    """What the modules of a block are called."""
 
     norm1: str
     attention: str
@@ -49,8 +49,8 @@ class _Numbers:
     mlp: str
 
 
-_OFFICIAL = _Numbers("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
-_BIG_VISION = _Numbers("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
+_OFFICIAL = _ModuleNames("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
+_BIG_VISION = _ModuleNames("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
 
 
 def export_npz(model: ViT) -> dict[str, NDArray[np.float32]]:
@@ -64,57 +64,60 @@ def export_npz(model: ViT) -> dict[str, NDArray[np.float32]]:
             f"npz is for GELU by tanh and epsilon 1e-06; this network has {config.gelu} and {config.norm_epsilon:g}",
             "export it as hf or timm",
         )
-    tensors = to_foreign(_rows(config, _OFFICIAL), whole_state(model))
+    tensors = to_foreign(_mappings(config, _OFFICIAL), full_state(model))
     return {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
 
 
-def import_npz(tensors: Tensors, where: str, image_size: int = 224) -> ConvertedWeights:
-    """Of a file in any of the three namings. *image_size* is for fixed positions, which do not tell it."""
+def import_npz(tensors: Tensors, source_name: str, image_size: int = 224) -> ConvertedWeights:
+    """The weights of a file in any of the three namings. *image_size* is for fixed positions, which do not imply it.
+
+    Raises InputError, naming tensors, for what is no plain ViT.
+    """
     named = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
-    for other in _OTHER_POSITIONS:
-        if other in named:
-            named[_POSITIONS] = named.pop(other)
-    found = ForeignTensors(named, where)
+    for name in _OTHER_POSITIONS:
+        if name in named:
+            named[_POSITIONS] = named.pop(name)
+    foreign = ForeignTensors(named, source_name)
     first = _BLOCK.format(0)
-    numbers = _BIG_VISION if f"{first}/LayerNorm_1/scale" in named else _OFFICIAL
-    config = _config(found, f"{first}/{numbers.attention}", f"{first}/{numbers.mlp}", image_size)
+    module_names = _BIG_VISION if f"{first}/LayerNorm_1/scale" in named else _OFFICIAL
+    config = _config(foreign, f"{first}/{module_names.attention}", f"{first}/{module_names.mlp}", image_size)
     if config.pool == "cls" and config.position == "learned":
         named[_POSITIONS] = with_class_row(named[_POSITIONS], config.grid)
-    return from_foreign(_rows(config, numbers), named, config, where)
+    return from_foreign(_mappings(config, module_names), named, config, source_name)
 
 
-def _config(found: ForeignTensors, attention: str, mlp: str, image_size: int) -> ViTConfig:
-    rows, columns, channels, width = found.shape("embedding/kernel", 4)
-    patch_size = found.patch_size("embedding/kernel", rows, columns, channels)
-    learned = _POSITIONS in found.tensors
-    return found.config(
-        image_size=found.grid(_POSITIONS) * patch_size if learned else image_size,
+def _config(foreign: ForeignTensors, attention: str, mlp: str, image_size: int) -> ViTConfig:
+    rows, columns, channels, width = foreign.shape("embedding/kernel", 4)
+    patch_size = foreign.patch_size("embedding/kernel", rows, columns, channels)
+    learned = _POSITIONS in foreign.tensors
+    return foreign.config(
+        image_size=foreign.grid(_POSITIONS) * patch_size if learned else image_size,
         patch_size=patch_size,
         width=width,
-        depth=found.depth(r"Transformer/encoderblock_(\d+)/"),
-        mlp_width=found.shape(f"{mlp}/Dense_0/kernel", 2)[1],
-        heads=found.shape(f"{attention}/query/kernel", 3)[1],
-        num_classes=found.shape("head/kernel", 2)[1] if "head/kernel" in found.tensors else 0,
-        pool="cls" if "cls" in found.tensors else "gap",
+        depth=foreign.depth(r"Transformer/encoderblock_(\d+)/"),
+        mlp_width=foreign.shape(f"{mlp}/Dense_0/kernel", 2)[1],
+        heads=foreign.shape(f"{attention}/query/kernel", 3)[1],
+        num_classes=foreign.shape("head/kernel", 2)[1] if "head/kernel" in foreign.tensors else 0,
+        pool="cls" if "cls" in foreign.tensors else "gap",
         position="learned" if learned else "sincos2d",
-        pre_logits=found.shape("pre_logits/kernel", 2)[1] if "pre_logits/kernel" in found.tensors else 0,
+        pre_logits=foreign.shape("pre_logits/kernel", 2)[1] if "pre_logits/kernel" in foreign.tensors else 0,
         gelu="tanh",
     )
 
 
-def _rows(config: ViTConfig, numbers: _Numbers) -> list[TensorMapping]:
-    rows = [
+def _mappings(config: ViTConfig, module_names: _ModuleNames) -> list[TensorMapping]:
+    mappings = [
         _patches(config),
-        same("patches.projection.bias", "embedding/bias"),
+        same_layout("patches.projection.bias", "embedding/bias"),
         *_norm("norm", "Transformer/encoder_norm"),
     ]
-    rows += [same("cls", "cls")] if config.pool == "cls" else []
-    rows += [same("positions", _POSITIONS)] if config.position == "learned" else []
+    mappings += [same_layout("cls", "cls")] if config.pool == "cls" else []
+    mappings += [same_layout("positions", _POSITIONS)] if config.position == "learned" else []
     for index in range(config.depth):
-        rows += _block_rows(config, f"blocks.{index}", _BLOCK.format(index), numbers)
-    rows += _dense("pre_logits", "pre_logits") if config.pre_logits else []
-    rows += _dense("head", "head") if config.num_classes else []
-    return rows
+        mappings += _block_mappings(config, f"blocks.{index}", _BLOCK.format(index), module_names)
+    mappings += _dense("pre_logits", "pre_logits") if config.pre_logits else []
+    mappings += _dense("head", "head") if config.num_classes else []
+    return mappings
 
 
 def _patches(config: ViTConfig) -> TensorMapping:
@@ -127,20 +130,20 @@ def _patches(config: ViTConfig) -> TensorMapping:
     )
 
 
-def _block_rows(config: ViTConfig, ours: str, theirs: str, numbers: _Numbers) -> list[TensorMapping]:
-    attention, mlp = f"{theirs}/{numbers.attention}", f"{theirs}/{numbers.mlp}"
+def _block_mappings(config: ViTConfig, own: str, foreign: str, module_names: _ModuleNames) -> list[TensorMapping]:
+    attention, mlp = f"{foreign}/{module_names.attention}", f"{foreign}/{module_names.mlp}"
     return [
-        *_norm(f"{ours}.norm1", f"{theirs}/{numbers.norm1}"),
-        *_norm(f"{ours}.norm2", f"{theirs}/{numbers.norm2}"),
-        *_attention(config, f"{ours}.attention", attention),
-        *_dense(f"{ours}.mlp.up", f"{mlp}/Dense_0"),
-        *_dense(f"{ours}.mlp.down", f"{mlp}/Dense_1"),
+        *_norm(f"{own}.norm1", f"{foreign}/{module_names.norm1}"),
+        *_norm(f"{own}.norm2", f"{foreign}/{module_names.norm2}"),
+        *_attention(config, f"{own}.attention", attention),
+        *_dense(f"{own}.mlp.up", f"{mlp}/Dense_0"),
+        *_dense(f"{own}.mlp.down", f"{mlp}/Dense_1"),
     ]
 
 
-def _attention(config: ViTConfig, ours: str, theirs: str) -> list[TensorMapping]:
+def _attention(config: ViTConfig, own: str, foreign: str) -> list[TensorMapping]:
     width, heads = config.width, config.heads
-    names = [f"{theirs}/{part}" for part in ("query", "key", "value")]
+    names = [f"{foreign}/{part}" for part in ("query", "key", "value")]
     split_in, split_out = (width, heads, width // heads), (heads, width // heads, width)
 
     def split_kernels(tensor: Tensor) -> list[Tensor]:
@@ -156,22 +159,22 @@ def _attention(config: ViTConfig, ours: str, theirs: str) -> list[TensorMapping]
         return torch.cat([bias.flatten() for bias in tensors])
 
     return [
-        TensorMapping(f"{ours}.qkv.weight", tuple(f"{name}/kernel" for name in names), split_kernels, join_kernels),
-        TensorMapping(f"{ours}.qkv.bias", tuple(f"{name}/bias" for name in names), split_biases, join_biases),
+        TensorMapping(f"{own}.qkv.weight", tuple(f"{name}/kernel" for name in names), split_kernels, join_kernels),
+        TensorMapping(f"{own}.qkv.bias", tuple(f"{name}/bias" for name in names), split_biases, join_biases),
         permuted(
-            f"{ours}.out.weight",
-            f"{theirs}/out/kernel",
+            f"{own}.out.weight",
+            f"{foreign}/out/kernel",
             lambda tensor: tensor.T.reshape(split_out),
             lambda tensor: tensor.reshape(width, width).T,
         ),
-        same(f"{ours}.out.bias", f"{theirs}/out/bias"),
+        same_layout(f"{own}.out.bias", f"{foreign}/out/bias"),
     ]
 
 
-def _dense(ours: str, theirs: str) -> list[TensorMapping]:
-    kernel = permuted(f"{ours}.weight", f"{theirs}/kernel", lambda tensor: tensor.T, lambda tensor: tensor.T)
-    return [kernel, same(f"{ours}.bias", f"{theirs}/bias")]
+def _dense(own: str, foreign: str) -> list[TensorMapping]:
+    kernel = permuted(f"{own}.weight", f"{foreign}/kernel", lambda tensor: tensor.T, lambda tensor: tensor.T)
+    return [kernel, same_layout(f"{own}.bias", f"{foreign}/bias")]
 
 
-def _norm(ours: str, theirs: str) -> list[TensorMapping]:
-    return [same(f"{ours}.weight", f"{theirs}/scale"), same(f"{ours}.bias", f"{theirs}/bias")]
+def _norm(own: str, foreign: str) -> list[TensorMapping]:
+    return [same_layout(f"{own}.weight", f"{foreign}/scale"), same_layout(f"{own}.bias", f"{foreign}/bias")]

@@ -1,4 +1,7 @@
-"""What the tables of timm and Hugging Face share: a convolution for the patches; q, k, v apart."""
+"""Tables "own tensor <-> foreign tensors", and the rows that several formats share.
+
+What is missing, extra or of another shape is refused by name. Shapes: D width, C = 3 channels, P side of a patch.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,18 @@ from pipeline.base.errors import InputError
 from pipeline.models.config import ViTConfig
 from pipeline.models.vit import ViT
 
+CHANNELS = 3
 _SHOWN = 5  # tensors named in one message
+
 Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class TensorMapping:
-    """Our tensor *ours* and the foreign ones that hold it; ``split`` and ``join`` are each other's inverse."""
+    """Our tensor *own* and the foreign ones that hold it; ``split`` and ``join`` are each other's inverse."""
 
-    ours: str
-    theirs: tuple[str, ...]
+    own: str
+    foreign: tuple[str, ...]
     split: Callable[[Tensor], Sequence[Tensor]]
     join: Callable[[Sequence[Tensor]], Tensor]
 
@@ -34,90 +39,88 @@ class ConvertedWeights:
     state: dict[str, Tensor]
 
 
-def same(ours: str, theirs: str) -> TensorMapping:
-    """Equal in name's meaning and in layout."""
-    return TensorMapping(ours, (theirs,), lambda tensor: (tensor,), lambda tensors: tensors[0])
+def same_layout(own: str, foreign: str) -> TensorMapping:
+    """One tensor, as it is, under another name."""
+    return TensorMapping(own, (foreign,), lambda tensor: (tensor,), lambda tensors: tensors[0])
 
 
 def permuted(
-    ours: str, theirs: str, forth: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]
+    own: str, foreign: str, forth: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]
 ) -> TensorMapping:
     """One tensor in another layout."""
-    return TensorMapping(ours, (theirs,), lambda tensor: (forth(tensor),), lambda tensors: back(tensors[0]))
+    return TensorMapping(own, (foreign,), lambda tensor: (forth(tensor),), lambda tensors: back(tensors[0]))
 
 
-def layer(ours: str, theirs: str) -> list[TensorMapping]:
+def layer_mappings(own: str, foreign: str) -> list[TensorMapping]:
     """A dense layer or norm in torch's naming and layout."""
-    return [same(f"{ours}.{part}", f"{theirs}.{part}") for part in ("weight", "bias")]
+    return [same_layout(f"{own}.{part}", f"{foreign}.{part}") for part in ("weight", "bias")]
 
 
-def whole_state(model: ViT) -> dict[str, Tensor]:
+def patches_mapping(config: ViTConfig, foreign: str) -> TensorMapping:
+    """The patch projection, (D, C*P*P), as the kernel of a convolution, (D, C, P, P)."""
+    kernel = (-1, CHANNELS, config.patch_size, config.patch_size)
+    return permuted(
+        "patches.projection.weight", foreign, lambda tensor: tensor.reshape(kernel), lambda tensor: tensor.flatten(1)
+    )
+
+
+def qkv_mapping(own: str, foreign: tuple[str, str, str]) -> TensorMapping:
+    """Our fused q, k, v as three tensors."""
+    return TensorMapping(own, foreign, lambda tensor: tensor.chunk(3), lambda tensors: torch.cat(list(tensors)))
+
+
+def full_state(model: ViT) -> dict[str, Tensor]:
     """The state of *model*, fixed positions included."""
     return {name: tensor.detach() for name, tensor in model.state_dict().items()} | {
         "positions": model.positions.detach()
     }
 
 
-def to_foreign(rows: list[TensorMapping], state: Tensors) -> dict[str, Tensor]:
+def to_foreign(mappings: list[TensorMapping], state: Tensors) -> dict[str, Tensor]:
     """The foreign tensors of *state*, contiguous."""
-    found: dict[str, Tensor] = {}
-    for row in rows:
-        parts = row.split(state[row.ours])
-        found |= {name: part.contiguous() for name, part in zip(row.theirs, parts, strict=True)}
-    return found
+    tensors: dict[str, Tensor] = {}
+    for mapping in mappings:
+        parts = mapping.split(state[mapping.own])
+        tensors |= {name: part.contiguous() for name, part in zip(mapping.foreign, parts, strict=True)}
+    return tensors
 
 
-def from_foreign(rows: list[TensorMapping], tensors: Tensors, config: ViTConfig, where: str) -> ConvertedWeights:
+def from_foreign(
+    mappings: list[TensorMapping], tensors: Tensors, config: ViTConfig, source_name: str
+) -> ConvertedWeights:
     """Our tensors, float32. Raises InputError that names each tensor too many, too few or of another shape."""
     with torch.device("meta"):
-        expected = to_foreign(rows, whole_state(ViT(config)))
-    check_names(set(tensors), set(expected), where)
+        expected = to_foreign(mappings, full_state(ViT(config)))
+    _check_names(set(tensors), set(expected), source_name)
     wrong = [
         f"{name} is {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if tensors[name].shape != tensor.shape
     ]
     if wrong:
-        raise InputError(f"{where}: {_listed(wrong)}", "it is no plain ViT, or of another size")
+        raise InputError(f"{source_name}: {_listed(wrong)}", "it is no plain ViT, or of another size")
     not_numbers = [name for name in expected if not tensors[name].is_floating_point()]
     if not_numbers:
-        raise InputError(f"{where}: no floating-point numbers: {_listed(not_numbers)}")
-    state = {row.ours: row.join([tensors[name].float() for name in row.theirs]).contiguous() for row in rows}
+        raise InputError(f"{source_name}: no floating-point numbers: {_listed(not_numbers)}")
+    state = {
+        mapping.own: mapping.join([tensors[name].float() for name in mapping.foreign]).contiguous()
+        for mapping in mappings
+    }
     return ConvertedWeights(config, state)
 
 
-def check_names(found: set[str], expected: set[str], where: str) -> None:
+def _check_names(names: set[str], expected: set[str], source_name: str) -> None:
     """Raise InputError, naming the differences, unless both are the same."""
-    missing, extra = sorted(expected - found), sorted(found - expected)
+    missing, extra = sorted(expected - names), sorted(names - expected)
     problems = [f"missing: {_listed(missing)}"] if missing else []
     problems += [f"not of a plain ViT: {_listed(extra)}"] if extra else []
     if problems:
-        raise InputError(f"{where}: tensors {'; '.join(problems)}")
+        raise InputError(f"{source_name}: tensors {'; '.join(problems)}")
 
 
 def _listed(names: list[str]) -> str:
     rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + rest
-
-
-CHANNELS = 3
-
-
-def patches_row(config: ViTConfig, theirs: str) -> TensorMapping:
-    """The patch projection, (D, C*P*P), as the kernel of a convolution, (D, C, P, P)."""
-    kernel = (-1, CHANNELS, config.patch_size, config.patch_size)
-    return permuted(
-        "patches.projection.weight", theirs, lambda tensor: tensor.reshape(kernel), lambda tensor: tensor.flatten(1)
-    )
-
-
-def separated(ours: str, theirs: tuple[str, str, str]) -> TensorMapping:
-    """Our fused q, k, v as three tensors."""
-    return TensorMapping(ours, theirs, lambda tensor: tensor.chunk(3), lambda tensors: _joined(list(tensors)))
-
-
-def _joined(tensors: list[Tensor]) -> Tensor:
-    return torch.cat(tensors)
 
 
 def fold_normalisation(state: dict[str, Tensor], mean: Sequence[float], std: Sequence[float]) -> dict[str, Tensor]:

@@ -21,25 +21,25 @@ from pipeline.models.convert.tensor_map import (
     TensorMapping,
     Tensors,
     from_foreign,
-    layer,
-    patches_row,
-    same,
+    full_state,
+    layer_mappings,
+    patches_mapping,
+    same_layout,
     to_foreign,
-    whole_state,
 )
 from pipeline.models.vit import ViT
 
 _ACTIVATIONS: dict[str, Literal["tanh", "exact"]] = {"gelu": "exact", "gelu_tanh": "tanh"}
-_BASE = "vit_base_patch16_224"  # what the written config.json takes for a start; model_args say the rest
+_BASE = "vit_base_patch16_224"  # what the written config.json starts from; model_args say the rest
 
 
 def export_timm(model: ViT) -> dict[str, Tensor]:
     """The state dict. Raises InputError for what timm's class does not compute. Fixed positions become a weight."""
     config = model.config
     if config.pre_logits or config.norm_epsilon != 1e-6:
-        what = "a pre-logits layer" if config.pre_logits else f"epsilon {config.norm_epsilon:g}"
-        raise InputError(f"timm's ViT has no place for {what}", "export it as npz" if config.pre_logits else "")
-    return to_foreign(_rows(config), whole_state(model))
+        feature = "a pre-logits layer" if config.pre_logits else f"epsilon {config.norm_epsilon:g}"
+        raise InputError(f"timm's ViT has no place for {feature}", "export it as npz" if config.pre_logits else "")
+    return to_foreign(_mappings(config), full_state(model))
 
 
 def timm_config(config: ViTConfig, pretrained: dict[str, Any], class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -84,52 +84,65 @@ def _ratio(config: ViTConfig) -> float:
 def import_timm(
     tensors: Tensors,
     tree: Mapping[str, Any],
-    where: str,
+    source_name: str,
     heads: int | None = None,
     gelu: Literal["tanh", "exact"] | None = None,
 ) -> ConvertedWeights:
-    """Of a state dict; *tree*: its config.json, empty where there is none. *heads*, *gelu*: what neither tells."""
-    given = tree.get("model_args")
-    told = given if isinstance(given, dict) else {}
-    if "cls_token" in tensors and (told.get("global_pool") or tree.get("global_pool")) in ("avg", "avgmax", "max"):
-        raise InputError(f"{where}: it pools all tokens beside a class token", "only one or the other is read")
-    activation = str(told.get("act_layer") or "gelu")
+    """The weights of a state dict; *tree*: its config.json, empty where there is none.
+
+    *heads*, *gelu*: what neither says. Raises InputError, naming tensors, for what is no plain ViT.
+    """
+    model_args = tree.get("model_args")
+    settings = model_args if isinstance(model_args, dict) else {}
+    if "cls_token" in tensors and (settings.get("global_pool") or tree.get("global_pool")) in ("avg", "avgmax", "max"):
+        raise InputError(f"{source_name}: it pools all tokens beside a class token", "only one or the other is read")
+    activation = str(settings.get("act_layer") or "gelu")
     if activation not in _ACTIVATIONS:
-        raise InputError(f"{where}: act_layer {activation!r} is not read", f"known: {', '.join(_ACTIVATIONS)}")
-    found = ForeignTensors(tensors, where)
-    config = _config(found, heads or told.get("num_heads"), gelu or _ACTIVATIONS[activation])
+        raise InputError(f"{source_name}: act_layer {activation!r} is not read", f"known: {', '.join(_ACTIVATIONS)}")
+    foreign = ForeignTensors(tensors, source_name)
+    config = _config(foreign, heads or settings.get("num_heads"), gelu or _ACTIVATIONS[activation])
     named = dict(tensors)
     if config.pool == "cls":
         named["pos_embed"] = with_class_row(named["pos_embed"], config.grid)
-    return from_foreign(_rows(config), named, config, where)
+    return from_foreign(_mappings(config), named, config, source_name)
 
 
-def _config(found: ForeignTensors, heads: int | None, gelu: str) -> ViTConfig:
-    width, channels, rows, columns = found.shape("patch_embed.proj.weight", 4)
-    patch_size = found.patch_size("patch_embed.proj.weight", rows, columns, channels)
-    depth, mlp_width = found.depth(r"blocks\.(\d+)\."), found.shape("blocks.0.mlp.fc1.weight", 2)[0]
-    return found.config(
-        image_size=found.grid("pos_embed") * patch_size,
+def _config(foreign: ForeignTensors, heads: int | None, gelu: str) -> ViTConfig:
+    width, channels, rows, columns = foreign.shape("patch_embed.proj.weight", 4)
+    patch_size = foreign.patch_size("patch_embed.proj.weight", rows, columns, channels)
+    depth, mlp_width = foreign.depth(r"blocks\.(\d+)\."), foreign.shape("blocks.0.mlp.fc1.weight", 2)[0]
+    return foreign.config(
+        image_size=foreign.grid("pos_embed") * patch_size,
         patch_size=patch_size,
         width=width,
         depth=depth,
         mlp_width=mlp_width,
-        heads=found.heads(width, depth, mlp_width, heads),
-        num_classes=found.shape("head.weight", 2)[0] if "head.weight" in found.tensors else 0,
-        pool="cls" if "cls_token" in found.tensors else "gap",
+        heads=foreign.heads(width, depth, mlp_width, heads),
+        num_classes=foreign.shape("head.weight", 2)[0] if "head.weight" in foreign.tensors else 0,
+        pool="cls" if "cls_token" in foreign.tensors else "gap",
         gelu=gelu,
     )
 
 
-def _rows(config: ViTConfig) -> list[TensorMapping]:
-    rows = [patches_row(config, "patch_embed.proj.weight"), same("patches.projection.bias", "patch_embed.proj.bias")]
-    rows += [same("cls", "cls_token")] if config.pool == "cls" else []
-    rows += [same("positions", "pos_embed"), *layer("norm", "norm")]
+def _mappings(config: ViTConfig) -> list[TensorMapping]:
+    mappings = [
+        patches_mapping(config, "patch_embed.proj.weight"),
+        same_layout("patches.projection.bias", "patch_embed.proj.bias"),
+    ]
+    mappings += [same_layout("cls", "cls_token")] if config.pool == "cls" else []
+    mappings += [same_layout("positions", "pos_embed"), *layer_mappings("norm", "norm")]
     for index in range(config.depth):
-        block = f"blocks.{index}"
-        rows += layer(f"{block}.norm1", f"{block}.norm1") + layer(f"{block}.norm2", f"{block}.norm2")
-        rows += layer(f"{block}.attention.qkv", f"{block}.attn.qkv") + layer(
-            f"{block}.attention.out", f"{block}.attn.proj"
-        )
-        rows += layer(f"{block}.mlp.up", f"{block}.mlp.fc1") + layer(f"{block}.mlp.down", f"{block}.mlp.fc2")
-    return rows + (layer("head", "head") if config.num_classes else [])
+        mappings += _block_mappings(f"blocks.{index}")
+    return mappings + (layer_mappings("head", "head") if config.num_classes else [])
+
+
+def _block_mappings(block: str) -> list[TensorMapping]:
+    """The tensors of a block; both sides have the same name for it."""
+    return [
+        *layer_mappings(f"{block}.norm1", f"{block}.norm1"),
+        *layer_mappings(f"{block}.norm2", f"{block}.norm2"),
+        *layer_mappings(f"{block}.attention.qkv", f"{block}.attn.qkv"),
+        *layer_mappings(f"{block}.attention.out", f"{block}.attn.proj"),
+        *layer_mappings(f"{block}.mlp.up", f"{block}.mlp.fc1"),
+        *layer_mappings(f"{block}.mlp.down", f"{block}.mlp.fc2"),
+    ]

@@ -11,7 +11,7 @@ from pipeline.base.errors import RecipeError
 from pipeline.models.vit import ViT
 
 
-class _OfLogits:
+class _LogitsObjective:
     """Trains the ViT as it is, by its logits."""
 
     def network(self, vit: ViT) -> nn.Module:
@@ -20,13 +20,13 @@ class _OfLogits:
             raise RecipeError(["this objective needs a head: model.num_classes is 0"])
         return vit
 
-    def vit_weights(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
+    def vit_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """All of them."""
-        return whole
+        return weights
 
 
 @dataclass(frozen=True)
-class SoftmaxObjective(_OfLogits):
+class SoftmaxObjective(_LogitsObjective):
     """Cross-entropy; *label_smoothing* of the target is spread over all classes (arXiv 1512.00567)."""
 
     label_smoothing: float = 0.0
@@ -37,7 +37,7 @@ class SoftmaxObjective(_OfLogits):
 
 
 @dataclass(frozen=True)
-class SigmoidObjective(_OfLogits):
+class SigmoidObjective(_LogitsObjective):
     """Binary cross-entropy of each class, summed over classes (big_vision utils.py, ``sigmoid_xent``)."""
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

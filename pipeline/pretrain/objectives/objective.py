@@ -1,15 +1,16 @@
-"""What an objective is."""
+"""What an objective is, and the one registry of all of them. README.md here shows how to add one."""
 
 from __future__ import annotations
 
-from typing import Protocol, assert_never
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from pipeline.models.vit import ViT
 from pipeline.pretrain.objectives.classification import SigmoidObjective, SoftmaxObjective
 from pipeline.pretrain.objectives.masked_patches import MaskedPatches
-from pipeline.pretrain.objectives.recipe import MaskedPatchesRecipe, ObjectiveRecipe, SigmoidRecipe, SoftmaxRecipe
+from pipeline.pretrain.objectives.recipe import MaskedPatchesRecipe, ObjectiveSettings, SigmoidRecipe, SoftmaxRecipe
 
 
 class Objective(Protocol):
@@ -27,16 +28,17 @@ class Objective(Protocol):
         *labels*: int64 (B,), or float32 (B, K) for any number of classes each.
         """
 
-    def vit_weights(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Those of *whole*, the weights of ``network`` by name, that are the ViT's, by its own names."""
+    def vit_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Those of *weights*, all of ``network`` by name, that are the ViT's, by its own names."""
 
 
-def build_objective(recipe: ObjectiveRecipe) -> Objective:
-    """What *recipe* names."""
-    if isinstance(recipe, SoftmaxRecipe):
-        return SoftmaxObjective(recipe.label_smoothing)
-    if isinstance(recipe, SigmoidRecipe):
-        return SigmoidObjective()
-    if isinstance(recipe, MaskedPatchesRecipe):
-        return MaskedPatches(recipe.corrupted)
-    assert_never(recipe)
+OBJECTIVES: dict[type[ObjectiveSettings], Callable[[Any], Objective]] = {
+    SoftmaxRecipe: lambda recipe: SoftmaxObjective(recipe.label_smoothing),
+    SigmoidRecipe: lambda _: SigmoidObjective(),
+    MaskedPatchesRecipe: lambda recipe: MaskedPatches(recipe.corrupted),
+}
+
+
+def build_objective(recipe: ObjectiveSettings) -> Objective:
+    """The objective that *recipe* names. Raises KeyError for a recipe that has no row in OBJECTIVES."""
+    return OBJECTIVES[type(recipe)](recipe)

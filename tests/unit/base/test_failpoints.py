@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-CODE = "from pipeline.base.failpoints import reach; reach('a.b'); reach('c.d'); print('alive')"
+CODE = "from pipeline.base.failpoints import fail_point; fail_point('a.b'); fail_point('c.d'); print('alive')"
 
 
 def run(point: str) -> subprocess.CompletedProcess[str]:

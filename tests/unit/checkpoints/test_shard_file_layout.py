@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.base.world import World
-from pipeline.checkpoints.shard_file import FragmentRange, cover_problem, expected_files, piece_of
+from pipeline.checkpoints.shard_file import FragmentRange, cover_problem, expected_files, fragment_range
 from tests.support.states import SHAPES, Cut, State
 
 TWO = {"a": (2, 5), "b": (4,)}
@@ -15,7 +15,7 @@ TWO = {"a": (2, 5), "b": (4,)}
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 40])
 def test_however_many_ranks_cut_it_it_is_covered(cut: Cut, size: int) -> None:
     held = {
-        f"rank {rank}": [piece_of(fragment) for fragment in State(World(rank, size), cut).fragments()]
+        f"rank {rank}": [fragment_range(fragment) for fragment in State(World(rank, size), cut).fragments()]
         for rank in range(size)
     }
     assert cover_problem(SHAPES, held) is None

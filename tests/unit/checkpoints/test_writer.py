@@ -129,7 +129,7 @@ def test_a_store_that_hangs_is_told_of_at_once_and_is_the_end_after_a_while(stor
     def hang(_key: str) -> None:
         assert may_go_on.wait(60)
 
-    writer = alone_writer(new_saving(store), patience_seconds=0.05, say=told.append)
+    writer = alone_writer(new_saving(store), patience_seconds=0.05, on_message=told.append)
     store.before_put = hang  # type: ignore[method-assign]
     try:
         writer.save(10, 100, trained(10))

@@ -14,7 +14,7 @@ import pytest
 from pipeline.base import disk_table as base_rows
 from pipeline.base.errors import DamageError, InputError
 from pipeline.base.store import open_store
-from pipeline.corpus import worker as chunks
+from pipeline.corpus import worker
 from pipeline.corpus.dedup import needed_depth, remove_duplicates
 from pipeline.corpus.exact_duplicates import IMAGE_SCHEMA, find_exact_duplicates
 from pipeline.corpus.recipe import DuplicatesRecipe
@@ -29,7 +29,7 @@ Told = list[tuple[str, str, str, bool]]
 @pytest.fixture(autouse=True, params=["one chunk", "many chunks"])
 def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "many chunks":
-        monkeypatch.setattr(chunks, "_ROWS", 2)
+        monkeypatch.setattr(worker, "_CHUNK_ROWS", 2)
         monkeypatch.setattr(base_rows, "_ROWS_OF_A_BUCKET", 2)
 
 
@@ -195,7 +195,7 @@ def test_evaluation_image_that_cannot_be_decoded_is_told(tmp_path: Path) -> None
     put_evaluation_set(open_store(str(tmp_path)), "exam", {"t1": png(C)[:100], "t2": png(D)})
     said: list[str] = []
     scanner = scanner_in(tmp_path / "work")
-    scanner.progress.say = said.append
+    scanner.progress.message = said.append
     corpus = corpus_of(TRAINING)
     asked = recipe(against=["exam"])
     done = remove_duplicates(corpus, scanner.scan(corpus, "pixels"), asked, open_store(str(tmp_path)), scanner)

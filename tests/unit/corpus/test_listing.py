@@ -9,22 +9,22 @@ import tracemalloc
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.base.errors import InputError, RefusedError
+from pipeline.base.config import build
+from pipeline.base.errors import InputError, RecipeError, RefusedError
 from pipeline.base.store import open_store
 from pipeline.corpus import open_corpus
 from pipeline.corpus.listing import NamedSource, concat
-from pipeline.corpus.recipe import Kind, SourceRecipe
+from pipeline.corpus.recipe import SourceRecipe
 from pipeline.corpus.sources import KINDS
 from pipeline.corpus.sources.readers import FileReader
 from pipeline.corpus.sources.source import LabelKind, ListingChunk
-from pipeline.records.corpus import FOUND_SCHEMA, LISTING_SCHEMA, ClassEntry, Corpus, Reject, key_of
+from pipeline.records.corpus import LISTING_SCHEMA, SOURCE_SCHEMA, ClassEntry, Corpus, Reject, key_of
 from tests.support.sources import fill, images_of, labels_of, origins_of, rejects_of
 
 
@@ -129,7 +129,7 @@ def test_more_labels_than_a_class_table_may_have() -> None:
     texts = pa.array(np.arange(count)).cast(pa.string())
     labels = pa.ListArray.from_arrays(pa.array(np.arange(count + 1), pa.int32()), texts)
     numbers = [pa.array(np.full(count, -1)) for _ in range(3)]
-    table = pa.table([texts, texts, *numbers, texts, labels], schema=FOUND_SCHEMA)
+    table = pa.table([texts, texts, *numbers, texts, labels], schema=SOURCE_SCHEMA)
     with pytest.raises(InputError, match="more than 1000000 different labels"):
         concat([NamedSource(MadeUp(iter([table])))])
 
@@ -140,11 +140,11 @@ class MadeUp:
     kind = "folder"
     random_access = True
     may_repeat = False
-    declared: tuple[ClassEntry, ...] = ()
+    declared_classes: tuple[ClassEntry, ...] = ()
 
-    def __init__(self, tables: Iterator[pa.Table], labels_are: LabelKind = "names", rejects: int = 0) -> None:
+    def __init__(self, tables: Iterator[pa.Table], label_kind: LabelKind = "names", rejects: int = 0) -> None:
         self.reader = FileReader(open_store("/"))
-        self.labels_are: LabelKind = labels_are
+        self.label_kind: LabelKind = label_kind
         self._tables, self._rejects = tables, rejects
 
     def chunks(self) -> Iterator[ListingChunk]:
@@ -157,8 +157,8 @@ def found(origins: list[str], labels: list[list[str] | None] | pa.Array) -> pa.T
     """Rows of whole files."""
     size = len(origins)
     columns = [origins, origins, [-1] * size, [-1] * size, [100_000] * size, ["etag"] * size]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, FOUND_SCHEMA, strict=False)]
-    return pa.table([*arrays, pa.array(labels, FOUND_SCHEMA.field("labels").type)], schema=FOUND_SCHEMA)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SOURCE_SCHEMA, strict=False)]
+    return pa.table([*arrays, pa.array(labels, SOURCE_SCHEMA.field("labels").type)], schema=SOURCE_SCHEMA)
 
 
 def numbered(count: int, name: str = "") -> MadeUp:
@@ -259,10 +259,15 @@ def test_a_look_tells_the_kind(tmp_path: Path) -> None:
 
 def test_a_kind_that_is_not_there_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, "cat/1.jpg")
-    for kind in get_args(Kind)[1:]:
+    for kind in ("folder", "parquet", "webdataset", "imagenet", "manifest"):
         with nullcontext() if kind == "folder" else pytest.raises(InputError, match="nothing of the kind"):
             open_corpus([SourceRecipe(source=str(tmp_path), kind=kind)])
-    assert {kind.name for kind in KINDS} == set(get_args(Kind)) - {"auto"}
+    assert set(KINDS) == {kind.name for kind in KINDS.values()}
+    known = "'auto', 'folder', 'parquet', 'webdataset', 'imagenet' or 'manifest'"
+    for kind, shown in (("tar", "'tar'"), ("", "''"), (5, "5"), (None, "None")):
+        with pytest.raises(RecipeError) as caught:
+            build(SourceRecipe, {"source": str(tmp_path), "kind": kind})
+        assert caught.value.problems == [f"'kind': Input should be {known} (got {shown})"]
 
 
 @pytest.mark.parametrize(

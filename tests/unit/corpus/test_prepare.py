@@ -68,7 +68,7 @@ def test_everything_at_once(random_access: bool, tmp_path: Path) -> None:
         assert made_of["sources"] == ["here"]
         assert made_of["duplicates"] == {"within": "pixels", "against": {"exam": card.digest}, "against_by": "pixels"}
         assert (made_of["split"]["part"], made_of["split"]["share"]) == (name, share)
-        assert asked.shapes()[name].items() <= made_of.items()
+        assert asked.provenance_by_part()[name].items() <= made_of.items()
         assert parts[name].class_names == corpus.class_names
 
 
@@ -95,14 +95,14 @@ def test_prepared_twice_is_the_same(tmp_path: Path) -> None:
 
 
 def test_shapes_are_known_before_anything_is_read(tmp_path: Path) -> None:
-    assert preparation(tmp_path).shapes() == {"": {}}
-    shapes = preparation(tmp_path, {"a": 0.25, "b": 0.75}, within="file").shapes()
-    assert shapes["b"] == {
+    assert preparation(tmp_path).provenance_by_part() == {"": {}}
+    provenance_by_part = preparation(tmp_path, {"a": 0.25, "b": 0.75}, within="file").provenance_by_part()
+    assert provenance_by_part["b"] == {
         "duplicates": {"within": "file", "against": {}, "against_by": "pixels"},
         "split": {"part": "b", "share": 0.75, "shares": {"a": 0.25, "b": 0.75}, "stratified": False},
     }
     with pytest.raises(InputError, match="no dataset 'exam'"):
-        preparation(tmp_path, against=["exam"]).shapes()
+        preparation(tmp_path, against=["exam"]).provenance_by_part()
 
 
 def test_what_was_rejected_while_listing_is_kept(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.base.disk_table import DiskTable, DiskTableWriter
 from pipeline.base.errors import FailedError, StoreAccessError
-from pipeline.corpus import worker as chunks
+from pipeline.corpus import worker
 from pipeline.corpus.scan import Scanner
 from pipeline.corpus.sources.readers import RangeReader
 from pipeline.corpus.worker import Row
@@ -28,7 +28,7 @@ GOOD = png(noise(8, 9, 1))
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "_ROWS", 10)
+    monkeypatch.setattr(worker, "_CHUNK_ROWS", 10)
 
 
 def found_in(rows: DiskTable) -> list[tuple[str, str]]:
@@ -70,12 +70,12 @@ def test_entries_keep_their_order_over_chunks_and_are_read_once(tmp_path: Path) 
 
 
 def test_chunks_do_not_depend_on_how_rows_were_added(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "_BYTES", 7_000)
+    monkeypatch.setattr(worker, "_CHUNK_BYTES", 7_000)
     whole = listing_of([f"{at:04d}" for at in range(137)], {}, [at * 37 % 2_000 for at in range(137)])
     writer = DiskTableWriter(LISTING_SCHEMA)
     for start in range(0, 137, 4):
         writer.add(whole.slice(start, 4))
-    in_pieces, at_once = (list(chunks.chunks_of(rows)) for rows in (writer.close(), DiskTable.of(whole)))
+    in_pieces, at_once = (list(worker.chunks_of(rows)) for rows in (writer.close(), DiskTable.of(whole)))
     assert [table.num_rows for table in in_pieces] == [table.num_rows for table in at_once]
     assert pa.concat_tables(in_pieces).equals(whole)
     sizes = [table["num_bytes"].to_pylist() for table in in_pieces]
@@ -86,9 +86,9 @@ def test_chunks_do_not_depend_on_how_rows_were_added(monkeypatch: pytest.MonkeyP
 
 
 def test_one_image_larger_than_a_chunk_is_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "_BYTES", 100)
+    monkeypatch.setattr(worker, "_CHUNK_BYTES", 100)
     rows = DiskTable.of(listing_of(["a", "b", "c"], {}, [10, 5_000, 20]))
-    assert [table["origin"].to_pylist() for table in chunks.chunks_of(rows)] == [["a"], ["b"], ["c"]]
+    assert [table["origin"].to_pylist() for table in worker.chunks_of(rows)] == [["a"], ["b"], ["c"]]
 
 
 def test_empty_corpus(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ from pathlib import Path
 from pipeline.corpus import worker
 from tests.support.scanning import corpus_of, scanner_in
 from tests.unit.corpus.test_scan import PICTURES
-worker._ROWS = 10
+worker._CHUNK_ROWS = 10
 folder = Path(sys.argv[1])
 scanner_in(folder).scan(corpus_of(PICTURES), "pixels", spill=True)
 """

@@ -17,8 +17,8 @@ SCRIPT = """
 import hashlib, json, pathlib
 import pyarrow as pa
 from pipeline.base.progress import Silent
-from pipeline.base.disk_table import RowsWriter
-from pipeline.corpus import duplicates
+from pipeline.base.disk_table import DiskTableWriter
+from pipeline.corpus import dedup
 from pipeline.corpus.exact_duplicates import IMAGE_SCHEMA
 from pipeline.corpus.recipe import DuplicatesRecipe, SplitRecipe
 from pipeline.corpus.scan import SCANNED_SCHEMA, Scanner
@@ -51,15 +51,15 @@ def evaluation(*_):
         }
         yield pa.table(columns, schema=IMAGE_SCHEMA)
 
-rows, entries = RowsWriter(SCANNED_SCHEMA), RowsWriter(LISTING_SCHEMA)
+rows, entries = DiskTableWriter(SCANNED_SCHEMA), DiskTableWriter(LISTING_SCHEMA)
 for start in range(0, NUM, STEP):
     table = scanned(start)
     rows.add(table)
     entries.add(table.select(LISTING_SCHEMA.names))
-duplicates._evaluation = evaluation
+dedup._evaluation_images = evaluation
 corpus = Corpus(entries.close(), tuple(ClassEntry(name=str(number)) for number in range(1000)), None)
 asked = DuplicatesRecipe(within="pixels", against=("exam",))
-done = duplicates.without_duplicates(corpus, rows.close(), asked, None, Scanner(None, None, Silent()))
+done = dedup.remove_duplicates(corpus, rows.close(), asked, None, Scanner(None, None, Silent()))
 reasons = {}
 for table in done.duplicates.chunks():
     for found in table["reason"].value_counts().to_pylist():

@@ -9,16 +9,16 @@ import pytest
 from pipeline.base.errors import DamageError, InputError
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate.cleanup import find_imported, find_tunings
-from pipeline.evaluate.discovery import keep_suite, plan_all
+from pipeline.evaluate.discovery import plan_all, store_suite
 from pipeline.evaluate.finetuning.trainer import FinetuneCheckpoint
-from pipeline.evaluate.imported_weights import keep_weights, read_weights
+from pipeline.evaluate.imported_weights import read_weights, store_weights
 from pipeline.evaluate.ledger import Ledger
 from pipeline.evaluate.plan import PlannedEvaluation
 from pipeline.evaluate.worker import run_evaluation
 from pipeline.records.dataset import dataset_prefix
 from pipeline.records.imported import imported_card_key
 from tests.support.evaluations import RUN, make_workspace, suite_recipe
-from tests.support.subjects import put_network, tiny
+from tests.support.stored_models import put_network, tiny
 
 NOW = -60.0  # seconds: what was just written is old enough
 
@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> Store:
     """A run with two checkpoints, and a suite of six evaluations."""
     store = open_store(str(tmp_path))
     make_workspace(store, [100, 200])
-    keep_suite(store, RUN, "s", suite_recipe(2))
+    store_suite(store, RUN, "s", suite_recipe(2))
     return store
 
 
@@ -63,7 +63,7 @@ def test_tunings_go_once_they_are_recorded_or_nobody_asks_for_them(store: Store)
     }
     assert len(keys) == 6
     assert not list(find_tunings(store, 3600)), "what is young may be somebody's"
-    keep_suite(store, RUN, "s", suite_recipe(1))  # the second seed is not asked for any more
+    store_suite(store, RUN, "s", suite_recipe(1))  # the second seed is not asked for any more
     found = {leftover.key for leftover in find_tunings(store, NOW)}
     gone = {key for key, item in keys.items() if item.key.seed == 1 and item is not running}
     assert gone <= found
@@ -83,7 +83,7 @@ def imported(store: Store, folder: Path, seed: int) -> tuple[str, str]:
     """Take drawn weights into the workspace; their name and key there."""
     own = put_network(open_store(str(folder)), tiny(), seed=seed)
     weights = read_weights(store, str(folder / own.weights_key), f"w{seed}")
-    keep_weights(store, weights)
+    store_weights(store, weights)
     return weights.card.name, weights.card.weights_key
 
 

@@ -9,8 +9,8 @@ import pytest
 from pipeline.base.errors import InputError
 from pipeline.base.progress import Silent
 from pipeline.base.store import Store, open_store
-from pipeline.evaluate.changes import matching
-from pipeline.evaluate.discovery import RunPlanner, by_state, keep_suite, kept_suites, plan_all
+from pipeline.evaluate.changes import matching_evaluations
+from pipeline.evaluate.discovery import RunPlanner, group_by_state, plan_all, store_suite, stored_suites
 from pipeline.evaluate.ledger import Ledger
 from pipeline.evaluate.worker import run_evaluation
 from pipeline.records.run import RETIRED, Extension, checkpoint_card_key, extension_key, step_prefix
@@ -23,7 +23,7 @@ class Lines(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self.lines.append(text)
 
 
@@ -37,7 +37,7 @@ def store(tmp_path: Path) -> Store:
 
 def steps(planner: RunPlanner) -> set[int | None]:
     """The steps that an evaluation is planned for."""
-    return {item.subject.step for item in planner.plan(suite_recipe(1), is_watching=True)}
+    return {item.model_ref.step for item in planner.plan(suite_recipe(1), is_watching=True)}
 
 
 def test_checkpoints_that_appear_vanish_and_are_damaged(store: Store) -> None:
@@ -106,7 +106,7 @@ def test_an_added_evaluator_is_all_that_is_due(store: Store) -> None:
     for item in before:
         assert run_evaluation(store, item)
     ledger.refresh()
-    states = by_state(plan_all(store, RUN, [suite_recipe(2)]), ledger)
+    states = group_by_state(plan_all(store, RUN, [suite_recipe(2)]), ledger)
     assert [item.id for item in states["done"]] == [item.id for item in before]
     assert sorted(item.name for item in states["due"]) == [
         "fewshot on task of step 100 (2-shot) seed 1",
@@ -119,15 +119,15 @@ def test_names_are_found_also_of_steps_that_were_removed(store: Store) -> None:
     remove_checkpoint(store, 100)
     store.put(f"{step_prefix(RUN, 100)}/{RETIRED}", card)
     planned = plan_all(store, RUN, [suite_recipe(1)], with_retired=True)
-    assert [item.name for item in matching(planned, ["knn on * of step 1*"])] == ["knn on task of step 100"]
-    assert {item.subject.step for item in plan_all(store, RUN, [suite_recipe(1)])} == {200}
+    assert [item.name for item in matching_evaluations(planned, ["knn on * of step 1*"])] == ["knn on task of step 100"]
+    assert {item.model_ref.step for item in plan_all(store, RUN, [suite_recipe(1)])} == {200}
     with pytest.raises(InputError, match="no evaluation is called 'knm on \\*' - names are like: fewshot on task"):
-        matching(planned, ["knn on *", "knm on *"])
+        matching_evaluations(planned, ["knn on *", "knm on *"])
 
 
 def test_suites_are_kept_by_name_and_replaced(store: Store) -> None:
-    keep_suite(store, RUN, "probes", suite_recipe(1))
-    keep_suite(store, RUN, "probes", suite_recipe(2))
-    keep_suite(store, "another", "probes", suite_recipe(3))
+    store_suite(store, RUN, "probes", suite_recipe(1))
+    store_suite(store, RUN, "probes", suite_recipe(2))
+    store_suite(store, "another", "probes", suite_recipe(3))
     store.put(f"evaluations/suites/{RUN}/broken.json", b"{")
-    assert kept_suites(store, RUN) == {"probes": suite_recipe(2)}
+    assert stored_suites(store, RUN) == {"probes": suite_recipe(2)}

@@ -11,14 +11,14 @@ import pytest
 from pipeline.base.errors import DamageError, InputError
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate import leakage as leak
-from pipeline.evaluate.evaluators.registry import EVALUATORS
+from pipeline.evaluate.evaluators.registry import REGISTRY
 from pipeline.evaluate.leakage import refuse_shared_images
 from pipeline.evaluate.recipe import Task
 from pipeline.records.dataset import read_dataset_card
 from pipeline.shard.recipe import ShardRecipe
 from tests.support.datasets import corpus_of, shard_corpus
 from tests.support.pictures import noise, png
-from tests.support.subjects import planned_of, put_network, tiny
+from tests.support.stored_models import planned_of, put_network, tiny
 
 CLASSES = ("a", "b")
 
@@ -72,11 +72,11 @@ def test_equal_beginnings_of_digests_are_not_taken_for_equal_images(
             refuse_shared_images(store, "train", test)
 
 
-@pytest.mark.parametrize("evaluator", sorted(EVALUATORS))
+@pytest.mark.parametrize("evaluator", sorted(REGISTRY))
 def test_every_evaluator_refuses_before_it_computes(store: Store, evaluator: str) -> None:
     asked = planned_of(evaluator, put_network(store, tiny(2)))
     with pytest.raises(InputError, match="share 2 images"):
-        EVALUATORS[evaluator](store, replace(asked, task=Task(train="train", test="leaking", validation=0.3)))
+        REGISTRY[evaluator].run(store, replace(asked, task=Task(train="train", test="leaking", validation=0.3)))
     assert not list(store.list("features/"))
 
 

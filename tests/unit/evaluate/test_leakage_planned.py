@@ -15,14 +15,14 @@ from pipeline.base.store import Store, open_store
 from pipeline.evaluate import leakage as leak
 from pipeline.evaluate.discovery import plan_all
 from pipeline.evaluate.evaluators import probe as probing
-from pipeline.evaluate.evaluators.registry import EVALUATORS
+from pipeline.evaluate.evaluators.registry import REGISTRY
 from pipeline.evaluate.features import HEAD_INPUT
 from pipeline.evaluate.recipe import EvaluateRecipe, Task
 from pipeline.evaluate.splits import Choice, TestPart
 from pipeline.evaluate.task_data import open_task
 from pipeline.evaluate.worker import run_evaluation
 from tests.support.evaluations import RUN, make_workspace, suite_recipe, suite_tree
-from tests.support.subjects import planned_of, put_pictures
+from tests.support.stored_models import planned_of, put_pictures
 
 CLASSES = 3
 
@@ -103,5 +103,5 @@ def test_an_evaluator_has_no_way_to_choose_with_test_data(
             Choice(*parts)
     monkeypatch.setattr(probing.TaskData, "train", lambda self, spec: self.test(spec))
     with pytest.raises(InputError, match=refused):
-        EVALUATORS[evaluator](store, asked)
+        REGISTRY[evaluator].run(store, asked)
     assert isinstance(test, TestPart)

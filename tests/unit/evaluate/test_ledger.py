@@ -13,12 +13,12 @@ from typing import TypeVar
 import pytest
 
 from pipeline.base.digests import sha256_hex
+from pipeline.base.lease import CLOCK_SKEW_SECONDS
 from pipeline.base.retry import RetryPolicy
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate import ledger as ledger_module
 from pipeline.evaluate.ledger import (
     CLAIM_SECONDS,
-    CLOCK_SECONDS,
     MAX_LOSSES,
     Ledger,
     State,
@@ -26,7 +26,7 @@ from pipeline.evaluate.ledger import (
     is_gone,
     retry_seconds,
 )
-from pipeline.evaluate.worker import record
+from pipeline.evaluate.worker import record_result
 from pipeline.records.ledger import Claim, Owner, ledger_key
 from pipeline.records.record import read_record
 from pipeline.records.score import EvaluationKey, EvaluationResult, file_key, list_results
@@ -105,7 +105,7 @@ def test_who_is_too_late_knows_it_then(store: Store, clock: Clock) -> None:
 
 def test_a_claim_counts_until_it_expires(store: Store, clock: Clock) -> None:
     assert ledger_of(store, "first").claim(ID, "n") == 1
-    clock.now += CLAIM_SECONDS + CLOCK_SECONDS - 1
+    clock.now += CLAIM_SECONDS + CLOCK_SKEW_SECONDS - 1
     assert state(store, clock.now) == "running"
     clock.now += 2
     assert state(store, clock.now) == "due"
@@ -120,23 +120,24 @@ def test_a_renewed_claim_counts_longer(store: Store, clock: Clock) -> None:
         clock.now += CLAIM_SECONDS / 3
         first.renew(ID)
     assert state(store, clock.now + CLAIM_SECONDS) == "running"
-    assert state(store, clock.now + CLAIM_SECONDS + CLOCK_SECONDS + 1) == "due"
+    assert state(store, clock.now + CLAIM_SECONDS + CLOCK_SKEW_SECONDS + 1) == "due"
 
 
 def test_a_renewal_of_an_earlier_claim_says_nothing_of_the_next(store: Store, clock: Clock) -> None:
     stalled = ledger_of(store, "stalled")
     stalled.claim(ID, "n")
-    clock.now += CLAIM_SECONDS + CLOCK_SECONDS + 1
+    clock.now += CLAIM_SECONDS + CLOCK_SKEW_SECONDS + 1
     assert ledger_of(store, "next").claim(ID, "n") == 2
     clock.now += CLAIM_SECONDS
     stalled.renew(ID)
-    assert state(store, clock.now + CLOCK_SECONDS + 1) == "due"
+    assert state(store, clock.now + CLOCK_SKEW_SECONDS + 1) == "due"
 
 
 def test_what_a_dead_process_of_this_place_claimed_is_taken_over(store: Store) -> None:
     dead = ledger_of(store, "dead", current_owner().place, NO_PROCESS)
     assert is_gone(dead.owner)
     assert dead.claim(ID, "n") == 1
+    assert state(store, 0.0) == "due"
     assert ledger_of(store, "next").claim(ID, "n") == 2
 
 
@@ -205,7 +206,7 @@ def test_what_is_refused_is_final_and_what_is_released_is_due(store: Store, cloc
 def test_who_was_taken_over_cannot_end_the_work_of_the_next(store: Store, clock: Clock) -> None:
     stalled = ledger_of(store, "stalled")
     stalled.claim(ID, "n")
-    clock.now += CLAIM_SECONDS + CLOCK_SECONDS + 1
+    clock.now += CLAIM_SECONDS + CLOCK_SKEW_SECONDS + 1
     assert ledger_of(store, "next").claim(ID, "n") == 2
     stalled.end(ID, "refused", "too late", max_tries=1)
     assert state(store, clock.now) == "running"
@@ -232,7 +233,7 @@ def test_a_result_is_recorded_once_and_its_files_are_its_own(store: Store) -> No
     def write(number: int) -> bool:
         data = f"outcomes of {number}".encode()
         mine = result(seconds=float(number), files={"outcomes.parquet": sha256_hex(data)})
-        return record(store, mine, {"outcomes.parquet": data}, 0, RetryPolicy(0))
+        return record_result(store, mine, {"outcomes.parquet": data}, 0, RetryPolicy(0))
 
     recorded = race(write)
     assert sorted(recorded) == [False] * (RACERS - 1) + [True]
@@ -248,7 +249,7 @@ def test_an_invalid_result_is_void_and_its_evaluation_due_again(store: Store, cl
     first, second = result(seconds=1.0), result(seconds=2.0)
     ledger = ledger_of(store, "one")
     ledger.claim(first.id, "n")
-    record(store, first, {}, 0, RetryPolicy(0))
+    record_result(store, first, {}, 0, RetryPolicy(0))
     ledger.recorded(first.id)
     assert ledger_of(store, "looks").view[first.id].state(clock.now) == "done"
     assert ledger.invalidate(first.id, "a wrong transform")
@@ -257,8 +258,8 @@ def test_an_invalid_result_is_void_and_its_evaluation_due_again(store: Store, cl
     assert seen.view[first.id].state(clock.now) == "due"
     assert seen.claim(first.id, "n") == 2
     assert seen.view[first.id].generation == 1
-    record(store, second, {}, 1, RetryPolicy(0))
-    assert not record(store, result(seconds=3.0), {}, 0, RetryPolicy(0)), (
+    record_result(store, second, {}, 1, RetryPolicy(0))
+    assert not record_result(store, result(seconds=3.0), {}, 0, RetryPolicy(0)), (
         "one of the void generation counts for nothing"
     )
     assert list_results(store) == [second]

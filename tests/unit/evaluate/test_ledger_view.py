@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from pipeline.base.digests import sha256_hex
 from pipeline.base.store import ObjectInfo
-from pipeline.evaluate.ledger import view_of, wanted
-from pipeline.records.ledger import Claim, Failure, Invalid, Owner, Renewal, ledger_key, read_marks
+from pipeline.evaluate.ledger import build_view, objects_to_read
+from pipeline.records.ledger import Claim, Failure, Invalid, Owner, Renewal, ledger_key, parse_listing
 from pipeline.records.record import Record
 
 NOW = 1e9
@@ -46,8 +46,8 @@ def state_after(*files: tuple[str, int, Record | bytes]) -> str:
     for kind, number, record in files:
         name = f"evaluations/{evaluation(0)}/{kind}.json" if number < 0 else ledger_key(evaluation(0), kind, number)
         made.put(name, record)
-    marks = read_marks(made.listing())
-    return view_of(marks, made.bodies, lambda owner: False)[evaluation(0)].state(NOW)
+    marks = parse_listing(made.listing())
+    return build_view(marks, made.bodies, lambda owner: False)[evaluation(0)].state(NOW)
 
 
 def test_every_history_of_one() -> None:
@@ -76,7 +76,7 @@ def test_a_damaged_record_means_that_the_work_is_done_once_more() -> None:
 
 def test_strangers_are_left_alone() -> None:
     keys = ["evaluations/suites/claim-1/x.json", "evaluations/cancelled/claim-1.json", "evaluations/abc/claim-1.json"]
-    assert read_marks(ObjectInfo(key, 1, "e") for key in keys) == {}
+    assert parse_listing(ObjectInfo(key, 1, "e") for key in keys) == {}
 
 
 def test_a_hundred_thousand_cost_one_listing_and_reads_of_what_is_open_alone() -> None:
@@ -94,9 +94,9 @@ def test_a_hundred_thousand_cost_one_listing_and_reads_of_what_is_open_alone() -
             made.put(f"evaluations/{evaluation(number)}/outcomes-0123456789abcdef.parquet", b"")
     listing = list(made.listing())
     started = time.process_time()
-    marks = read_marks(listing)
-    needed = [info for one in marks.values() for info in wanted(one)]
-    view = view_of(marks, made.bodies, lambda owner: False)
+    marks = parse_listing(listing)
+    needed = [info for one in marks.values() for info in objects_to_read(one)]
+    view = build_view(marks, made.bodies, lambda owner: False)
     print(f"{len(listing):,} objects in {time.process_time() - started:.2f} s of CPU")
     assert len(needed) == 400, "100 running and 100 failed, two reads each"
     states = [view[evaluation(number)].state(NOW) for number in range(1, 9)]

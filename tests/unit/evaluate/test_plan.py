@@ -36,12 +36,12 @@ def plan(
 
 def steps(planned: list[PlannedEvaluation]) -> list[int | str | None]:
     """What each evaluation is of."""
-    return ["pixels" if item.subject.is_pixels else item.subject.step for item in planned]
+    return ["pixels" if item.model_ref.is_pixels else item.model_ref.step for item in planned]
 
 
 def test_every_checkpoint_every_task_every_seed_once() -> None:
     planned = plan([{"evaluator": "fewshot", "tasks": ["a", "b"], "seeds": [0, 1, 2]}], baselines=False)
-    found = [(item.key.task, item.subject.step, item.key.seed) for item in planned]
+    found = [(item.key.task, item.model_ref.step, item.key.seed) for item in planned]
     assert sorted(found) == sorted((task, step, seed) for task in "ab" for step in (100, 200) for seed in range(3))
     assert len({item.key.id for item in planned}) == len(planned) == 12
 
@@ -72,14 +72,14 @@ def test_raw_pixels_are_at_most_32_of_a_side(size: int, seen: tuple[int, int]) -
     transform = TRANSFORM | {"size": size, "resize": round(size * 256 / 224), "mode": "short"}
     checkpoints = [ModelRef("w", "k", transform, 100)]
     suite = [{"evaluator": name, "tasks": ["a"]} for name in ("knn", "linear", "fewshot")]
-    knn, linear, fewshot = (item for item in plan(suite, checkpoints) if item.subject.is_pixels)
+    knn, linear, fewshot = (item for item in plan(suite, checkpoints) if item.model_ref.is_pixels)
     for item in (knn, linear, fewshot):
-        assert item.key.transform == item.subject.transform
+        assert item.key.transform == item.model_ref.transform
     assert (knn.key.transform["size"], knn.key.transform["resize"]) == seen
     assert knn.key.transform | {"size": size, "resize": transform["resize"]} == transform
     assert (linear.key.transform["size"], linear.key.transform["resize"]) == (seen[0], seen[0])
     assert (fewshot.key.transform["size"], fewshot.key.transform["mode"]) == (seen[0], "square")
-    assert [item.subject.transform["size"] for item in plan(suite, checkpoints) if not item.subject.is_pixels] == (
+    assert [item.model_ref.transform["size"] for item in plan(suite, checkpoints) if not item.model_ref.is_pixels] == (
         [size] * 3
     )
 
@@ -99,7 +99,7 @@ def test_without_checkpoints_nothing_is_due() -> None:
 def test_while_a_run_is_not_complete_no_checkpoint_is_the_last() -> None:
     suite = [{"evaluator": "finetune", "tasks": ["a"], "checkpoints": "last"}, {"evaluator": "knn", "tasks": ["a"]}]
     planned = plan_evaluations(CHECKPOINTS, recipe(suite, baselines=False), DIGESTS, is_complete=False)
-    assert [(item.key.evaluator, item.subject.step) for item in planned] == [("knn", 100), ("knn", 200)]
+    assert [(item.key.evaluator, item.model_ref.step) for item in planned] == [("knn", 100), ("knn", 200)]
 
 
 NOW = 1e9

@@ -11,7 +11,7 @@ from scipy.stats import binom, binomtest, norm
 from pipeline.base.errors import InputError
 from pipeline.evaluate.metrics import Outcomes, mean_per_class, of_label_scores, of_probabilities, of_scores, top1
 from pipeline.evaluate.metrics.classification import mean_average_precision
-from pipeline.evaluate.significance import can_tell, compare, compare_seeds, holm, mcnemar
+from pipeline.evaluate.significance import can_compare, compare, compare_seeds, holm, mcnemar
 
 COUNT = 500
 
@@ -160,9 +160,9 @@ def test_holm() -> None:
 
 def test_what_outcomes_tell() -> None:
     one = outcomes(0.6, 1)
-    assert [can_tell(one, name) for name in ("top1", "top5", "mean_per_class", "nll", "mAP")] == [True] * 4 + [False]
+    assert [can_compare(one, name) for name in ("top1", "top5", "mean_per_class", "nll", "mAP")] == [True] * 4 + [False]
     plain = of_scores(one.keys, one.labels, np.zeros((COUNT, 7)))
-    assert [can_tell(plain, name) for name in ("top1", "nll")] == [True, False]
+    assert [can_compare(plain, name) for name in ("top1", "nll")] == [True, False]
 
 
 def test_the_sentence() -> None:

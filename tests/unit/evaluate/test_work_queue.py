@@ -9,8 +9,8 @@ from pipeline.base.config import build
 from pipeline.evaluate.model_ref import ModelRef
 from pipeline.evaluate.plan import PlannedEvaluation, due_evaluations, plan_evaluations
 from pipeline.evaluate.recipe import EvaluateRecipe
-from pipeline.evaluate.work_queue import Queue
-from pipeline.evaluate.worker import FeatureJob, preparations
+from pipeline.evaluate.work_queue import WorkQueue
+from pipeline.evaluate.worker import FeatureJob, feature_jobs
 
 TRANSFORM = {"size": 8, "resize": 8, "mode": "square"}
 SETTINGS = {"linear": {"transform": "model"}}  # so that it wants the features that k-NN wants
@@ -33,7 +33,7 @@ def whole(_: FeatureJob) -> list[int]:
     return [0]
 
 
-def drain(queue: Queue) -> list[PlannedEvaluation | FeatureJob]:
+def drain(queue: WorkQueue) -> list[PlannedEvaluation | FeatureJob]:
     """All that can be started now, when nothing ends meanwhile."""
     found = []
     while (task := queue.next()) is not None:
@@ -43,13 +43,13 @@ def drain(queue: Queue) -> list[PlannedEvaluation | FeatureJob]:
 
 def names(tasks: list[PlannedEvaluation | FeatureJob]) -> list[str]:
     return [
-        f"features of {task.subject.name} on {task.dataset}" if isinstance(task, FeatureJob) else task.name
+        f"features of {task.model_ref.name} on {task.dataset}" if isinstance(task, FeatureJob) else task.name
         for task in tasks
     ]
 
 
 def test_features_come_first_and_once_and_do_not_hold_up_the_rest() -> None:
-    queue = Queue(lambda _: False, whole, max_tries=2)
+    queue = WorkQueue(lambda _: False, whole, max_tries=2)
     queue.fill(plan([100, 200]), [])
     tasks = drain(queue)
     assert names(tasks) == [
@@ -63,76 +63,76 @@ def test_features_come_first_and_once_and_do_not_hold_up_the_rest() -> None:
     train, test = tasks[4], tasks[5]
     assert isinstance(train, FeatureJob)
     assert isinstance(test, FeatureJob)
-    queue.made(train)
+    queue.job_done(train)
     assert queue.next() is None
-    queue.made(test)
+    queue.job_done(test)
     assert names(drain(queue)) == ["knn on t of step 100", "linear on t of step 100"]
     assert len(queue) == 2
 
 
 def test_what_is_there_is_not_made() -> None:
     asked: list[FeatureJob] = []
-    queue = Queue(lambda one: asked.append(one) is None, whole, max_tries=2)
+    queue = WorkQueue(lambda one: asked.append(one) is None, whole, max_tries=2)
     queue.fill(plan([100], ("knn", "linear")), [])
     assert names(drain(queue)) == ["knn on t of step 100", "linear on t of step 100"]
     assert len(asked) == 2, "the store is asked once for each"
 
 
 def test_features_that_cannot_be_made_are_given_up() -> None:
-    queue = Queue(lambda _: False, whole, max_tries=2)
+    queue = WorkQueue(lambda _: False, whole, max_tries=2)
     queue.fill(plan([100], ("knn",)), [])
     train, test = drain(queue)
     assert isinstance(train, FeatureJob)
     assert isinstance(test, FeatureJob)
-    queue.made(test)
-    queue.not_made(train)
+    queue.job_done(test)
+    queue.job_failed(train)
     assert drain(queue) == [train]
-    queue.not_made(train)
+    queue.job_failed(train)
     assert names(drain(queue)) == ["knn on t of step 100"], "it will tell by itself what is wrong"
 
 
 def test_parts_are_shared_out_and_the_whole_comes_after_the_last() -> None:
-    queue = Queue(lambda one: one.dataset == "test", lambda _: [3, 5, 6], max_tries=2)
+    queue = WorkQueue(lambda one: one.dataset == "test", lambda _: [3, 5, 6], max_tries=2)
     queue.fill(plan([100], ("knn",)), [])
     tasks = drain(queue)
     assert [task.part for task in tasks if isinstance(task, FeatureJob)] == [3, 5, 6]
-    for task, ended in zip(tasks, (queue.made, queue.not_made, queue.made), strict=True):
+    for task, ended in zip(tasks, (queue.job_done, queue.job_failed, queue.job_done), strict=True):
         assert queue.next() is None
         assert isinstance(task, FeatureJob)
         ended(task)
     (last,) = drain(queue)
     assert isinstance(last, FeatureJob)
     assert last.part is None, "it makes what is missing, and the card"
-    queue.made(last)
+    queue.job_done(last)
     assert names(drain(queue)) == ["knn on t of step 100"]
 
 
 def test_a_new_plan_keeps_the_whole_whose_parts_have_ended() -> None:
     planned = plan([100], ("knn",))
-    queue = Queue(lambda one: one.dataset == "test", lambda _: [0, 1], max_tries=2)
+    queue = WorkQueue(lambda one: one.dataset == "test", lambda _: [0, 1], max_tries=2)
     queue.fill(planned, [])
     parts = drain(queue)
     queue.fill(planned, [])
     for part in parts:
         assert isinstance(part, FeatureJob)
-        queue.made(part)
+        queue.job_done(part)
     queue.fill(planned, [])
     (last,) = drain(queue)
     assert isinstance(last, FeatureJob)
     assert last.part is None
-    queue.made(last)
+    queue.job_done(last)
     assert names(drain(queue)) == ["knn on t of step 100"]
 
 
 def test_evaluations_of_one_network_want_the_same_and_so_one_pass() -> None:
-    wanted = preparations(plan([100, 200], ("knn", "linear", "finetune")))
+    wanted = feature_jobs(plan([100, 200], ("knn", "linear", "finetune")))
     assert len(wanted) == 4, "fine-tuning wants no features"
     assert len({one.id for several in wanted.values() for one in several}) == 4, "two networks, two datasets"
 
 
 def test_what_failed_comes_at_its_time() -> None:
     first, second = plan([100], ("finetune", "classify"))
-    queue = Queue(lambda _: True, whole, max_tries=2)
+    queue = WorkQueue(lambda _: True, whole, max_tries=2)
     queue.fill([], [(time.time() + 1000, first), (time.time() - 1, second)])
     assert drain(queue) == [second]
     queue.add(second, 0.0)
@@ -141,14 +141,14 @@ def test_what_failed_comes_at_its_time() -> None:
 
 
 def test_a_new_plan_does_not_make_twice_what_is_being_made() -> None:
-    queue = Queue(lambda _: False, whole, max_tries=2)
+    queue = WorkQueue(lambda _: False, whole, max_tries=2)
     queue.fill(plan([100], ("knn",)), [])
     being_made = drain(queue)
     queue.fill(plan([100], ("knn",)), [])
     assert drain(queue) == []
     for one in being_made:
         assert isinstance(one, FeatureJob)
-        queue.made(one)
+        queue.job_done(one)
     assert names(drain(queue)) == ["knn on t of step 100"]
 
 
@@ -156,7 +156,7 @@ def test_every_evaluation_is_handed_out_once_whatever_ends_when() -> None:
     planned = plan(list(range(100, 1100, 100)))
     for seed in range(30):
         rng = random.Random(seed)
-        queue = Queue(
+        queue = WorkQueue(
             lambda _, rng=rng: rng.random() < 0.3, lambda _, rng=rng: list(range(rng.randrange(4))), max_tries=2
         )
         queue.fill(planned, [])
@@ -175,5 +175,5 @@ def test_every_evaluation_is_handed_out_once_whatever_ends_when() -> None:
                 done.append(task.name)
             elif out:
                 ended = out.pop(rng.randrange(len(out)))
-                (queue.made if rng.random() < 0.7 else queue.not_made)(ended)
+                (queue.job_done if rng.random() < 0.7 else queue.job_failed)(ended)
         assert sorted(done) == sorted(item.name for item in planned), seed

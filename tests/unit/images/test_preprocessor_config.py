@@ -28,8 +28,10 @@ TRANSFORMS = [
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
 def test_out_and_in_again_is_the_same(transform: EvaluationTransform) -> None:
-    assert from_preprocessor(to_preprocessor(transform), transform.size) == Input(transform, HALF, HALF, told=True)
-    assert from_pretrained(to_pretrained(transform), transform.size) == Input(transform, HALF, HALF, told=True)
+    assert from_preprocessor(to_preprocessor(transform), transform.size) == Input(
+        transform, HALF, HALF, is_specified=True
+    )
+    assert from_pretrained(to_pretrained(transform), transform.size) == Input(transform, HALF, HALF, is_specified=True)
 
 
 def test_published_files_are_understood() -> None:

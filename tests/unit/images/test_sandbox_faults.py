@@ -63,14 +63,14 @@ def test_faults_first_last_and_in_a_row_with_large_results() -> None:
 
 def test_it_is_tried_twice_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     started = 0
-    real = module.Child
+    real = module.ChildProcess.start
 
-    def counting(settings: object) -> object:
+    def counting(*arguments: object) -> object:
         nonlocal started
         started += 1
-        return real(settings)
+        return real(*arguments)
 
-    monkeypatch.setattr(module, "Child", counting)
+    monkeypatch.setattr(module.ChildProcess, "start", counting)
     with Sandbox(CheckOptions(), QUICK) as sandbox:
         assert reasons(sandbox, [good(1), bad("segv"), good(2)]) == ["", "decoder-crashed", ""]
     assert started == 3
@@ -136,7 +136,7 @@ def test_an_image_whose_child_is_killed_each_time_is_rejected_for_its_memory(mon
     """What the kernel does when the machine, not the limit, runs out of memory: it sends SIGKILL."""
     real = Sandbox._tick
 
-    def killing(self: Sandbox, child: module.Child, job: module._Job[object]) -> str:
+    def killing(self: Sandbox, child: module.ChildProcess, job: module._Job[object]) -> str:
         if job.data.endswith(b"sleep"):
             os.kill(child.pid, signal.SIGKILL)
         return real(self, child, job)
@@ -152,7 +152,7 @@ def ticks(
     """How many ticks of *clock* (state, CPU seconds) it takes to condemn the child, and as what."""
 
     class Told:
-        def clock(self) -> tuple[str, float]:
+        def cpu_time(self) -> tuple[str, float]:
             return next(clock)
 
     sandbox, job = Sandbox(CheckOptions(), limits), module._Job(0, b"x", num_pixels=num_pixels)

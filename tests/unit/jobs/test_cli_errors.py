@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from jobs.cli import app, load_command, main
 from pipeline.base.store import open_store
 from tests.support.datasets import make_dataset
 from tests.support.ranks import free_port
-from tests.support.subjects import put_network, tiny
+from tests.support.stored_models import put_network, tiny
 
 ROOT = Path(__file__).parents[3]
 SMALL = ROOT / "tests" / "support" / "small.yaml"
@@ -324,7 +325,7 @@ def test_what_was_not_foreseen_is_one_line_too(vitpipe: Vitpipe, monkeypatch: py
     def broken(*_: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("jobs.status.open_store", broken)
+    monkeypatch.setattr("jobs.status.open_workspace", broken)
     said = vitpipe("status", "-w", "ws")
     assert (said.code, len(said.lines)) == (1, 1)
     assert said.lines[0] == "vitpipe: ZeroDivisionError: by zero - add --debug to see where"
@@ -335,7 +336,8 @@ def test_help_mentions_every_option(name: str) -> None:
     shown = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [*name.split(), "--help"], terminal_width=200)
     assert shown.exit_code == 0
     command = COMMANDS[name]
-    given = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+    shown_parameters = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
+    given = [parameter for parameter in shown_parameters if parameter.param_type_name == "option"]
     options = [option for parameter in given for option in (*parameter.opts, *parameter.secondary_opts)]
     assert "--json" in options
     assert "--debug" in options
@@ -363,6 +365,34 @@ def test_a_process_of_its_own_says_the_same(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("vitpipe: nowhere.yaml: there is no such file")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_only_old_options_of_evaluate_are_hidden() -> None:
+    hidden = {
+        (name, parameter.name)
+        for name, command in COMMANDS.items()
+        for parameter in command.params
+        if getattr(parameter, "hidden", False)
+    }
+    old = ("redo", "retry", "invalidate", "cancel", "uncancel", "reason")
+    assert hidden == {("evaluate", option) for option in old}
+
+
+@pytest.mark.parametrize("module", [("jobs", "status"), ("jobs.status",)])
+def test_every_command_runs_as_a_module(module: tuple[str, ...], tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120", "TERM": "dumb"}
+    command = [sys.executable, "-m", *module, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "What a workspace holds" in done.stdout
+    assert "--workspace" in done.stdout
+
+
+def test_status_loads_nothing_heavy() -> None:
+    heavy = ["torch", "ray", "boto3", "deepspeed", "webdataset", "matplotlib"]
+    code = f"import sys, jobs.cli, jobs.status; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_table_says_of_each_command_what_its_own_help_begins_with() -> None:

@@ -13,21 +13,21 @@ from typer.testing import CliRunner
 import jobs.base.ray_session
 from jobs.base.evaluation_request import EvaluateOptions, from_recipe, of_run, of_weights
 from jobs.cli import app
-from jobs.status import describe_evaluations, evaluations
+from jobs.status import evaluations_status, evaluations_tables
 from pipeline.base.config import build
 from pipeline.base.errors import InputError, RecipeError, RefusedError
 from pipeline.base.store import Store, open_store
-from pipeline.evaluate.changes import Changes, change, what_is_due
-from pipeline.evaluate.discovery import EvaluationRequest, keep_suite, plan_all
+from pipeline.evaluate.changes import Changes, apply_changes, describe_due
+from pipeline.evaluate.discovery import EvaluationRequest, plan_all, store_suite
 from pipeline.evaluate.ledger import Ledger
 from pipeline.evaluate.recipe import EvaluateRecipe
-from pipeline.evaluate.stage import take_weights
+from pipeline.evaluate.stage import import_requested_weights
 from pipeline.evaluate.worker import run_evaluation
 from pipeline.records.run import read_run_card
 from pipeline.records.score import list_results
 from tests.support.datasets import make_dataset
 from tests.support.evaluations import RUN, make_workspace, put_suite, suite_recipe
-from tests.support.subjects import put_network, tiny
+from tests.support.stored_models import put_network, tiny
 
 
 @pytest.fixture
@@ -68,10 +68,10 @@ def test_a_suite_may_be_a_section_of_a_recipe(store: Store, tmp_path: Path) -> N
 def test_a_run_that_had_a_suite_needs_none(store: Store) -> None:
     with pytest.raises(InputError, match="has not been evaluated yet"):
         of_run(EvaluateOptions(RUN), store)
-    keep_suite(store, RUN, "probes", suite_recipe(2))
+    store_suite(store, RUN, "probes", suite_recipe(2))
     asked = of_run(EvaluateOptions(RUN, overrides=("cpus=2",)), store)
     assert (asked.suite, asked.read_recipe()) == ("probes", suite_recipe(2, cpus=2))
-    keep_suite(store, RUN, "more", suite_recipe(3))
+    store_suite(store, RUN, "more", suite_recipe(3))
     with pytest.raises(InputError, match="has several suites - add --suite, one of: more, probes"):
         of_run(EvaluateOptions(RUN), store)
     assert of_run(EvaluateOptions(RUN, suite="more"), store).read_recipe() == suite_recipe(3)
@@ -103,16 +103,16 @@ def test_weights_are_asked_for_like_a_run(store: Store, tmp_path: Path) -> None:
     shown = f"weights {own.weights_digest[:12]}"
     assert (asked.run, asked.suite) == (name, "probes")
     due = [f"knn on task of {shown}", f"fewshot on task of {shown} (2-shot)"]
-    assert what_is_due(store, asked)["due"] == due
-    assert names(change(store, asked, Changes(redo=("*",)), dry_run=True), "redo") == sorted(due)
+    assert describe_due(store, asked)["due"] == due
+    assert names(apply_changes(store, asked, Changes(redo=("*",)), dry_run=True), "redo") == sorted(due)
     assert [info.key for info in store.list()] == before, "so far nothing was stored"
     missing = asked.with_options(None, None, None)
     tree = {"tasks": {"t": {"train": "train", "test": "nowhere"}}, "suite": [{"evaluator": "knn", "tasks": ["t"]}]}
     with pytest.raises(InputError, match="nowhere"):
-        take_weights(store, replace(missing, read_recipe=lambda: build(EvaluateRecipe, tree)))
+        import_requested_weights(store, replace(missing, read_recipe=lambda: build(EvaluateRecipe, tree)))
     assert [info.key for info in store.list()] == before, "nor of weights whose suite cannot be planned"
-    take_weights(store, asked)
-    assert what_is_due(store, of_run(EvaluateOptions(name, suite=suite), store))["due"] == due
+    import_requested_weights(store, asked)
+    assert describe_due(store, of_run(EvaluateOptions(name, suite=suite), store))["due"] == due
     with pytest.raises(InputError, match=f"no run 'typo' in .* - there are: {RUN}, {name}"):
         of_run(EvaluateOptions("typo", suite=suite), store)
 
@@ -163,7 +163,7 @@ def test_a_run_wins_over_a_recipe_of_the_same_name(empty_tiny: Store) -> None:
     )
     _, refused = invoke("tiny", f"workspace={uri}", "--dry-run")
     assert refused.startswith("no dataset 'digits-test' in "), "so it is the recipe"
-    keep_suite(empty_tiny, "tiny", "probes", suite_recipe(1))
+    store_suite(empty_tiny, "tiny", "probes", suite_recipe(1))
     told, refused = invoke("tiny", "-w", uri, "--dry-run", "--json")
     assert (json.loads(told)["run"], refused) == ("tiny", "")
     empty_tiny.delete("runs/tiny/run.json")
@@ -199,7 +199,7 @@ def names(found: dict[str, Any], what: str) -> list[str]:
 def test_a_dry_run_says_what_is_due_in_its_order(store: Store) -> None:
     before = list(store.list())
     recipe = suite_recipe(1, priority=("knn on *",))
-    found = what_is_due(store, EvaluationRequest(RUN, "s", lambda: recipe))
+    found = describe_due(store, EvaluationRequest(RUN, "s", lambda: recipe))
     assert found["due"] == [
         "knn on task of step 200",
         "knn on task of step 100",
@@ -214,19 +214,19 @@ def test_redo_makes_what_matches_due_again_and_nothing_else(store: Store) -> Non
     perform_all(store)
     marks = Changes(redo=("knn on task of step 1*", "fewshot on task of step 200 seed 1"), reason="a bug")
     matched = ["fewshot on task of step 200 (2-shot) seed 1", "knn on task of step 100"]
-    found = change(store, ASKED, marks, dry_run=True)
+    found = apply_changes(store, ASKED, marks, dry_run=True)
     assert (names(found, "redo"), len(list_results(store))) == (matched, 6)
-    found = change(store, ASKED, marks, dry_run=False)
+    found = apply_changes(store, ASKED, marks, dry_run=False)
     assert (names(found, "redo"), len(list_results(store))) == (matched, 4)
-    assert names(what_is_due(store, ASKED), "due") == matched
+    assert names(describe_due(store, ASKED), "due") == matched
     perform_all(store, generation=1)
     assert len(list_results(store)) == 6
     with pytest.raises(InputError, match="no evaluation is called 'knm'"):
-        change(store, ASKED, Changes(invalidate=("knm",)), dry_run=False)
+        apply_changes(store, ASKED, Changes(invalidate=("knm",)), dry_run=False)
 
 
 def test_what_has_no_result_is_not_made_void(store: Store) -> None:
-    found = change(store, ASKED, Changes(redo=("*",)), dry_run=False)
+    found = apply_changes(store, ASKED, Changes(redo=("*",)), dry_run=False)
     assert len(found["redo"]) == 6
     assert not [info for info in store.list("evaluations/") if "invalid" in info.key]
 
@@ -237,9 +237,9 @@ def test_retry_is_for_what_failed_for_good(store: Store) -> None:
     for item, kind in ((first, "refused"), (second, "error")):
         ledger.claim(item.id, item.name)
         ledger.end(item.id, kind, "why", max_tries=3)
-    found = change(store, ASKED, Changes(retry=True), dry_run=False)
+    found = apply_changes(store, ASKED, Changes(retry=True), dry_run=False)
     assert found["retry"] == [first.name]
-    due = what_is_due(store, ASKED)
+    due = describe_due(store, ASKED)
     assert first.name in due["due"]
     assert due["waiting"] == [second.name]
 
@@ -247,28 +247,28 @@ def test_retry_is_for_what_failed_for_good(store: Store) -> None:
 def test_cancel_and_uncancel(store: Store) -> None:
     assert Changes(cancel=("x",)).only_marks
     assert not Changes(cancel=("x",), retry=True).only_marks
-    found = change(store, ASKED, Changes(cancel=("fewshot on *", "knn on * of step 100")), dry_run=False)
+    found = apply_changes(store, ASKED, Changes(cancel=("fewshot on *", "knn on * of step 100")), dry_run=False)
     assert len(found["cancelled"]) == 5
-    assert what_is_due(store, ASKED)["due"] == ["knn on task of step 200"]
+    assert describe_due(store, ASKED)["due"] == ["knn on task of step 200"]
     with pytest.raises(InputError, match="'fewshot' is not cancelled - cancelled is: fewshot on \\*; knn on"):
-        change(store, ASKED, Changes(uncancel=("fewshot",)), dry_run=False)
-    found = change(store, ASKED, Changes(uncancel=("fewshot on *",)), dry_run=True)
+        apply_changes(store, ASKED, Changes(uncancel=("fewshot",)), dry_run=False)
+    found = apply_changes(store, ASKED, Changes(uncancel=("fewshot on *",)), dry_run=True)
     assert found["cancelled"] == ["knn on task of step 100"]
-    assert len(what_is_due(store, ASKED)["due"]) == 1, "it was a dry run"
-    change(store, ASKED, Changes(uncancel=("fewshot on *",)), dry_run=False)
-    assert len(what_is_due(store, ASKED)["due"]) == 5
+    assert len(describe_due(store, ASKED)["due"]) == 1, "it was a dry run"
+    apply_changes(store, ASKED, Changes(uncancel=("fewshot on *",)), dry_run=False)
+    assert len(describe_due(store, ASKED)["due"]) == 5
 
 
 def test_status_tells_who_runs_what_failed_and_what_waits(store: Store) -> None:
-    assert evaluations(store, [RUN]) == {"recorded": 0, "running": [], "failed": [], "suites": []}
-    keep_suite(store, RUN, "probes", suite_recipe(2))
+    assert evaluations_status(store, [RUN]) == {"recorded": 0, "running": [], "failed": [], "suites": []}
+    store_suite(store, RUN, "probes", suite_recipe(2))
     first, second, third, *_ = plan_all(store, RUN, [suite_recipe(2)])
     ledger = Ledger(store, RUN)
     for item in (first, second):
         ledger.claim(item.id, item.name)
     ledger.end(second.id, "error", "no memory", max_tries=1)
     run_evaluation(store, third)
-    found = evaluations(store, [RUN])
+    found = evaluations_status(store, [RUN])
     (running,) = found["running"]
     assert (running["id"], running["run"], running["name"]) == (first.id, RUN, first.name)
     (failed,) = found["failed"]
@@ -280,5 +280,5 @@ def test_status_tells_who_runs_what_failed_and_what_waits(store: Store) -> None:
         "done": 1,
         "failed": 1,
     }
-    titles = [title for title, _, _ in describe_evaluations(found)]
+    titles = [title for title, _, _ in evaluations_tables(found)]
     assert titles == ["Evaluations: 1 recorded", "Running: 1", "Failed: 1", "Queue: 3"]

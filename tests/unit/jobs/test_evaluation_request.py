@@ -13,7 +13,7 @@ from pipeline.base.errors import RecipeError
 from pipeline.evaluate.model_ref import ModelRef
 from pipeline.evaluate.plan import PlannedEvaluation, plan_evaluations
 from pipeline.evaluate.recipe import EvaluateRecipe
-from pipeline.evaluate.worker import preparations
+from pipeline.evaluate.worker import feature_jobs
 from pipeline.report.tables import published_for
 
 FOLDER = Path(jobs.__file__).parent / "recipes" / "suites"
@@ -48,7 +48,7 @@ def asked(name: str, evaluator: str) -> list[dict[str, Any]]:
     return [
         item.key.settings | {"task": item.key.task, "seed": item.key.seed}
         for item in planned(name)
-        if item.key.evaluator == evaluator and item.subject.step == 200
+        if item.key.evaluator == evaluator and item.model_ref.step == 200
     ]
 
 
@@ -71,9 +71,9 @@ def test_each_can_be_planned_and_names_tell_evaluations_apart(name: str) -> None
     items = planned(name)
     assert items
     assert len({item.id for item in items}) == len({item.name for item in items}) == len(items)
-    assert {item.subject.step for item in items} >= {200}
+    assert {item.model_ref.step for item in items} >= {200}
     assert set(suite(name).tasks) == {item.key.task for item in items}
-    preparations(items)
+    feature_jobs(items)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -104,7 +104,7 @@ def test_fine_tuning_is_that_of_table_4() -> None:
             0.05,
             True,
         )
-    assert {item.subject.step for item in planned("vit_table4")} == {200}
+    assert {item.model_ref.step for item in planned("vit_table4")} == {200}
 
 
 def test_vtab_is_800_and_200_and_2500_steps() -> None:
@@ -123,7 +123,7 @@ def test_few_shot_is_that_of_big_vision(name: str, shots: list[int]) -> None:
     assert [(one["shots"], one["seed"]) for one in found] == [(number, seed) for number in shots for seed in range(3)]
     assert {one["l2"] for one in found} == {1024.0}
     for item in planned(name):
-        if item.key.evaluator == "fewshot" and not item.subject.is_pixels:
+        if item.key.evaluator == "fewshot" and not item.model_ref.is_pixels:
             assert item.key.transform == {"size": 224, "resize": 256, "mode": "square", "filter": "bilinear"}
 
 
@@ -134,7 +134,7 @@ def test_probes_sweep_the_penalties_of_simclr() -> None:
 
 
 def test_probes_see_images_as_simclr_does() -> None:
-    seen = {item.key.evaluator: item.key.transform for item in planned("probes") if item.subject.step == 200}
+    seen = {item.key.evaluator: item.key.transform for item in planned("probes") if item.model_ref.step == 200}
     assert seen["linear"] == {"size": 224, "resize": 224, "mode": "short", "filter": "bicubic"}
     assert seen["knn"] == TRANSFORM
 
@@ -150,7 +150,7 @@ def test_probes_of_the_demo_share_their_features() -> None:
 
 def test_the_baseline_of_raw_pixels_is_one_that_fits() -> None:
     for name in ("probes", "fewshot", "dinov2"):
-        pixels = [item.subject.transform["size"] for item in planned(name) if item.subject.is_pixels]
+        pixels = [item.model_ref.transform["size"] for item in planned(name) if item.model_ref.is_pixels]
         assert pixels
         assert set(pixels) == {32}
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.base.store import Store, open_store
 from tests.support.command import vitpipe
-from tests.support.judged import outcomes_of, pattern, put_judged, put_run, weights_of
+from tests.support.evaluations import outcomes_of, pattern, put_result, put_run, weights_of
 from tests.unit.jobs.conftest import Command
 
 A, B = weights_of("good", 100), weights_of("new", 100)
@@ -27,8 +27,8 @@ def store(tmp_path: Path) -> Store:
 
 def put_pair(store: Store, evaluator: str, a: list[bool], b: list[bool], seed: int = 0) -> None:
     """The same evaluation of both."""
-    put_judged(store, A, evaluator, a, seed=seed)
-    put_judged(store, B, evaluator, b, seed=seed)
+    put_result(store, A, evaluator, a, seed=seed)
+    put_result(store, B, evaluator, b, seed=seed)
 
 
 def one_point_lower() -> tuple[list[bool], list[bool]]:
@@ -81,21 +81,21 @@ def test_less_is_better_in_a_likelihood(command: Command, store: Store) -> None:
 
 def test_a_missing_result_never_passes(command: Command, store: Store) -> None:
     put_pair(store, "linear", *pattern(150, 2, 4, 44))
-    put_judged(store, A, "knn", [True] * 200)
+    put_result(store, A, "knn", [True] * 200)
     code, out, err = command("gate", *NAMES, "--max-drop", "5")
     assert code == 2
     assert err == "vitpipe: missing: knn on birds: new@100 has no result to compare: the other has none\n"
     assert "passed" not in out
     assert command("gate", *NAMES, "--evaluator", "linear")[0] == 0, "it was not asked for"
-    put_judged(store, B, "knn", [True] * 200)
-    put_judged(store, B, "sgd", [True] * 200)
+    put_result(store, B, "knn", [True] * 200)
+    put_result(store, B, "sgd", [True] * 200)
     assert command("gate", *NAMES, "--max-drop", "5")[0] == 0, "that the candidate has more does not matter"
 
 
 def test_a_missing_seed_never_passes(command: Command, store: Store) -> None:
     for seed in (0, 1):
         put_pair(store, "fewshot", [True] * 50, [True] * 50, seed)
-    put_judged(store, A, "fewshot", [True] * 50, seed=2)
+    put_result(store, A, "fewshot", [True] * 50, seed=2)
     code, _, err = command("gate", *NAMES, "--max-drop", "5")
     assert code == 2
     assert "fewshot on birds seeds 2: new@100 has no result to compare: the other has only seed 0, 1" in err
@@ -103,7 +103,7 @@ def test_a_missing_seed_never_passes(command: Command, store: Store) -> None:
 
 def test_worse_and_missing_is_worse(command: Command, store: Store) -> None:
     put_pair(store, "linear", *one_point_lower())
-    put_judged(store, A, "knn", [True] * 200)
+    put_result(store, A, "knn", [True] * 200)
     code, _, err = command("gate", *NAMES)
     assert code == 1
     assert [one.split(":")[1].strip() for one in err.splitlines()] == ["worse", "missing"]
@@ -111,8 +111,8 @@ def test_worse_and_missing_is_worse(command: Command, store: Store) -> None:
 
 def test_outcomes_that_are_gone_never_pass(command: Command, store: Store) -> None:
     put_pair(store, "linear", *pattern(150, 2, 4, 44))
-    result = put_judged(store, B, "knn", [True] * 200)
-    put_judged(store, A, "knn", [True] * 200)
+    result = put_result(store, B, "knn", [True] * 200)
+    put_result(store, A, "knn", [True] * 200)
     for info in list(store.list(f"evaluations/{result.id}/outcomes")):
         store.delete(info.key)
     code, _, err = command("gate", *NAMES, "--max-drop", "5")
@@ -122,11 +122,11 @@ def test_outcomes_that_are_gone_never_pass(command: Command, store: Store) -> No
 
 def test_what_tells_nothing_of_the_metric_is_not_missing(command: Command, store: Store) -> None:
     put_pair(store, "linear", *pattern(150, 2, 2, 46))
-    put_judged(store, A, "ridge", outcomes_of([True] * 20, calibrated=False))
+    put_result(store, A, "ridge", outcomes_of([True] * 20, calibrated=False))
     assert command("gate", *NAMES, "--metric", "nll")[0] == 0, "ridge has no probabilities to lose"
     assert command("gate", *NAMES, "--metric", "top1")[0] == 2
     # k-NN has no nll recorded, but its outcomes tell it
-    put_judged(store, A, "knn", [True] * 20)
+    put_result(store, A, "knn", [True] * 20)
     assert command("gate", *NAMES, "--metric", "nll")[0] == 2
 
 

@@ -13,18 +13,19 @@ import pytest
 
 from jobs.gc import run_gc as gc
 from jobs.gc import summary
-from pipeline.base.process_identity import here, is_gone
+from pipeline.base.process_identity import ProcessIdentity
 from pipeline.base.store import Store, open_store
 from pipeline.base.store.local import LocalStore
 from pipeline.records.dataset import WORK, dataset_prefix
 from pipeline.records.run import list_steps, step_prefix
-from pipeline.shard.commit import CLAIM, DatasetFingerprint, ShardLease, take_lease
+from pipeline.shard.commit import LEASE_KEY, DatasetFingerprint, ShardLease, take_lease
 from tests.support.command import vitpipe
 from tests.support.datasets import make_dataset
 from tests.support.faults import content
 from tests.support.states import RUN, new_saving, save_steps
 
 DAY = 86_400.0
+HERE = ProcessIdentity.current().place_text
 MINE = DatasetFingerprint(recipe={"max_samples": 3}, listing_digest="l", fingerprint="f")
 
 
@@ -40,7 +41,7 @@ class Silent:
     def finish(self, note: str = "") -> None:
         """See Progress."""
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """See Progress."""
 
 
@@ -71,8 +72,8 @@ def litter(store: Store) -> set[str]:
     lost = f"{step_prefix(RUN, 20)}/0001/rank-00000.safetensors"
     store.put(lost, b"12345")
     new_saving(store)
-    begun = f"{dataset_prefix('begun')}/{CLAIM}"
-    store.put(begun, ShardLease(**MINE.model_dump(), place=here(), pid=dead_pid()).to_json())
+    begun = f"{dataset_prefix('begun')}/{LEASE_KEY}"
+    store.put(begun, ShardLease(**MINE.model_dump(), place=HERE, pid=dead_pid()).to_json())
     names = ("shard-000000.tar", "shard-000000.parquet", f"{WORK}/made-000000")
     given_up = {f"{dataset_prefix('old')}/{name}" for name in names}
     shared = f"{dataset_prefix('split')}/{WORK}/scan/000000.images"  # of a split whose parts nobody makes any more
@@ -136,15 +137,16 @@ def test_what_is_young_may_be_somebodys(tmp_path: Path) -> None:
     fill(store)
     litter(store)
     store.put(
-        f"{dataset_prefix('elsewhere')}/{CLAIM}", ShardLease(**MINE.model_dump(), place="another", pid=1).to_json()
+        f"{dataset_prefix('elsewhere')}/{LEASE_KEY}", ShardLease(**MINE.model_dump(), place="another", pid=1).to_json()
     )
     store.put(
-        f"{dataset_prefix('here')}/{CLAIM}", ShardLease(**MINE.model_dump(), place=here(), pid=os.getpid()).to_json()
+        f"{dataset_prefix('here')}/{LEASE_KEY}",
+        ShardLease(**MINE.model_dump(), place=HERE, pid=os.getpid()).to_json(),
     )
-    store.put(f"{dataset_prefix('older')}/{CLAIM}", MINE.to_json())
+    store.put(f"{dataset_prefix('older')}/{LEASE_KEY}", MINE.to_json())
     found = gc(store, DAY, True, Silent())["found"]
     assert not found["features"]
-    assert [row["key"] for row in found["datasets"]] == [f"{dataset_prefix('begun')}/{CLAIM}"]
+    assert [row["key"] for row in found["datasets"]] == [f"{dataset_prefix('begun')}/{LEASE_KEY}"]
     assert not found["corpora"]
     age(store, 2 * DAY)
     found = gc(store, DAY, True, Silent())["found"]
@@ -162,9 +164,9 @@ def test_what_the_parts_of_a_split_share_stays_while_one_is_made(tmp_path: Path,
     for name in ("split", "split-train", "splitting"):
         store.put(f"{dataset_prefix(name)}/{WORK}/old", b"123")
     age(store, 2 * DAY)
-    place, pid = (here(), os.getpid()) if alive else ("another", 1)
+    place, pid = (HERE, os.getpid()) if alive else ("another", 1)
     store.put(
-        f"{dataset_prefix('split-train')}/{CLAIM}", ShardLease(**MINE.model_dump(), place=place, pid=pid).to_json()
+        f"{dataset_prefix('split-train')}/{LEASE_KEY}", ShardLease(**MINE.model_dump(), place=place, pid=pid).to_json()
     )
     if alive:
         age(store, 2 * DAY)
@@ -226,7 +228,7 @@ def test_on_a_bucket(s3_workspace: str) -> None:
 
 def test_who_goes_on_takes_the_claim_over(tmp_path: Path) -> None:
     target = LocalStore(tmp_path / "datasets" / "d")
-    target.put(CLAIM, ShardLease(**MINE.model_dump(), place=here(), pid=dead_pid()).to_json())
+    target.put(LEASE_KEY, ShardLease(**MINE.model_dump(), place=HERE, pid=dead_pid()).to_json())
     workspace = LocalStore(tmp_path)
     assert gc(workspace, DAY, True, Silent())["found"]["datasets"]
     take_lease(target, MINE)
@@ -235,7 +237,7 @@ def test_who_goes_on_takes_the_claim_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("place", "gone"), [("", False), ("another host", False)])
 def test_of_another_place_nothing_is_known(place: str, gone: bool) -> None:
-    assert is_gone(place, dead_pid()) == gone
-    assert is_gone(here(), dead_pid())
-    assert not is_gone(here(), os.getpid())
-    assert not is_gone(here(), 1)
+    assert ProcessIdentity.from_place(place, dead_pid()).is_gone() == gone
+    assert ProcessIdentity.from_place(HERE, dead_pid()).is_gone()
+    assert not ProcessIdentity.from_place(HERE, os.getpid()).is_gone()
+    assert not ProcessIdentity.from_place(HERE, 1).is_gone()

@@ -70,6 +70,49 @@ def test_a_file_goes_before_a_shipped_recipe_of_that_name(monkeypatch: pytest.Mo
     assert load_chain("tiny", []).shard == ()
 
 
+BASE = """
+workspace: w
+pretrain:
+  {run: a, dataset: d, steps: 10, model: {name: Ti/16}, schedule: {warmup_steps: 2},
+   optimizer: {learning_rate: 0.1, beta1: 0.8}}
+"""
+
+
+def extended(folder: Path, text: str) -> ChainRecipe:
+    (folder / "bases").mkdir(exist_ok=True)
+    (folder / "bases" / "base.yaml").write_text(BASE)
+    (folder / "middle.yaml").write_text("extends: bases/base\npretrain: {steps: 20, stream: {batch_size: 8}}\n")
+    return load_chain(written(folder, text), [])
+
+
+def test_a_recipe_that_extends_another_says_only_what_it_changes(tmp_path: Path) -> None:
+    changes = "pretrain: {run: b, optimizer: {learning_rate: 0.2, beta1: null}}\n"
+    made = extended(tmp_path, f"extends: middle.yaml\n{changes}")
+    whole = BASE.replace("run: a", "run: b, stream: {batch_size: 8}").replace("steps: 10", "steps: 20")
+    whole = whole.replace("0.1, beta1: 0.8", "0.2")
+    assert made == load_chain(written(tmp_path, whole), [])
+
+
+def test_a_shipped_recipe_can_be_extended(tmp_path: Path) -> None:
+    made = load_chain(written(tmp_path, "extends: vit_b16_i1k\npretrain: {run: mine}\n"), ["pretrain.steps=70000"])
+    assert made.pretrain is not None
+    assert (made.pretrain.run, made.pretrain.steps, made.pretrain.optimizer.weight_decay) == ("mine", 70_000, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("extends: nowhere\n", "nowhere: there is no such file"),
+        ("extends: [middle]\n", "extends: give the name of one recipe"),
+        ("extends: r\n", "extends: r extends itself"),
+        ("extends: middle\npretrain: {optimizer: {beta3: 1}}\n", "beta3"),
+    ],
+)
+def test_what_cannot_be_extended(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(RecipeError, match=problem):
+        extended(tmp_path, text)
+
+
 def test_a_missing_file_names_what_ships() -> None:
     with pytest.raises(RecipeError, match=r"huge: there is no such file; recipes that ship with vitpipe: .*tiny"):
         load_chain("huge", [])

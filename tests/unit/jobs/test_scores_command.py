@@ -14,7 +14,7 @@ from pipeline.base.store import Store, open_store
 from pipeline.evaluate.metrics import of_label_scores
 from pipeline.records.imported import ImportedCard, imported_card_key, imported_file
 from pipeline.records.score import PIXELS, Metric, Score
-from tests.support.judged import outcomes_of, pattern, put_judged, put_run, weights_of
+from tests.support.evaluations import outcomes_of, pattern, put_result, put_run, weights_of
 from tests.unit.jobs.conftest import Command
 
 ORACLE = Metric(name="oracle_top1", value=0.93, low=0.9, high=0.95)
@@ -29,17 +29,17 @@ def store(tmp_path: Path) -> Store:
     put_run(store, "second", [100])
     a, b = pattern(both=65, only_a=5, only_b=15, neither=15)
     for weights, right in ((weights_of("first", 100), a), (weights_of("first", 200), b)):
-        put_judged(store, weights, "linear", right, settings={"l2": [0.1, 1.0]}, metrics=(ECE, ORACLE))
-    put_judged(store, weights_of("first", 0), "linear", [True] * 40 + [False] * 60, settings={"l2": [0.1, 1.0]})
-    put_judged(store, PIXELS, "linear", [True] * 50 + [False] * 50, settings={"l2": [0.1, 1.0]})
-    put_judged(store, weights_of("second", 100), "linear", [True] * 60 + [False] * 40, settings={"l2": [0.1, 1.0]})
+        put_result(store, weights, "linear", right, settings={"l2": [0.1, 1.0]}, metrics=(ECE, ORACLE))
+    put_result(store, weights_of("first", 0), "linear", [True] * 40 + [False] * 60, settings={"l2": [0.1, 1.0]})
+    put_result(store, PIXELS, "linear", [True] * 50 + [False] * 50, settings={"l2": [0.1, 1.0]})
+    put_result(store, weights_of("second", 100), "linear", [True] * 60 + [False] * 40, settings={"l2": [0.1, 1.0]})
     a, b = pattern(both=80, only_a=2, only_b=2, neither=16)
     for step, right in ((100, a), (200, b)):
-        put_judged(store, weights_of("first", step), "knn", right, settings={"k": [10]})
+        put_result(store, weights_of("first", step), "knn", right, settings={"k": [10]})
     for seed, (a, b) in enumerate((pattern(50, 10, 20, 20), pattern(60, 0, 10, 30))):
         for step, right in ((100, a), (200, b)):
-            put_judged(store, weights_of("first", step), "fewshot", right, seed=seed, settings={"shots": 10})
-    put_judged(store, weights_of("first", 200), "fewshot", a, settings={"shots": 5})
+            put_result(store, weights_of("first", step), "fewshot", right, seed=seed, settings={"shots": 10})
+    put_result(store, weights_of("first", 200), "fewshot", a, settings={"shots": 5})
     return store
 
 
@@ -69,7 +69,7 @@ def test_the_table_holds_values_intervals_counts_seeds_and_baselines(command: Co
 def test_several_seeds_are_told_with_their_deviation(command: Command, store: Store) -> None:
     _, out, _ = command("scores", "first", "-w", "ws", "--evaluator", "few*", "--step", "100")
     # 60 and 60 right at step 100: change one to 70
-    put_judged(store, weights_of("first", 100), "fewshot", [True] * 90 + [False] * 10, seed=2, settings={"shots": 10})
+    put_result(store, weights_of("first", 100), "fewshot", [True] * 90 + [False] * 10, seed=2, settings={"shots": 10})
     _, out, _ = command("scores", "first", "-w", "ws", "--evaluator", "few*", "--step", "100")
     assert "3: ± 17.3 %" in line(out, "step 100", "70.0 %")  # of 60, 60, 90
     found = json.loads(command("scores", "first", "-w", "ws", "--evaluator", "few*", "--step", "100", "--json")[1])
@@ -109,8 +109,8 @@ def test_the_file_is_read_in_one_line(command: Command, store: Store, tmp_path: 
 
 def test_scores_of_removed_steps_and_of_imported_weights_are_there(command: Command, store: Store) -> None:
     put_run(store, "third", [200], retired=[100])
-    put_judged(store, weights_of("third", 100), "linear", [True] * 11 + [False] * 89)
-    put_judged(store, "ab" * 32, "linear", [True] * 12 + [False] * 88)
+    put_result(store, weights_of("third", 100), "linear", [True] * 11 + [False] * 89)
+    put_result(store, "ab" * 32, "linear", [True] * 12 + [False] * 88)
     _, out, _ = command("scores", "-w", "ws")
     line(out, "third", "step 100", "11.0 %")
     line(out, "weights abababababab", "imported", "12.0 %")
@@ -121,7 +121,7 @@ def test_imported_weights_are_told_by_their_name(command: Command, store: Store)
     digest = "ab" * 32
     card = ImportedCard(name="vit-b16", source="file:///b16", weights=imported_file(digest, 7), transform={"size": 8})
     store.put(imported_card_key("vit-b16"), card.to_json())
-    put_judged(store, digest, "linear", [True] * 12 + [False] * 88, settings={"l2": [0.1, 1.0]})
+    put_result(store, digest, "linear", [True] * 12 + [False] * 88, settings={"l2": [0.1, 1.0]})
     for arguments in ((), ("vit-b16",)):
         line(command("scores", *arguments, "-w", "ws")[1], "vit-b16", "imported", "12.0 %")
     assert "vit-b16" not in command("scores", "first", "-w", "ws")[1]
@@ -226,7 +226,7 @@ def test_what_cannot_be_compared_is_told_with_the_reason(command: Command, store
     (one,) = rest["not_compared"]
     assert (one["evaluator"], one["side"], one["settings"]) == ("fewshot", "b", {"shots": 5})
     assert one["reason"] == "the other has it with other settings: shots: 5 against 10"
-    put_judged(store, weights_of("second", 100), "knn", [True] * 100, settings={"k": [10]}, data="other")
+    put_result(store, weights_of("second", 100), "knn", [True] * 100, settings={"k": [10]}, data="other")
     _, out, _ = command("scores", "-w", "ws", "--compare", "first", "second")
     assert "Not compared" in out
     assert "the other's is on other data, though also called birds" in out
@@ -236,8 +236,8 @@ def test_what_cannot_be_compared_is_told_with_the_reason(command: Command, store
 def test_a_digest_names_weights(command: Command, store: Store) -> None:
     found = compared(command, "first@100", weights_of("first", 200)[:10])["rest"]
     assert found["b"] == {"name": f"weights {weights_of('first', 200)[:12]}", "digest": weights_of("first", 200)}
-    put_judged(store, "abcdef00" + "0" * 56, "knn", [True])
-    put_judged(store, "abcdef11" + "0" * 56, "knn", [True])
+    put_result(store, "abcdef00" + "0" * 56, "knn", [True])
+    put_result(store, "abcdef11" + "0" * 56, "knn", [True])
     code, _, err = command("scores", "-w", "ws", "--compare", "first", "abcdef")
     assert code == 2
     assert "'abcdef' begins 2 digests: abcdef000000, abcdef110000 - give more" in err
@@ -249,8 +249,8 @@ def test_other_metrics_are_compared_from_the_same_outcomes(command: Command, sto
     assert one["value_a"] == pytest.approx(0.7 * right + 0.3 * wrong, abs=1e-5)
     assert one["difference"] == pytest.approx(0.1 * (right - wrong), abs=1e-5)
     assert one["probability"] > 0.95, "less is better"
-    put_judged(store, weights_of("second", 100), "ridge", outcomes_of([True] * 9, calibrated=False))
-    put_judged(store, weights_of("first", 100), "ridge", outcomes_of([True] * 9, calibrated=False))
+    put_result(store, weights_of("second", 100), "ridge", outcomes_of([True] * 9, calibrated=False))
+    put_result(store, weights_of("first", 100), "ridge", outcomes_of([True] * 9, calibrated=False))
     found = compared(command, "first@100", "second@100", "--metric", "nll")["rest"]
     (reason,) = (one["reason"] for one in found["not_compared"] if one["side"] == "both")
     assert reason == "cannot compare nll: the outcomes hold no probabilities"
@@ -262,7 +262,7 @@ def test_several_labels_are_compared_by_their_own_headline(command: Command, sto
     for step, noise in ((100, 5), (200, 0)):
         scores = targets + noise * np.random.default_rng(step).random((60, 2))
         found = of_label_scores(keys, targets, scores, calibrated=False)
-        put_judged(store, weights_of("first", step), "linear", found, task="many")
+        put_result(store, weights_of("first", step), "linear", found, task="many")
     one = compared(command, "first@100", "first@200", "--task", "many")["linear"]
     assert one["metric"] == "mAP"
     assert one["value_b"] == 1.0
@@ -271,7 +271,7 @@ def test_several_labels_are_compared_by_their_own_headline(command: Command, sto
 
 
 def test_changed_outcomes_are_not_compared(command: Command, store: Store) -> None:
-    result = put_judged(store, weights_of("second", 100), "knn", [True] * 100, settings={"k": [10]})
+    result = put_result(store, weights_of("second", 100), "knn", [True] * 100, settings={"k": [10]})
     (key,) = (info.key for info in store.list(f"evaluations/{result.id}/outcomes"))
     store.put(key, store.read(key)[:-1] + b"x")
     found = compared(command, "first@200", "second")["rest"]
@@ -281,7 +281,7 @@ def test_changed_outcomes_are_not_compared(command: Command, store: Store) -> No
 
 def test_published_values_stand_beside_the_same_data(command: Command, store: Store) -> None:
     assert "ViT paper" not in command("scores", "-w", "ws")[1]
-    put_judged(store, weights_of("first", 200), "linear", [True] * 30_000 + [False] * 20_000, task="imagenet-1k")
+    put_result(store, weights_of("first", 200), "linear", [True] * 30_000 + [False] * 20_000, task="imagenet-1k")
     _, out, _ = command("scores", "-w", "ws", "--task", "imagenet-1k")
     assert "88.55 %" in line(out, "ViT paper", "ViT-H/14 on JFT-300M", "finetune", "Table 2")
     assert "72.00 %" in line(out, "ViT paper", "iGPT-XL", "linear")

@@ -7,15 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jobs.status import describe
-from jobs.status import run_status as status
+from jobs.status import status_tables
+from jobs.status import workspace_status as status
 from pipeline.base.store import Store, open_store
-from pipeline.evaluate.discovery import keep_suite, plan_all
-from pipeline.evaluate.imported_weights import keep_weights, read_weights
+from pipeline.evaluate.discovery import plan_all, store_suite
+from pipeline.evaluate.imported_weights import read_weights, store_weights
 from pipeline.evaluate.worker import run_evaluation
 from pipeline.records.run import Extension, checkpoint_card_key, extension_key
 from tests.support.evaluations import RUN, make_workspace, suite_recipe
-from tests.support.subjects import put_network, tiny
+from tests.support.stored_models import put_network, tiny
 
 # A process in which nothing heavy can be imported shows the status of the workspace that it is given.
 LIGHT = """
@@ -35,9 +35,9 @@ def filled(folder: Path) -> Store:
     store = open_store(str(folder / "ws"))
     make_workspace(store, [100, 200])
     own = put_network(open_store(str(folder / "theirs")), tiny())
-    keep_weights(store, read_weights(store, str(folder / "theirs" / own.weights_key), "theirs"))
+    store_weights(store, read_weights(store, str(folder / "theirs" / own.weights_key), "theirs"))
     for name in (RUN, "theirs"):
-        keep_suite(store, name, "s", suite_recipe(1))
+        store_suite(store, name, "s", suite_recipe(1))
     item, *_ = plan_all(store, RUN, [suite_recipe(1)])
     run_evaluation(store, item)
     return store
@@ -60,7 +60,7 @@ def test_status_tells_of_imported_weights_and_of_longer_runs(tmp_path: Path) -> 
     assert [(run["steps"], run["state"]) for run in found["runs"]] == [(200, "complete")]
     (theirs,) = found["imported"]
     assert (theirs["name"], theirs["source"].startswith("file:")) == ("theirs", True)
-    titles = [title for title, _, _ in describe(found)]
+    titles = [title for title, _, _ in status_tables(found)]
     assert titles[:4] == ["Datasets", "Runs", "Imported weights", "Evaluations: 1 recorded"]
     store.put(extension_key(RUN, 300), Extension(run=RUN, steps=300, before=200, done=200).to_json())
     assert [(run["steps"], run["state"]) for run in status(store)["runs"]] == [(300, "at step 200")]

@@ -10,7 +10,7 @@ from pipeline.base.config import apply_overrides, build
 from pipeline.base.digests import fingerprint
 from pipeline.base.errors import InputError, RecipeError
 from pipeline.models.config import config_by_name
-from pipeline.pretrain.plan import architecture, check_recipe, world_sizes
+from pipeline.pretrain.plan import architecture, make_plan, world_sizes
 from pipeline.pretrain.recipe import PretrainRecipe
 from pipeline.records.dataset import DatasetCard
 from tests.support.statistics import plain_statistics
@@ -162,12 +162,12 @@ def test_classes_come_from_the_dataset() -> None:
 )
 def test_what_does_not_fit_together_is_told_before_a_rank_starts(overrides: list[str], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        check_recipe(recipe(*overrides), card())
+        make_plan(recipe(*overrides), card())
 
 
 def test_all_that_does_not_fit_is_told_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
-        check_recipe(recipe("workers=3", "model.num_classes=9", "engine.offload_parameters=cpu"), card())
+        make_plan(recipe("workers=3", "model.num_classes=9", "engine.offload_parameters=cpu"), card())
     assert len(caught.value.problems) == 3
 
 
@@ -180,17 +180,17 @@ def test_an_elastic_run_takes_the_sizes_that_fit() -> None:
 def test_fewer_samples_than_ranks() -> None:
     few = card().model_copy(update={"num_samples": 1})
     with pytest.raises(InputError, match="dataset d has 1 samples for 2 ranks"):
-        check_recipe(recipe(), few)
+        make_plan(recipe(), few)
 
 
 def test_masked_patches_need_no_classes() -> None:
     found = recipe("objective=masked_patches")
-    check_recipe(found, card(0))
+    make_plan(found, card(0))
     assert architecture(found, card(7)).num_classes == 0
 
 
 def test_what_fits_passes() -> None:
-    check_recipe(recipe("engine.precision=fp32", "engine.zero_stage=0", "engine.micro_batch_size=4"), card())
+    make_plan(recipe("engine.precision=fp32", "engine.zero_stage=0", "engine.micro_batch_size=4"), card())
 
 
 FREE = [

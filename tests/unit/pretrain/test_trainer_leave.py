@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from pipeline.base.errors import InterruptedRunError
 from pipeline.base.world import SingleProcess
 from pipeline.pretrain import trainer as rank_module
-from pipeline.pretrain.trainer import Trainer
+from pipeline.pretrain.trainer import Attempt, RankContext, Trainer
 from pipeline.train.preemption import INTERRUPT
 from tests.unit.pretrain.test_recipe import recipe
 
@@ -43,8 +44,9 @@ def test_what_is_left_counts(
             return True
 
     nothing: Any = SimpleNamespace(mark=lambda *_: None, finish=lambda: None)
-    rank = Trainer(nothing, {}, recipe(), SingleProcess(), "0001", nothing, nothing, nothing)
-    rank.agreement, rank.writer, rank.read_seconds = nothing, Writer(), read  # type: ignore[assignment]
+    parts: dict[str, Any] = dict.fromkeys((field.name for field in fields(Attempt)), nothing)
+    parts["rank"] = RankContext(nothing, {}, SingleProcess(), "0001", nothing, nothing, nothing)
+    rank = Trainer(Attempt(**parts | {"recipe": recipe(), "checkpoints": Writer(), "read_seconds": read}))
     monkeypatch.setattr(Trainer, "_save", lambda _self, step, wait: saved.append(step))
     monkeypatch.setattr(rank_module, "time", SimpleNamespace(monotonic=lambda: now))
     with pytest.raises(InterruptedRunError, match="was saved" if is_saved else "no time to save step 7"):

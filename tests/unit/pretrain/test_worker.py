@@ -12,10 +12,11 @@ from pipeline.base.errors import DamageError, FailedError, StoreAccessError, Sup
 from pipeline.base.progress import Silent
 from pipeline.base.store.local import LocalStore
 from pipeline.pretrain import stage, worker
+from pipeline.pretrain.plan import make_plan
 from pipeline.pretrain.worker import failure_key, pretrain_worker
 from pipeline.records.run import checkpoint_card_key
 from tests.support.datasets import make_dataset
-from tests.unit.pretrain.test_recipe import recipe
+from tests.unit.pretrain.test_recipe import card, recipe
 
 
 @pytest.fixture
@@ -25,8 +26,8 @@ def store(tmp_path: Path) -> LocalStore:
 
 def config(store: LocalStore, token: str) -> dict[str, Any]:
     """What the driver of *token* gives to a rank."""
-    tree = recipe("run=small").model_dump(mode="json")
-    return {"workspace": store.uri, "stores": {}, "recipe": tree, "token": token}
+    plan = make_plan(recipe("run=small"), card())
+    return {"workspace": store.uri, "stores": {}, "plan": plan, "run": None, "token": token}
 
 
 def ending(monkeypatch: pytest.MonkeyPatch, error: VitpipeError | None) -> list[str]:
@@ -39,7 +40,7 @@ def ending(monkeypatch: pytest.MonkeyPatch, error: VitpipeError | None) -> list[
             raise error
         return 1
 
-    monkeypatch.setattr(worker, "work", work)
+    monkeypatch.setattr(worker, "run_attempt", work)
     return begun
 
 
@@ -85,7 +86,8 @@ def driven(store: LocalStore, monkeypatch: pytest.MonkeyPatch, played: Any) -> l
     """The stage with *played* (config) in the place of Ray and its ranks."""
     make_dataset(store, "d", num_samples=8, size=8, max_samples=8, num_classes=4)
     monkeypatch.setattr(stage, "launch", lambda _worker, config, *_, **__: played(config))
-    return stage.pretrain(store, {}, recipe(), code_version="code", progress=Silent())
+    plan, run = stage.check(store, {}, recipe(), code_version="code")
+    return stage.pretrain(store, {}, plan, run, progress=Silent())
 
 
 def test_the_driver_tells_what_its_ranks_left_and_takes_it_away(

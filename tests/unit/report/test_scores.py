@@ -94,7 +94,7 @@ def test_shots_are_told_apart_by_name_and_each_meets_its_own_pixels(tmp_path: Pa
 def test_standing_against_the_baselines(tmp_path: Path) -> None:
     (table,) = task_tables(collect(build_example(tmp_path, curves=LINEAR, artefacts=False), RUN).joined)
     (row,) = table.rows
-    found = {step: row.standing(cell) for step, cell in row.steps.items()}
+    found = {step: row.margin(cell) for step, cell in row.steps.items()}
     assert found == {100: "below", 200: "below", 300: "clear"}, "equal to a baseline is not above it"
 
 

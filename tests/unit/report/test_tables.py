@@ -13,7 +13,7 @@ from jobs.base.recipe import ChainRecipe
 from jobs.report import run_report as report_job
 from pipeline.base.progress import Silent
 from pipeline.base.store import Store, open_store
-from pipeline.evaluate.metrics.classification import PREFIX
+from pipeline.evaluate.metrics import classification
 from pipeline.records.run import RETIRED, checkpoint_card_key, step_prefix
 from pipeline.records.score import Metric
 from pipeline.report.collect import collect
@@ -21,8 +21,8 @@ from pipeline.report.formatting import ORACLE_PREFIX, is_share, metric_name, num
 from pipeline.report.stage import build_report
 from pipeline.report.tables import published_for, task_tables
 from pipeline.report.verdicts import CheckpointComparison
+from tests.support.evaluations import pattern, put_result
 from tests.support.example_run import RUN, build_example, weights_digest
-from tests.support.judged import pattern, put_judged
 from tests.unit.report.conftest import report
 
 MORE = (
@@ -44,13 +44,13 @@ def judged(tmp_path: Path) -> Store:
     store = build_example(tmp_path, curves={}, artefacts=False)
     a, b = pattern(both=65, only_a=5, only_b=15, neither=15)
     for step, right in ((200, a), (300, b)):
-        put_judged(store, weights_digest(step), "linear", right, metrics=MORE)
-    put_judged(store, weights_digest(300), "finetune", b, metrics=TRAININGS)
+        put_result(store, weights_digest(step), "linear", right, metrics=MORE)
+    put_result(store, weights_digest(300), "finetune", b, metrics=TRAININGS)
     return store
 
 
 def test_units() -> None:
-    assert ORACLE_PREFIX == PREFIX
+    assert ORACLE_PREFIX == classification.ORACLE_PREFIX
     assert [number(name, 0.0341) for name in ("top1", "top5", "mean_per_class", "mAP")] == ["3.4 %"] * 4
     assert [number(name, 0.0341) for name in ("nll", "ece")] == ["0.0341"] * 2
     assert is_share("oracle_mAP")
@@ -127,7 +127,7 @@ def test_published_values_stand_only_beside_the_same_data(task: str, count: int,
 def test_published_values_are_on_the_page(tmp_path: Path) -> None:
     store = build_example(tmp_path, curves={}, artefacts=False)
     assert "ViT paper" not in report(store).page
-    put_judged(store, weights_digest(300), "linear", [True] * 30_000 + [False] * 20_000, task="imagenet-1k")
+    put_result(store, weights_digest(300), "linear", [True] * 30_000 + [False] * 20_000, task="imagenet-1k")
     page = report(store).page
     (row,) = (row for row in page.split("<tr") if "ViT paper: fine-tuning" in row)
     for part in ("ViT-H/14 on JFT-300M <b>88.55 %</b>", "ViT-B/16 on ImageNet-1k <b>77.91 %</b>"):
@@ -159,8 +159,8 @@ def test_the_page_says_whether_the_last_checkpoint_is_better(judged: Store) -> N
 
 def test_one_checkpoint_is_compared_with_nothing(tmp_path: Path) -> None:
     store = build_example(tmp_path, curves={}, artefacts=False, steps=(0, 300))
-    put_judged(store, weights_digest(300), "linear", [True] * 9)
-    put_judged(store, weights_digest(0), "linear", [False] * 9)
+    put_result(store, weights_digest(300), "linear", [True] * 9)
+    put_result(store, weights_digest(0), "linear", [False] * 9)
     summary = report_job(ChainRecipe(workspace=tmp_path.as_uri()), RUN, Silent(), None)
     assert summary["last_against_the_one_before"] == [], "the untrained network is a baseline, not a checkpoint before"
     assert (

@@ -17,7 +17,7 @@ from pipeline.base.store import Store, open_store
 from pipeline.records.corpus import DUPLICATES_SCHEMA, Reject, rejects_table
 from pipeline.records.dataset import CARD, DatasetCard, ShardEntry, dataset_digest, read_dataset_card
 from pipeline.records.record import parse_record
-from pipeline.shard.commit import identity_of, publish, put_tables, read_shards, sweep
+from pipeline.shard.commit import fingerprint_dataset, publish, put_tables, read_shards, sweep
 from pipeline.shard.recipe import ShardRecipe
 from tests.support.datasets import corpus_of, make_dataset, random_corpus, shard_corpus
 from tests.support.pictures import bmp, noise, png
@@ -172,7 +172,7 @@ def test_how_many_rejects_fail_the_stage(
     rejects = [Reject(f"image {at:03d}", "empty" if at % 2 else "truncated") for at in reversed(range(num_rejected))]
     images: dict[str, bytes | None] = {str(at): b"" for at in range(num_input)}
     corpus, plain = corpus_of(images, {}, ()), ShardRecipe(**recipe)
-    work = ShardRequest("x", corpus, plain, workspace, identity_of(corpus, plain, {}))
+    work = ShardRequest("x", corpus, plain, workspace, fingerprint_dataset(corpus, plain, {}))
     written = ShardProgress()
     written.add_rejects(0, rejects)
     if num_rejected < num_input:

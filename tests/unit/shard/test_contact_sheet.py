@@ -14,7 +14,7 @@ from pipeline.base.errors import DamageError
 from pipeline.base.store import Store, open_store
 from pipeline.base.store.local import LocalStore
 from pipeline.records.dataset import DatasetCard
-from pipeline.shard.contact_sheet import DrawnSample, draw_samples, read_picked, render_contact_sheet
+from pipeline.shard.contact_sheet import DrawnSample, draw_samples, read_samples, render_contact_sheet
 from pipeline.shard.recipe import ShardRecipe
 from tests.support.damage import flip, index_rows
 from tests.support.datasets import corpus_of, make_dataset, shard_corpus
@@ -100,7 +100,7 @@ def test_only_the_drawn_samples_are_read_of_the_shards(
     rows = draw_samples(target, card, 3, 0)
     monkeypatch.setattr(LocalStore, "read_range", noted)
     monkeypatch.setattr(LocalStore, "read", refuse)
-    assert len(read_picked(target, rows)) == 3
+    assert len(read_samples(target, rows)) == 3
     assert sorted(read) == sorted((row["shard"], row["image_bytes"]) for row in rows)
 
 
@@ -109,10 +109,10 @@ def test_damage_is_told(made: tuple[Store, DatasetCard]) -> None:
     rows = draw_samples(target, card, 60, 0)
     flip(target, "shard-000002.tar", next(row["image_offset"] for row in rows if row["shard"] == "shard-000002.tar"))
     with pytest.raises(DamageError, match=r"shard-000002\.tar: sample [0-9a-f]{20} is damaged"):
-        read_picked(target, rows)
+        read_samples(target, rows)
     target.delete("shard-000001.tar")
     with pytest.raises(DamageError, match=r"shard-000001\.tar is missing"):
-        read_picked(target, rows)
+        read_samples(target, rows)
     for label in (None, 1):
         target.put("shard-000003.parquet", b"no parquet")
         with pytest.raises(DamageError, match=r"shard-000003\.parquet is damaged"):
@@ -124,7 +124,7 @@ def test_damage_is_told(made: tuple[Store, DatasetCard]) -> None:
 
 def sheet_of(target: Store, card: DatasetCard, count: int) -> bytes:
     """A sheet of *count* samples."""
-    return render_contact_sheet(card, read_picked(target, draw_samples(target, card, count, 0)), "some samples")
+    return render_contact_sheet(card, read_samples(target, draw_samples(target, card, count, 0)), "some samples")
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 48])

@@ -20,7 +20,7 @@ from pipeline.records.dataset import INDEX_SCHEMA, DatasetStatistics
 from pipeline.shard import verify as samples_module
 from pipeline.shard.commit import _FORMAT
 from pipeline.shard.recipe import ShardRecipe
-from pipeline.shard.writer import ShardTar
+from pipeline.shard.writer import TarWriter
 from tests.support.damage import edit_card, files_of, flip, flipped, index_rows, problems_of, put_index, seal
 from tests.support.datasets import corpus_of, make_dataset, shard_corpus
 from tests.support.pictures import bmp, noise
@@ -46,7 +46,7 @@ def forged(target: Store) -> list[str]:
 def rebuilt(target: Store, members: list[tuple[str, bytes]]) -> None:
     """Replace the tar by one of *members*."""
     buffer = io.BytesIO()
-    tar = ShardTar(buffer)
+    tar = TarWriter(buffer)
     for name, data in members:
         tar.add(name, data)
     tar.close()

@@ -204,7 +204,7 @@ def test_a_tar_of_another_plan_is_not_taken_up(target: Store, monkeypatch: pytes
         if point == "shard.after-tar":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(write_module, "reach", killed)
+    monkeypatch.setattr(write_module, "fail_point", killed)
     with pytest.raises(KeyboardInterrupt):
         write_shard(shard_of(others, LABELS), MemoryReader(others), target, "other", ShardRecipe())
     assert sha256_hex(target.read("shard-000003.tar")) != GOLDEN_SHA256

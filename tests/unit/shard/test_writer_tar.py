@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.base.digests import sha256_hex
 from pipeline.records.dataset import member_header
 from pipeline.shard.verify import keys_by_webdataset
-from pipeline.shard.writer import ShardTar
+from pipeline.shard.writer import TarWriter
 
 MEMBERS = {"0a1b.cls": b"7", "0a1b.jpg": bytes(range(256)) * 3, "ffee.json": b'{"labels": []}', "ffee.png": b"x" * 512}
 GOLDEN_SHA256 = "0ca23ebb226865d639be3de55d85dd0c98dbf66fe6095eb567f2d8afc4e44d41"
@@ -24,7 +24,7 @@ GOLDEN_SHA256 = "0ca23ebb226865d639be3de55d85dd0c98dbf66fe6095eb567f2d8afc4e44d4
 def archive_of(members: dict[str, bytes]) -> tuple[bytes, dict[str, int]]:
     """The archive of *members* and the offsets that the writer named."""
     file = io.BytesIO()
-    tar = ShardTar(file)
+    tar = TarWriter(file)
     offsets = {name: tar.add(name, data) for name, data in members.items()}
     digest = tar.close()
     assert digest == sha256_hex(file.getvalue())

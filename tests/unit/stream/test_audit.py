@@ -115,8 +115,8 @@ def test_an_attempt_that_goes_back_to_the_start_makes_all_others_void(workspace:
 
 
 def test_replacements_are_proved_by_the_rule_and_counted(workspace: Store) -> None:
-    place = order_of(workspace).place(13)
-    damage(workspace, place.shard, place.row)
+    ref = order_of(workspace).ref(13)
+    damage(workspace, ref.shard, ref.row)
     begin(workspace)
     attempt(workspace, 1, range(0, 10), max_damaged=1)
     result = check_audit(workspace, "r")

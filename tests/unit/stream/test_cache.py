@@ -256,7 +256,7 @@ def test_a_fetch_that_fails_leaves_nothing(far: FarStore, folder: Path, entries:
 
     far.mood = refuse
     with pytest.raises(FailedError, match="shard-000000"):
-        fetch(ShardCache(far, folder, patience=RetryPolicy(0)), entries[0])
+        fetch(ShardCache(far, folder, retry=RetryPolicy(0)), entries[0])
     assert not [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
     far.mood = None
     assert len(fetch(ShardCache(far, folder), entries[0])) == entries[0].num_bytes
@@ -265,7 +265,7 @@ def test_a_fetch_that_fails_leaves_nothing(far: FarStore, folder: Path, entries:
 def test_a_store_that_is_away_is_waited_for_and_that_is_told(
     far: FarStore, folder: Path, entries: list[ShardEntry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "TELL_SECONDS", 0.05)
+    monkeypatch.setattr(waiting, "MESSAGE_SECONDS", 0.05)
     back, told = threading.Event(), []
 
     def away(key: str) -> None:
@@ -278,19 +278,19 @@ def test_a_store_that_is_away_is_waited_for_and_that_is_told(
             back.set()
 
     far.mood = away
-    assert len(fetch(ShardCache(far, folder, patience=RetryPolicy(60, tell)), entries[1])) == entries[1].num_bytes
+    assert len(fetch(ShardCache(far, folder, retry=RetryPolicy(60, tell)), entries[1])) == entries[1].num_bytes
     assert told[0] == f"waiting for {far.uri}/datasets/tiny/shard-000001.tar for 0 s"
 
 
 def test_a_request_that_hangs_is_told_as_well(
     far: FarStore, folder: Path, entries: list[ShardEntry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "TELL_SECONDS", 0.05)
-    monkeypatch.setattr(waiting, "_STEP_SECONDS", 0.02)
+    monkeypatch.setattr(waiting, "MESSAGE_SECONDS", 0.05)
+    monkeypatch.setattr(waiting, "_STOP_SECONDS", 0.02)
     back = threading.Event()
     far.mood = lambda key: back.wait(30)
     patience = RetryPolicy(60, lambda text: back.set())
-    assert len(fetch(ShardCache(far, folder, patience=patience), entries[1])) == entries[1].num_bytes
+    assert len(fetch(ShardCache(far, folder, retry=patience), entries[1])) == entries[1].num_bytes
 
 
 def test_patience_ends_with_the_error(far: FarStore, folder: Path, entries: list[ShardEntry]) -> None:
@@ -299,14 +299,14 @@ def test_patience_ends_with_the_error(far: FarStore, folder: Path, entries: list
 
     far.mood = away
     with pytest.raises(StoreAccessError, match=r"shard-000001\.tar: no answer"):
-        fetch(ShardCache(far, folder, patience=RetryPolicy(0.3)), entries[1])
+        fetch(ShardCache(far, folder, retry=RetryPolicy(0.3)), entries[1])
     assert len(far.asked) > 1
 
 
 def test_what_does_not_pass_is_not_waited_for(far: FarStore, folder: Path, entries: list[ShardEntry]) -> None:
     far.delete(key_of(entries[1]))
     with pytest.raises(ObjectMissingError, match=r"shard-000001\.tar is missing"):
-        fetch(ShardCache(far, folder, patience=RetryPolicy(3600)), entries[1])
+        fetch(ShardCache(far, folder, retry=RetryPolicy(3600)), entries[1])
     assert len(far.asked) == 1
 
 
@@ -415,14 +415,14 @@ def test_a_shard_that_another_process_fetches_is_waited_for(
     polls = itertools.count()
 
     class Released(RetryPolicy):
-        def watch(self, what: str, alive=lambda: None):  # type: ignore[no-untyped-def]
-            assert "which another process fetches" in what
+        def start(self, label: str, on_alive=lambda: None, permanent=()):  # type: ignore[no-untyped-def]
+            assert "which another process fetches" in label
             if next(polls) == 0:
                 fetcher.stdin.write("\n")  # type: ignore[union-attr]
                 fetcher.stdin.flush()  # type: ignore[union-attr]
-            return super().watch(what, alive)
+            return super().start(label, on_alive, permanent)
 
-    assert len(fetch(ShardCache(far, folder, patience=Released()), entries[1])) == entries[1].num_bytes
+    assert len(fetch(ShardCache(far, folder, retry=Released()), entries[1])) == entries[1].num_bytes
     assert far.fetched() == []
     assert next(polls) == 1
 

@@ -149,7 +149,7 @@ def test_read_many_gives_damaged_samples_in_their_place(far: FarStore, tmp_path:
 
 
 def test_a_store_that_stays_away_is_no_damage(far: FarStore, tmp_path: Path) -> None:
-    readers = [reader_of(far, tmp_path, access=access, patience=RetryPolicy(0)) for access in ("cached", "ranged")]
+    readers = [reader_of(far, tmp_path, access=access, retry=RetryPolicy(0)) for access in ("cached", "ranged")]
 
     def away(key: str) -> None:
         raise StoreAccessError(f"{key}: no answer")

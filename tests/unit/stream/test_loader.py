@@ -62,9 +62,9 @@ def test_a_batch_is_what_the_order_and_the_augmentation_say(tiny_workspace: Stor
         assert (batch.images.shape, batch.images.dtype) == ((8, 3, 12, 12), torch.uint8)
         assert (batch.labels.shape, batch.labels.dtype) == ((8,), torch.int64)
         for at, position in enumerate(batch.positions):
-            place = order.place(position)
-            sample = reader.read(place.shard, place.row)
-            pixels = augment(decode(sample.data)[0], RECIPE.augment, 7, place.epoch, sample.key)
+            ref = order.ref(position)
+            sample = reader.read(ref.shard, ref.row)
+            pixels = augment(decode(sample.data)[0], RECIPE.augment, 7, ref.epoch, sample.key)
             np.testing.assert_array_equal(batch.images[at].numpy(), pixels.transpose(2, 0, 1))
             assert (batch.labels[at].item(),) == sample.labels
         assert batch.replaced == ()

@@ -98,8 +98,8 @@ def test_a_cut_shard_is_told(workspace: Store) -> None:
 
 
 def test_without_leave_a_damaged_sample_stops_the_stream(workspace: Store) -> None:
-    place = order_of(workspace).place(13)
-    told = damage(workspace, place.shard, place.row)
+    ref = order_of(workspace).ref(13)
+    told = damage(workspace, ref.shard, ref.row)
     assert len(take(workspace, 1)) == 1
     with pytest.raises(DamageError, match=told) as caught:
         take(workspace, 2)
@@ -109,8 +109,8 @@ def test_without_leave_a_damaged_sample_stops_the_stream(workspace: Store) -> No
 
 def test_a_damaged_sample_is_replaced_by_the_next_of_its_slot_and_counted(workspace: Store) -> None:
     calm = take(workspace, 5)
-    place = order_of(workspace).place(13)
-    told = damage(workspace, place.shard, place.row)
+    ref = order_of(workspace).ref(13)
+    told = damage(workspace, ref.shard, ref.row)
     shaken = take(workspace, 5, max_damaged=1)
     assert [len(batch.replaced) for batch in shaken] == [0, 1, 0, 0, 0]
     (one,) = shaken[1].replaced
@@ -127,8 +127,8 @@ def test_a_damaged_sample_is_replaced_by_the_next_of_its_slot_and_counted(worksp
 def test_the_replacement_may_be_damaged_as_well(workspace: Store) -> None:
     calm, order = take(workspace, 5), order_of(workspace)
     for position in (13, 17):
-        place = order.place(position)
-        damage(workspace, place.shard, place.row)
+        ref = order.ref(position)
+        damage(workspace, ref.shard, ref.row)
     shaken = take(workspace, 5, max_damaged=2)
     assert [len(batch.replaced) for batch in shaken] == [0, 2, 1, 0, 0]
     assert shaken[1].images[5].equal(calm[2].images[5])  # position 21
@@ -138,25 +138,23 @@ def test_the_replacement_may_be_damaged_as_well(workspace: Store) -> None:
 
 def test_more_damaged_samples_than_allowed_stop_the_stream(workspace: Store) -> None:
     order = order_of(workspace)
-    told = [damage(workspace, order.place(position).shard, order.place(position).row) for position in (2, 9)]
+    told = [damage(workspace, order.ref(position).shard, order.ref(position).row) for position in (2, 9)]
     assert len(take(workspace, 1, max_damaged=1)) == 1
     with pytest.raises(DamageError, match=f"2 damaged samples: tiny/{told[1]}"):
         take(workspace, 2, max_damaged=1)
 
 
 def test_a_damaged_sample_counts_once_however_often_it_is_met(workspace: Store) -> None:
-    place = order_of(workspace).place(13)
-    damage(workspace, place.shard, place.row)
+    ref = order_of(workspace).ref(13)
+    damage(workspace, ref.shard, ref.row)
     assert sum(len(batch.replaced) for batch in take(workspace, 15, max_damaged=1)) == 3  # three epochs
 
 
 def test_damage_that_only_the_decoder_sees_is_told_with_its_sample(workspace: Store) -> None:
-    place = order_of(workspace).place(0)
-    facts = row_of(workspace, place.shard, place.row)
-    flip(workspace, f"datasets/tiny/shard-{place.shard:06d}.tar", facts["image_offset"])
-    with pytest.raises(
-        DamageError, match=f"shard-{place.shard:06d}.tar: sample {facts['key']} at byte .*: not-an-image"
-    ):
+    ref = order_of(workspace).ref(0)
+    facts = row_of(workspace, ref.shard, ref.row)
+    flip(workspace, f"datasets/tiny/shard-{ref.shard:06d}.tar", facts["image_offset"])
+    with pytest.raises(DamageError, match=f"shard-{ref.shard:06d}.tar: sample {facts['key']} at byte .*: not-an-image"):
         take(workspace, 1, check="header")
 
 

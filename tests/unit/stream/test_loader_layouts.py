@@ -46,9 +46,9 @@ class MemoryReader:
 
         return Shards(SimpleNamespace(name=f"shard-{number}") for number in range(len(self.sizes)))
 
-    def read_many(self, places: Iterable[tuple[int, int]]) -> Iterator[Sample | SampleDamagedError]:
+    def read_many(self, locations: Iterable[tuple[int, int]]) -> Iterator[Sample | SampleDamagedError]:
         """See DatasetReader."""
-        for shard, row in places:
+        for shard, row in locations:
             assert 0 <= row < self.sizes[shard]
             if (shard, row) in self.damaged:
                 yield SampleDamagedError(f"shard-{shard}", f"{shard}-{row}", row, "it is damaged")

@@ -40,7 +40,7 @@ def loaders() -> Iterator[Callable[..., StreamLoader]]:
     made = []
 
     def make(workspace: Store, **fields: Any) -> StreamLoader:
-        given = {name: fields.pop(name) for name in ("say", "position") if name in fields}
+        given = {name: fields.pop(name) for name in ("on_message", "position") if name in fields}
         recipe = RECIPE.model_copy(update={"workers": 2, **fields})
         readers = open_readers(workspace, ["tiny"], recipe, World())
         made.append(StreamLoader(readers, recipe, seed=0, world=World(), **given))
@@ -86,7 +86,7 @@ def test_a_lost_process_is_named_and_its_batches_are_built_again(
 ) -> None:
     calm = content(take(loaders(tiny_workspace, workers=0), 16))
     said: list[str] = []
-    loader = loaders(tiny_workspace, say=said.append)
+    loader = loaders(tiny_workspace, on_message=said.append)
     batches = take(loader, 3)
     for lost in loader.worker_pids:
         os.kill(lost, sent)
@@ -114,7 +114,7 @@ def pool(hanging: Path, tmp_path: Path) -> Iterator[LoaderPool]:
     readers = open_readers(open_store(str(tmp_path)), ["tiny"], recipe, World())
     layout = SlotLayout(recipe.ahead, 8, 16)
     settings = WorkerSettings(tuple(readers), StreamPlan(recipe, 0, World()), layout, stuck_seconds=0.5)
-    made = LoaderPool(settings, first_step=0, num_workers=1, say=SAID.append)
+    made = LoaderPool(settings, first_step=0, num_workers=1, on_message=SAID.append)
     SAID.clear()
     yield made
     made.close()
@@ -130,7 +130,7 @@ def test_a_process_that_is_stuck_is_replaced_and_told_with_what_it_read(
         SAID.append(line)
         (tmp_path / "whole.tar").replace(hanging)
 
-    pool._say = mend
+    pool._on_message = mend
     (stuck,) = pool.pids
     assert pool.take(0).replaced == []
     (line,) = SAID
@@ -147,8 +147,8 @@ def test_a_batch_that_costs_one_process_after_another_is_given_up(pool: LoaderPo
 def test_errors_of_ours_come_back_as_they_are_and_in_turn(tmp_path: Path, loaders: Callable[..., StreamLoader]) -> None:
     store = open_store(str(tmp_path))
     make_dataset(store, "tiny", num_samples=40, size=16, max_samples=10)
-    place = order_of(store).place(21)
-    told = damage(store, place.shard, place.row)
+    ref = order_of(store).ref(21)
+    told = damage(store, ref.shard, ref.row)
     loader = loaders(store)
     assert [batch.step for batch in take(loader, 2)] == [0, 1]
     for _ in range(2):  # asking again gives the same
@@ -157,7 +157,7 @@ def test_errors_of_ours_come_back_as_they_are_and_in_turn(tmp_path: Path, loader
     assert loader.position == 16
     lenient = loaders(store, max_damaged=1)
     (one,) = take(lenient, 3)[2].replaced
-    assert (one.position, one.dataset, one.shard) == (21, "tiny", f"shard-{place.shard:06d}.tar")
+    assert (one.position, one.dataset, one.shard) == (21, "tiny", f"shard-{ref.shard:06d}.tar")
 
 
 def test_nothing_is_left_after_closing_or_forgetting(
@@ -234,7 +234,7 @@ def test_the_desk_hands_out_every_batch_once_and_in_order_whoever_is_lost(seed: 
         else:
             number, slot = asked[worker].pop(0)
             desk.built(worker, number)
-            assert desk.place(number) == (worker, slot)
+            assert desk.location(number) == (worker, slot)
         while desk.has(step):
             desk.take(step)
             step += 1

@@ -63,8 +63,8 @@ Sample = tuple[int, int, int, int]  # dataset, epoch, shard, row
 def samples_at(mixture: Mixture, positions: object) -> list[Sample]:
     """What stands at *positions*."""
     found = mixture.locate(np.asarray(positions, dtype=np.int64))
-    places = found.places
-    columns = (found.datasets, places.epochs, places.shards, places.rows)
+    refs = found.refs
+    columns = (found.datasets, refs.epochs, refs.shards, refs.rows)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
@@ -102,11 +102,11 @@ def test_a_dataset_taken_alone_is_its_own_order(mixed: Mixed, first_row: int) ->
         here = found.datasets == number
         own = found.positions[here]
         assert (np.diff(own) == 1).all()
-        alone = mixed.order(number).places(own)
-        places = found.places
-        assert (places.epochs[here] == own // sum(mixed.sizes[number])).all()
-        assert (places.shards[here] == alone.shards).all()
-        assert (places.rows[here] == alone.rows).all()
+        alone = mixed.order(number).refs(own)
+        refs = found.refs
+        assert (refs.epochs[here] == own // sum(mixed.sizes[number])).all()
+        assert (refs.shards[here] == alone.shards).all()
+        assert (refs.rows[here] == alone.rows).all()
         assert (positions[here] % mixed.partitions == own % mixed.partitions).all()
 
 
@@ -208,10 +208,10 @@ def test_shards_of_a_mixture_come_in_the_order_of_need() -> None:
 @given(mixtures(most=1), st.integers(0, 500))
 def test_one_dataset_is_the_mixture_of_one(mixed: Mixed, start: int) -> None:
     positions = np.arange(start, start + 50)
-    found, alone = mixed.mixture().locate(positions), mixed.order(0).places(positions)
+    found, alone = mixed.mixture().locate(positions), mixed.order(0).refs(positions)
     assert (found.positions == positions).all()
-    assert (found.places.shards == alone.shards).all()
-    assert (found.places.rows == alone.rows).all()
+    assert (found.refs.shards == alone.shards).all()
+    assert (found.refs.rows == alone.rows).all()
 
 
 def test_the_golden_pattern() -> None:

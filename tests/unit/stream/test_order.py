@@ -54,13 +54,13 @@ PLAIN = Layout((20, 17, 9, 14), partitions=4, window=6, seed=1)
 
 def sample_at(order: Order, position: int) -> tuple[int, int]:
     """(shard, row) at a position."""
-    place = order.place(position)
-    return place.shard, place.row
+    ref = order.ref(position)
+    return ref.shard, ref.row
 
 
 def samples_at(order: Order, positions: Any) -> list[tuple[int, int]]:
     """(shard, row) at each of *positions*."""
-    found = order.places(np.asarray(positions, dtype=np.int64))
+    found = order.refs(np.asarray(positions, dtype=np.int64))
     return list(zip(found.shards.tolist(), found.rows.tolist(), strict=True))
 
 
@@ -79,10 +79,10 @@ def test_each_sample_is_seen_once_in_each_epoch(layout: Layout, epoch: int) -> N
 @some
 @given(LAYOUTS, st.integers(0, 10**12))
 def test_a_place_names_its_position_and_epoch(layout: Layout, position: int) -> None:
-    place = layout.order().place(position)
-    assert place.position == position
-    assert place.epoch == position // layout.num_samples
-    assert 0 <= place.row < layout.sizes[place.shard]
+    ref = layout.order().ref(position)
+    assert ref.position == position
+    assert ref.epoch == position // layout.num_samples
+    assert 0 <= ref.row < layout.sizes[ref.shard]
 
 
 @some
@@ -185,7 +185,7 @@ def test_runs_that_change_their_world_see_each_sample_once_an_epoch(
         assert set(np.concatenate(parts).tolist()) == set(range(step * batch_size, (step + 1) * batch_size))
         given_out += parts
     positions = np.concatenate(given_out)
-    epochs = order.places(positions).epochs.tolist()
+    epochs = order.refs(positions).epochs.tolist()
     seen = Counter((epoch, *sample) for epoch, sample in zip(epochs, samples_at(order, positions), strict=True))
     assert set(seen.values()) == {1}
     whole = range(-(-steps.start * batch_size // layout.num_samples), steps.stop * batch_size // layout.num_samples)
@@ -261,7 +261,7 @@ def test_a_window_over_everything_is_a_full_shuffle() -> None:
 def test_the_golden_order() -> None:
     """The first 100 positions of one layout, over three epochs and a bit. A run that resumes relies on them."""
     order = Order([5, 7, 4, 9, 6], DIGEST, seed=3, partitions=4, window=5)
-    found = " ".join(f"{place.epoch}:{place.shard}.{place.row}" for place in map(order.place, range(100)))
+    found = " ".join(f"{ref.epoch}:{ref.shard}.{ref.row}" for ref in map(order.ref, range(100)))
     assert found.split() == GOLDEN.split()
 
 
@@ -278,8 +278,8 @@ GOLDEN = """
 def test_a_thousand_million_samples_take_no_more_memory_than_their_shards() -> None:
     order = Order([10_000] * 100_000, DIGEST, seed=0, partitions=64, window=10_000)
     assert order.num_samples == 10**9
-    place = order.place(5 * 10**9 + 123_456_789)
-    assert place.epoch == 5
+    ref = order.ref(5 * 10**9 + 123_456_789)
+    assert ref.epoch == 5
     neighbours = {sample_at(order, 64 * at) for at in range(1_000)}  # one slot
     assert len(neighbours) == 1_000
     assert len({shard for shard, _ in neighbours}) <= 2

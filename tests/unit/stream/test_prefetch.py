@@ -34,7 +34,7 @@ def far(tmp_path: Path) -> FarStore:
 @pytest.fixture
 def reader(far: FarStore, tmp_path: Path) -> DatasetReader:
     """Reads it."""
-    return DatasetReader(far, "tiny", cache=tmp_path / "cache", patience=RetryPolicy(60))
+    return DatasetReader(far, "tiny", cache=tmp_path / "cache", retry=RetryPolicy(60))
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_the_next_shards_are_there_before_they_are_read(
     ahead = begin()
     wanted = distinct(mixture, 0, 4)
     until(lambda: ahead.is_idle)
-    assert ahead.held == set(wanted)
+    assert ahead.ready == set(wanted)
     assert sorted(far.fetched()) == sorted(reader.shards[shard].name for _, shard in wanted)
     before = len(far.asked)
     assert [reader.read(shard, row).data for _, shard in wanted for row in range(5)]
@@ -93,7 +93,7 @@ def test_one_thread_fetches_them_in_the_order_of_need(
     begin: Callable[..., Prefetcher], far: FarStore, reader: DatasetReader, mixture: Mixture
 ) -> None:
     ahead = begin(shards=6, threads=1)
-    until(lambda: len(ahead.held) == 6)
+    until(lambda: len(ahead.ready) == 6)
     assert far.fetched() == [reader.shards[shard].name for _, shard in distinct(mixture, 0, 6)]
 
 
@@ -101,12 +101,12 @@ def test_it_follows_the_position_and_lets_go_of_what_was_read(
     begin: Callable[..., Prefetcher], far: FarStore, mixture: Mixture
 ) -> None:
     ahead = begin()
-    until(lambda: len(ahead.held) == 4)
+    until(lambda: len(ahead.ready) == 4)
     for position in range(0, 60, 4):  # an epoch
         ahead.advance(position)
     wanted = set(distinct(mixture, 56, 4))
     until(lambda: ahead.is_idle)
-    assert ahead.held == wanted
+    assert ahead.ready == wanted
     assert len(far.fetched()) == len(set(far.fetched()))
 
 
@@ -117,16 +117,16 @@ def test_it_fetches_no_more_than_its_share(
     share = sum(reader.shards[shard].num_bytes for _, shard in wanted) + 100
     ahead = begin(shards=12, share_bytes=share)
     until(lambda: ahead.is_idle)
-    assert ahead.held == set(wanted)
+    assert ahead.ready == set(wanted)
     tiny = begin(shards=12, share_bytes=1)
     until(lambda: tiny.is_idle)
-    assert tiny.held == set(wanted[:1])
+    assert tiny.ready == set(wanted[:1])
 
 
 def test_more_shards_than_there_are_is_no_endless_search(begin: Callable[..., Prefetcher]) -> None:
     ahead = begin(shards=100)
     until(lambda: ahead.is_idle)
-    assert len(ahead.held) == 12
+    assert len(ahead.ready) == 12
 
 
 def test_an_error_is_met_by_the_reader_that_needs_the_shard(
@@ -136,7 +136,7 @@ def test_an_error_is_met_by_the_reader_that_needs_the_shard(
     far.delete(f"datasets/tiny/{reader.shards[first].name}")
     ahead = begin()
     until(lambda: ahead.is_idle)
-    assert len(ahead.held) == 3
+    assert len(ahead.ready) == 3
     assert [*ahead.errors] == [(0, first)]
     assert reader.read(second, 0).data
     with pytest.raises(Exception, match=f"{reader.shards[first].name} is missing"):
@@ -146,7 +146,7 @@ def test_an_error_is_met_by_the_reader_that_needs_the_shard(
 def test_two_share_the_work(begin: Callable[..., Prefetcher], far: FarStore, mixture: Mixture) -> None:
     both = [begin(shards=8, threads=1) for _ in range(2)]
     wanted = set(distinct(mixture, 0, 8))
-    until(lambda: all(ahead.held == wanted for ahead in both))
+    until(lambda: all(ahead.ready == wanted for ahead in both))
     assert len(far.fetched()) == 8
 
 
@@ -162,7 +162,7 @@ def test_it_ends_while_the_store_is_away(begin: Callable[..., Prefetcher], far: 
     ahead = begin()
     assert asked.wait(10)
     ahead.close()
-    assert not [one for one in set(threading.enumerate()) - threads if one.name == "read-ahead"]
+    assert not [one for one in set(threading.enumerate()) - threads if one.name == "prefetch"]
     assert len(os.listdir("/proc/self/fd")) == before
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != "lock"]
 
@@ -171,7 +171,7 @@ def test_in_a_folder_nothing_is_fetched(tmp_path: Path, far: FarStore, mixture: 
     reader = DatasetReader(open_store(far.uri), "tiny", cache=tmp_path / "cache")
     ahead = Prefetcher([reader], mixture, SLOTS, 0, shards=4, share_bytes=10**9)
     try:
-        until(lambda: len(ahead.held) == 4)
+        until(lambda: len(ahead.ready) == 4)
     finally:
         ahead.close()
     assert not (tmp_path / "cache").exists()

@@ -48,7 +48,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def loader_of(workspace: Store, world: World | None = None, **fields: Any) -> StreamLoader:
     """Over dataset ``d``."""
-    given_to_loader = {name: fields.pop(name) for name in ("labels", "num_classes", "say") if name in fields}
+    given_to_loader = {name: fields.pop(name) for name in ("labels", "num_classes", "on_message") if name in fields}
     recipe, world = RECIPE.model_copy(update=fields), world or World()
     return StreamLoader(open_readers(workspace, ["d"], recipe, world), recipe, seed=1, world=world, **given_to_loader)
 
@@ -98,7 +98,7 @@ def test_samples_without_exactly_one_label_are_replaced_by_the_next_of_their_slo
     workspace: Store, workers: int
 ) -> None:
     said: list[str] = []
-    batches = take(loader_of(workspace, max_damaged=24, workers=workers, say=said.append), 6)
+    batches = take(loader_of(workspace, max_damaged=24, workers=workers, on_message=said.append), 6)
     bad = sum(len(wanted) != 1 for wanted in LISTS)
     for batch in batches:
         lists = lists_in(workspace, batch)
@@ -124,7 +124,7 @@ def test_a_class_that_does_not_exist_is_damage(tmp_path: Path, mode: str) -> Non
     with pytest.raises(DamageError, match=r"its label 10 is none of the 10 classes"):
         take(loader_of(workspace, labels=mode, num_classes=10), 4)
     said: list[str] = []
-    take(loader_of(workspace, labels=mode, num_classes=10, max_damaged=1, say=said.append), 4)
+    take(loader_of(workspace, labels=mode, num_classes=10, max_damaged=1, on_message=said.append), 4)
     assert len(said) == 1
 
 

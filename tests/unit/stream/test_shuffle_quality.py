@@ -25,10 +25,8 @@ def test_it_is_what_looking_at_each_pair_gives(sizes: list[int], partitions: int
     batch_size, total = times * partitions, sum(sizes)
     found = shuffle_quality(sizes, batch_size=batch_size, partitions=partitions, window=window, seed=5, epoch=2)
     order = Order(sizes, "", seed=5, partitions=partitions, window=window)
-    places = order.places(2 * total + np.arange(total))
-    at = {
-        where: position for position, where in enumerate(zip(places.shards.tolist(), places.rows.tolist(), strict=True))
-    }
+    refs = order.refs(2 * total + np.arange(total))
+    at = {where: position for position, where in enumerate(zip(refs.shards.tolist(), refs.rows.tolist(), strict=True))}
     neighbours = [
         abs(at[shard, row + 1] - at[shard, row]) for shard, size in enumerate(sizes) for row in range(size - 1)
     ]
@@ -77,7 +75,7 @@ def test_many_samples_are_judged_by_stretches_of_them(monkeypatch: pytest.Monkey
     """The same within what a part can tell."""
     layout = {"batch_size": 256, "partitions": 8, "window": 200}
     whole = shuffle_quality([150] * 2_000, **layout)
-    monkeypatch.setattr(quality, "_MOST", 30_000)
+    monkeypatch.setattr(quality, "_MAX_POSITIONS", 30_000)
     looked_at = len(quality._positions(Order([150] * 2_000, "", seed=0, partitions=8, window=200), 1, 0))
     assert 20_000 <= looked_at <= 30_000
     part = shuffle_quality([150] * 2_000, **layout)

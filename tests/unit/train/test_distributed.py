@@ -13,7 +13,7 @@ from pipeline.train.distributed import AsyncAllReduce, new_group
 
 
 @pytest.fixture
-def alone() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """A process group of this process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
@@ -31,7 +31,7 @@ def test_without_ranks_there_is_no_group() -> None:
 
 
 @pytest.mark.parametrize("patience", [0.5, 3600.0, 1e6, 1e300])
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("process_group")
 def test_a_group_is_more_patient_than_the_recipe(patience: float) -> None:
     year = timedelta(days=365)
     for group in (new_group(patience), AsyncAllReduce(2, patience)._group):
@@ -39,7 +39,7 @@ def test_a_group_is_more_patient_than_the_recipe(patience: float) -> None:
         assert timedelta(days=1) < limit_of(group) <= year
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("process_group")
 def test_a_rank_alone_agrees_in_a_group_too() -> None:
     agreement = AsyncAllReduce(2, 3600.0)
     assert agreement.exchange([1, 2]) is None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-import os
 import queue
 import signal
 import socket
@@ -13,15 +13,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from pipeline.base.process_identity import kill, whoami
+from pipeline.base.process_identity import ProcessIdentity
 from pipeline.base.world import World
-from pipeline.train.heartbeat import SAVING, STEP, RankHeartbeat
+from pipeline.train.distributed import AsyncAllReduce
+from pipeline.train.heartbeat import _COLLECTIVES, SAVING, STEP, RankHeartbeat
 from pipeline.train.preemption import RELOCATING, SIGTERM
 from pipeline.train.watchdog import Watchdog
 
+ROOT = Path(__file__).parents[3]
 LIMIT_SECONDS = 30.0  # a guard against hanging
 
 
@@ -38,11 +41,11 @@ def told() -> threading.Event:
 
 @pytest.fixture
 def supervisor(heard: list[tuple[str, str]], told: threading.Event) -> Iterator[Watchdog]:
-    def say(group: str, text: str) -> None:
+    def message(group: str, text: str) -> None:
         heard.append((group, text))
         told.set()
 
-    supervisor = Watchdog(say=say)
+    supervisor = Watchdog(on_message=message)
     yield supervisor
     supervisor.close()
 
@@ -51,7 +54,7 @@ def test_a_rank_speaks_to_people_and_leaves_in_peace(
     supervisor: Watchdog, heard: list[tuple[str, str]], told: threading.Event
 ) -> None:
     pulse = RankHeartbeat(supervisor.address, World(1, 2), "0003")
-    pulse.say("a store is slow")
+    pulse.message("a store is slow")
     assert told.wait(LIMIT_SECONDS)
     pulse.close()
     assert heard == [("0003", "a store is slow")]
@@ -60,7 +63,7 @@ def test_a_rank_speaks_to_people_and_leaves_in_peace(
 
 def test_what_is_said_last_arrives(supervisor: Watchdog, heard: list[tuple[str, str]], told: threading.Event) -> None:
     pulse = RankHeartbeat(supervisor.address, World(), "0001")
-    pulse.say("good-bye")
+    pulse.message("good-bye")
     pulse.close()
     assert told.wait(LIMIT_SECONDS)
     assert heard == [("0001", "good-bye")]
@@ -153,13 +156,13 @@ def test_a_phase_inside_a_phase_ends_where_it_began() -> None:
 def test_without_an_address_nothing_happens() -> None:
     pulse = RankHeartbeat("", World(), "0001")
     pulse.mark("step", 3)
-    pulse.say("nobody listens")
+    pulse.message("nobody listens")
     pulse.close()
 
 
 def test_a_stranger_is_not_listened_to(supervisor: Watchdog, heard: list[tuple[str, str]]) -> None:
     host, _, port = supervisor.address.rpartition("/")[0].rpartition(":")
-    hello = {"token": "guessed", "group": "0001", "rank": 0, "world": 1, **whoami()}
+    hello = {"token": "guessed", "group": "0001", "rank": 0, "world": 1, **ProcessIdentity.current().to_message()}
     for sent in (b"GET / HTTP/1.1\r\n\r\n", b"[]\n", json.dumps(hello).encode() + b'\n{"said": ["hi"]}\n'):
         with socket.create_connection((host, int(port)), timeout=LIMIT_SECONDS) as line:
             line.sendall(sent)
@@ -172,9 +175,9 @@ def test_a_stranger_is_not_listened_to(supervisor: Watchdog, heard: list[tuple[s
 CHILD = """
 import sys, threading
 from pipeline.base.world import World
-from pipeline.train.heartbeat import Pulse
-pulse = Pulse(sys.argv[1], World(int(sys.argv[2]), 2), "0001", on_end=lambda reason: print(reason, flush=True))
-pulse.say("here")
+from pipeline.train.heartbeat import RankHeartbeat
+pulse = RankHeartbeat(sys.argv[1], World(int(sys.argv[2]), 2), "0001", on_end=lambda reason: print(reason, flush=True))
+pulse.message("here")
 threading.Event().wait()
 """
 
@@ -202,14 +205,19 @@ def test_only_the_process_that_is_meant_is_killed() -> None:
     try:
         assert child.stdout is not None
         child.stdout.readline()
-        code = "from pipeline.base.process_identity import _born, whoami\n" + f"print(_born({child.pid}))"
-        born = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
-        named = {**whoami(), "pid": child.pid, "born": born}
-        assert not kill(named | {"machine": "another"})
-        assert not kill(named | {"born": "1"})
+        named = ProcessIdentity.of_pid(child.pid).to_message()
+        assert not ProcessIdentity.from_message(named | {"machine": "another"}).kill()
+        assert not ProcessIdentity.from_message(named | {"born": "1"}).kill()
         assert child.poll() is None
-        assert kill(named)
+        assert ProcessIdentity.from_message(named).kill()
         assert child.wait(LIMIT_SECONDS) == -signal.SIGKILL
-        assert not kill(whoami() | {"pid": os.getpid()})
+        assert not ProcessIdentity.current().kill()
     finally:
         child.kill()
+
+
+def test_the_files_in_which_a_rank_waits_for_others_are_where_its_frames_say() -> None:
+    waiting = inspect.getsourcefile(AsyncAllReduce) or ""
+    assert any(part in waiting for part in _COLLECTIVES)
+    house = [part for part in _COLLECTIVES if part.startswith("/pipeline/")]
+    assert all((ROOT / part[1:]).is_file() for part in house)

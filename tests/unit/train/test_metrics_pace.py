@@ -15,36 +15,43 @@ from pipeline.base.store import open_store
 from pipeline.records.run import MetricsRow
 from pipeline.train.device import measured_peak
 from pipeline.train.distributed import AsyncAllReduce
-from pipeline.train.metrics import COUNT, MetricsLogger, ModelFlops, StepTimer, TensorBoardWriter, resident_bytes
+from pipeline.train.metrics import (
+    NUM_EXCHANGED,
+    MetricsLogger,
+    ModelFlops,
+    StepTimer,
+    TensorBoardWriter,
+    resident_bytes,
+)
 from pipeline.train.rank_log import RankLogHandler
 from pipeline.train.torch_engine import StepResult
 
 
 def test_a_rank_gives_its_numbers_of_one_step() -> None:
-    pace = StepTimer()
+    step_timer = StepTimer()
     for phase, seconds in (("wait", 0.25), ("forward", 0.5), ("forward", 0.5), ("update", 3.0)):
-        pace.timed(phase, seconds)  # type: ignore[arg-type]
-    waited, forward, negative, resident = pace.take()
+        step_timer.timed(phase, seconds)  # type: ignore[arg-type]
+    waited, forward, negative, resident = step_timer.take()
     assert (waited, forward, negative) == (0.25, 1.0, -1.0)
     assert resident == pytest.approx(resident_bytes(), rel=0.5)
-    assert pace.take()[:3] == [0.0, 0.0, 0.0]
+    assert step_timer.take()[:3] == [0.0, 0.0, 0.0]
 
 
 def test_the_slowest_rank_of_each_step_is_compared_with_its_fastest() -> None:
-    pace = StepTimer()
+    step_timer = StepTimer()
     ranks = [[0.1, 1.0, -1.0, 5.0], [0.4, 1.5, -1.5, 9.0]]
     largest = [max(column) for column in zip(*ranks, strict=True)]
-    pace.absorb(largest)
-    pace.absorb([0.2, 1.0, -1.0, 7.0])
-    assert pace.skew == pytest.approx(0.25)
-    assert pace.waited_seconds == pytest.approx(0.6)
-    assert pace.resident_bytes == 9
-    pace.clear()
-    assert (pace.skew, pace.waited_seconds, pace.resident_bytes) == (0.0, 0.0, 0)
+    step_timer.absorb(largest)
+    step_timer.absorb([0.2, 1.0, -1.0, 7.0])
+    assert step_timer.skew == pytest.approx(0.25)
+    assert step_timer.waited_seconds == pytest.approx(0.6)
+    assert step_timer.resident_bytes == 9
+    step_timer.clear()
+    assert (step_timer.skew, step_timer.waited_seconds, step_timer.resident_bytes) == (0.0, 0.0, 0)
 
 
 def test_one_rank_agrees_with_itself_a_step_late() -> None:
-    agreement = AsyncAllReduce(COUNT)
+    agreement = AsyncAllReduce(NUM_EXCHANGED)
     assert agreement.exchange([1, 2, 3, 4]) is None
     assert agreement.exchange([5, 6, 7, 8]) == [1, 2, 3, 4]
     assert agreement.finish() == [5, 6, 7, 8]
@@ -52,10 +59,12 @@ def test_one_rank_agrees_with_itself_a_step_late() -> None:
 
 
 def test_a_row_tells_utilisation_skew_and_memory(tmp_path: Path) -> None:
-    store, pace = open_store(str(tmp_path)), StepTimer()
+    store, step_timer = open_store(str(tmp_path)), StepTimer()
     events = TensorBoardWriter(store, "t")
-    watch = MetricsLogger(Journal(store, "m"), 1, 16, pace=pace, events=events, work=ModelFlops(1e6, 1e12))
-    pace.absorb([0.0, 1.5, -1.0, 123.0])
+    watch = MetricsLogger(
+        Journal(store, "m"), 1, 16, step_timer=step_timer, events=events, model_flops=ModelFlops(1e6, 1e12)
+    )
+    step_timer.absorb([0.0, 1.5, -1.0, 123.0])
     watch.step(1, StepResult(1.0, 1.0), 0.1)
     watch.flush()
     (row,) = [MetricsRow.model_validate(row) for row in read_journal(store, "m")]

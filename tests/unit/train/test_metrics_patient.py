@@ -64,7 +64,7 @@ REFUSALS = [FailedError("No space left on device"), StoreAccessError("Read-only 
 def test_training_goes_on_and_no_row_is_lost(store: Moody, clock: Clock, refusal: Exception) -> None:
     said: list[str] = []
     events = TensorBoardWriter(store, "t")
-    watch = MetricsLogger(Journal(store, "m"), 1, 16, events=events, patient=BestEffortWriter(said.append))
+    watch = MetricsLogger(Journal(store, "m"), 1, 16, events=events, best_effort=BestEffortWriter(said.append))
     store.refusal = refusal
     for number in range(1, 9):
         clock.now += 100.0
@@ -85,18 +85,18 @@ def test_training_goes_on_and_no_row_is_lost(store: Moody, clock: Clock, refusal
 
 def test_who_has_nothing_to_store_does_not_find_out_that_it_can(store: Moody, clock: Clock) -> None:
     said: list[str] = []
-    patient, journals = BestEffortWriter(said.append), [Journal(store, name) for name in ("full", "empty")]
+    best_effort, journals = BestEffortWriter(said.append), [Journal(store, name) for name in ("full", "empty")]
     store.refusal = FailedError("full")
     journals[0].append({"step": 1})
     for _ in range(3):
         for journal in journals:
-            patient.insist()
-            patient.stored(journal.flush)
+            best_effort.retry_now()
+            best_effort.write(journal.flush)
     assert len(said) == 1
 
 
 def test_a_store_that_is_away_is_asked_once_a_minute_unless_somebody_insists(store: Moody, clock: Clock) -> None:
-    watch = MetricsLogger(Journal(store, "m"), 1, 16, patient=BestEffortWriter(lambda _: None))
+    watch = MetricsLogger(Journal(store, "m"), 1, 16, best_effort=BestEffortWriter(lambda _: None))
     store.refusal = StoreAccessError("away")
     for number in range(1, 301):
         clock.now += 1.0
@@ -109,7 +109,7 @@ def test_a_store_that_is_away_is_asked_once_a_minute_unless_somebody_insists(sto
 
 def test_what_is_no_refusal_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
-        BestEffortWriter(lambda _: None).stored(lambda: 1 / 0)
+        BestEffortWriter(lambda _: None).write(lambda: 1 / 0)
 
 
 def test_it_tells_that_training_waits(store: Moody) -> None:
@@ -124,5 +124,5 @@ def test_it_tells_that_training_waits(store: Moody) -> None:
             seen.append("out")
 
     store.refusal = FailedError("full")
-    assert not BestEffortWriter(lambda _: None, around).stored(lambda: store.put("a", b""))
+    assert not BestEffortWriter(lambda _: None, around).write(lambda: store.put("a", b""))
     assert seen == ["in", "out"]

@@ -22,15 +22,15 @@ def test_the_first_wish_counts_but_an_interruption_is_stronger(monkeypatch: pyte
     now = 100.0
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now)
     stop = StopSignal(30.0)
-    stop.ask(RELOCATING)
+    stop.request(RELOCATING)
     assert stop.strength == RELOCATE
     now = 110.0
     assert stop.seconds_left == 20.0
-    stop.ask(SIGTERM)
+    stop.request(SIGTERM)
     assert (stop.strength, stop.seconds_left) == (INTERRUPT, 30.0)
     now = 125.0
-    stop.ask(SIGTERM)
-    stop.ask(RELOCATING)
+    stop.request(SIGTERM)
+    stop.request(RELOCATING)
     assert (stop.strength, stop.seconds_left) == (INTERRUPT, 15.0)
     now = 200.0
     assert stop.seconds_left == 0.0
@@ -51,8 +51,8 @@ def test_sigterm_is_a_wish_while_somebody_listens() -> None:
 def test_sigterm_does_what_it_did_when_nobody_listens() -> None:
     code = (
         "import os, signal\n"
-        "from pipeline.train.preemption import Stop, listening\n"
-        "with listening(Stop(1.0)): pass\n"
+        "from pipeline.train.preemption import StopSignal, listening\n"
+        "with listening(StopSignal(1.0)): pass\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGTERM

@@ -34,7 +34,7 @@ def heard() -> list[str]:
 @pytest.fixture
 def supervisor(heard: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Watchdog]:
     monkeypatch.setattr(launching, "_draining", dict)
-    supervisor = Watchdog(say=lambda attempt, text: heard.append(f"{attempt}|{text}"))
+    supervisor = Watchdog(on_message=lambda attempt, text: heard.append(f"{attempt}|{text}"))
     yield supervisor
     supervisor.close()
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.base.errors import InputError
 from pipeline.corpus import open_corpus
-from pipeline.corpus.sources.manifest import RefusedPathError, resolve
+from pipeline.corpus.sources.manifest import RefusedPathError, resolve_path
 from pipeline.records.corpus import Corpus
 from tests.support.sources import fill, images_of, labels_of, rejects_of
 
@@ -185,7 +185,7 @@ REFUSED = [
 @pytest.mark.parametrize("is_local", [True, False])
 def test_paths_that_are_not_followed(text: str, is_local: bool) -> None:
     with pytest.raises(RefusedPathError) as caught:
-        resolve(text, is_local=is_local)
+        resolve_path(text, is_local=is_local)
     assert "secret" not in str(caught.value)
     assert "passwd" not in str(caught.value)
 
@@ -193,7 +193,7 @@ def test_paths_that_are_not_followed(text: str, is_local: bool) -> None:
 @pytest.mark.parametrize("text", ["/etc/passwd", "file:///etc/passwd", "FILE:///etc/passwd", "//etc/passwd"])
 def test_a_manifest_from_a_bucket_names_no_file_of_this_machine(text: str) -> None:
     with pytest.raises(RefusedPathError, match="this machine"):
-        resolve(text, is_local=False)
+        resolve_path(text, is_local=False)
 
 
 def test_a_refused_path_costs_its_row_and_is_not_told(tmp_path: Path) -> None:

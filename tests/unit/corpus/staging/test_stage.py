@@ -38,8 +38,8 @@ KEYS = ["a.jpg", "a.txt", "train/x/1.jpg", "train/x/2.png", "train/deep/y/3.jpg"
     ],
 )
 def test_patterns(include: tuple[str, ...], exclude: tuple[str, ...], taken: list[str]) -> None:
-    takes = StageRecipe(include=include, exclude=exclude).takes()
-    assert [key for key in KEYS if takes(key)] == taken
+    key_filter = StageRecipe(include=include, exclude=exclude).key_filter()
+    assert [key for key in KEYS if key_filter(key)] == taken
 
 
 def test_only_what_the_patterns_take_is_copied(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def brute_force_knn(
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 @pytest.mark.parametrize("several", [False, True], ids=["one label", "several labels"])
 def test_knn_equals_brute_force(temperature: float, several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.evaluate.evaluators.knn._MOST_QUERIES", 16)  # several chunks, the last one short
+    monkeypatch.setattr("pipeline.evaluate.evaluators.knn._MAX_QUERIES", 16)  # several chunks, the last one short
     monkeypatch.setattr("pipeline.evaluate.evaluators.knn._VOTE_FLOATS", 100)
     make = label_sets if several else blobs
     train, labels = make(700, 12, 4, seed=1)
@@ -49,8 +49,13 @@ def test_the_nearest_are_found_in_order(count: int, k: int) -> None:
     unit = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in (queries.astype(float), train.astype(float))]
     every = unit[0] @ unit[1].T
     expected = np.argsort(-every, axis=1, kind="stable")[:, :k]
-    assert (index == expected).all()
-    assert cosines == pytest.approx(np.take_along_axis(every, expected, axis=1), abs=1e-6)
+    best = np.take_along_axis(every, expected, axis=1)
+    assert cosines == pytest.approx(best, abs=1e-6)
+    # Cosines in float32 are off by less than 1e-6, by the processor's order of adding: neighbours that are closer than
+    # twice that (1.3e-6 occurs) may change places, no others.
+    assert np.abs(np.take_along_axis(every, index, axis=1) - best).max() < 2e-6
+    assert all(len(set(row)) == len(row) for row in index.tolist())
+    assert (index != expected).sum() <= 2
 
 
 @pytest.mark.parametrize("count", [20, 600])

@@ -16,8 +16,7 @@ from pipeline.base.errors import DamageError, InputError
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate.evaluators import sgd as sgd_probe
 from pipeline.evaluate.evaluators.inspect_model import NUM_EXAMPLES, patch_filters, position_similarity
-from pipeline.evaluate.evaluators.probe import wanted_specs
-from pipeline.evaluate.evaluators.registry import EVALUATORS
+from pipeline.evaluate.evaluators.registry import REGISTRY, Evaluator
 from pipeline.evaluate.evaluators.ridge import Moments, fit_ridge
 from pipeline.evaluate.features import load_features
 from pipeline.evaluate.metrics import mean_ap
@@ -28,7 +27,7 @@ from pipeline.evaluate.worker import run_evaluation
 from pipeline.models.vit import ViT
 from pipeline.records.score import ARTEFACTS, OUTCOMES, OUTCOMES_SCHEMA, file_key, list_results
 from tests.support.datasets import make_dataset
-from tests.support.subjects import RAW, planned_of, put_network, put_pictures, tiny
+from tests.support.stored_models import RAW, planned_of, put_network, put_pictures, tiny
 
 CLASSES = 3
 
@@ -66,7 +65,7 @@ def test_settings_are_never_chosen_on_test_data(
     noisy: Store, evaluator: str, setting: str, candidates: list[float], rest: dict[str, Any]
 ) -> None:
     def find(values: list[float], test: str = "test") -> EvalOutput:
-        return EVALUATORS[evaluator](noisy, planned_of(evaluator, test=test, **{setting: values}, **rest))
+        return REGISTRY[evaluator].run(noisy, planned_of(evaluator, test=test, **{setting: values}, **rest))
 
     honest = find(candidates)
     truths = [find([value]).outcomes.predictions for value in candidates]
@@ -96,16 +95,16 @@ def order_of_pictures(store: Store, keys: tuple[str, ...]) -> np.ndarray:
 def test_the_chosen_setting_is_refitted_on_all_training_samples(
     noisy: Store, evaluator: str, setting: str, candidates: list[float], rest: dict[str, Any]
 ) -> None:
-    found = EVALUATORS[evaluator](noisy, planned_of(evaluator, **{setting: candidates}, **rest))
+    found = REGISTRY[evaluator].run(noisy, planned_of(evaluator, **{setting: candidates}, **rest))
     chosen = found.chosen[{"learning_rates": "learning_rate"}.get(setting, setting)]
     assert chosen in candidates
-    alone = EVALUATORS[evaluator](noisy, planned_of(evaluator, **{setting: [chosen]}, **rest))
+    alone = REGISTRY[evaluator].run(noisy, planned_of(evaluator, **{setting: [chosen]}, **rest))
     assert (alone.outcomes.predictions == found.outcomes.predictions).mean() > 0.95  # linear starts elsewhere
     assert len(found.outcomes.keys) == 60
 
 
 def test_ridge_is_refitted_on_all_samples(noisy: Store) -> None:
-    found = EVALUATORS["ridge"](noisy, planned_of("ridge", l2=[100.0]))
+    found = REGISTRY["ridge"].run(noisy, planned_of("ridge", l2=[100.0]))
     train, test = (load_features(noisy, RAW, name) for name in ("train", "test"))
     held = validation_mask(train.keys, 0.3).sum()
     moments = Moments(192, CLASSES)
@@ -119,19 +118,19 @@ def test_ridge_is_refitted_on_all_samples(noisy: Store) -> None:
 def test_nothing_is_chosen_without_samples_on_both_sides(noisy: Store, evaluator: str, share: float) -> None:
     asked = replace(planned_of(evaluator), task=Task(train="train", test="test", validation=share))
     with pytest.raises(InputError, match="160 training samples are too few to hold out"):
-        EVALUATORS[evaluator](noisy, asked)
+        REGISTRY[evaluator].run(noisy, asked)
 
 
 @pytest.mark.parametrize("steps", [1, 200])
 def test_whether_the_regression_converged_is_recorded(noisy: Store, steps: int) -> None:
-    found = EVALUATORS["linear"](noisy, planned_of("linear", l2=[1e-6, 0.1], max_iterations=steps)).chosen
+    found = REGISTRY["linear"].run(noisy, planned_of("linear", l2=[1e-6, 0.1], max_iterations=steps)).chosen
     assert found["converged"] is (steps == 200)
     assert ("unconverged_l2" in found) is (steps == 1)
 
 
 def test_few_shot_is_drawn_by_the_seed(noisy: Store) -> None:
     first, again, other = (
-        EVALUATORS["fewshot"](noisy, planned_of("fewshot", seed=seed, shots=5)) for seed in (0, 0, 1)
+        REGISTRY["fewshot"].run(noisy, planned_of("fewshot", seed=seed, shots=5)) for seed in (0, 0, 1)
     )
     assert np.array_equal(first.outcomes.predictions, again.outcomes.predictions)
     assert not np.array_equal(first.outcomes.predictions, other.outcomes.predictions)
@@ -140,13 +139,13 @@ def test_few_shot_is_drawn_by_the_seed(noisy: Store) -> None:
 
 @pytest.mark.parametrize("evaluator", ["linear", "knn", "ridge"])
 def test_of_several_layers_one_is_chosen_on_validation(noisy: Store, evaluator: str) -> None:
-    subject = put_network(noisy, tiny(CLASSES, depth=3), seed=9)
+    model_ref = put_network(noisy, tiny(CLASSES, depth=3), seed=9)
     layers = ["head-input", 1, -2]
-    found = EVALUATORS[evaluator](noisy, planned_of(evaluator, subject, layers=layers))
+    found = REGISTRY[evaluator].run(noisy, planned_of(evaluator, model_ref, layers=layers))
     shares = found.chosen["validation_by_layer"]
     assert list(shares) == ["head-input", "1", "-2"]
     assert shares[str(found.chosen["layer"])] == max(shares.values())
-    alone = EVALUATORS[evaluator](noisy, planned_of(evaluator, subject, layers=[found.chosen["layer"]]))
+    alone = REGISTRY[evaluator].run(noisy, planned_of(evaluator, model_ref, layers=[found.chosen["layer"]]))
     assert np.array_equal(alone.outcomes.predictions, found.outcomes.predictions)
     assert "layer" not in alone.chosen
 
@@ -154,14 +153,14 @@ def test_of_several_layers_one_is_chosen_on_validation(noisy: Store, evaluator: 
 def test_sgd_heads_see_the_last_blocks_and_the_average(noisy: Store) -> None:
     few = {"blocks": 2, "learning_rates": [0.01], "steps": 3, "batch_size": 16}
     for pool, inputs in (("cls", 4), ("gap", 2)):
-        subject = put_network(noisy, tiny(CLASSES, pool=pool), seed=8)
-        asked = planned_of("sgd", subject, **few)
-        specs = wanted_specs(asked)
+        model_ref = put_network(noisy, tiny(CLASSES, pool=pool), seed=8)
+        asked = planned_of("sgd", model_ref, **few)
+        specs = sgd_probe.feature_specs(asked)
         assert [(spec.layer, spec.pooling) for spec in specs] == [(-2, "model"), (-1, "model"), (-1, "gap")]
-        loaded = {spec: load_features(noisy, subject, "train", spec).features for spec in specs}
+        loaded = {spec: load_features(noisy, model_ref, "train", spec).features for spec in specs}
         features = {f"{spec.layer}/{spec.pooling}": values for spec, values in loaded.items()}
         assert len(sgd_probe.heads_of(features, SgdSettings(**few))) == inputs
-        assert EVALUATORS["sgd"](noisy, asked).chosen["blocks"]
+        assert REGISTRY["sgd"].run(noisy, asked).chosen["blocks"]
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +185,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Store:
     ],
 )
 def test_several_labels_are_judged_by_average_precision(several: Store, evaluator: str, settings: Any) -> None:
-    found = EVALUATORS[evaluator](several, planned_of(evaluator, **settings))
+    found = REGISTRY[evaluator].run(several, planned_of(evaluator, **settings))
     assert found.outcomes.targets is not None
     assert mean_ap(found.outcomes).value > 0.95
     if evaluator == "finetune":
@@ -196,7 +195,7 @@ def test_several_labels_are_judged_by_average_precision(several: Store, evaluato
 @pytest.mark.parametrize("evaluator", ["sgd", "fewshot"])
 def test_what_needs_one_label_says_so(several: Store, evaluator: str) -> None:
     with pytest.raises(InputError, match="have several labels"):
-        EVALUATORS[evaluator](several, planned_of(evaluator))
+        REGISTRY[evaluator].run(several, planned_of(evaluator))
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +209,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def test_inspect_gives_pictures_of_their_shapes(store: Store) -> None:
-    finding = EVALUATORS["inspect"](store, planned_of("inspect", put_network(store, tiny(pool="cls"))))
+    finding = REGISTRY["inspect"].run(store, planned_of("inspect", put_network(store, tiny(pool="cls"))))
     shapes = {name: (array.shape, array.dtype.name) for name, array in finding.artefacts.items()}
     assert shapes == {
         "patch_filters": ((28, 4, 4, 3), "float32"),
@@ -228,7 +227,7 @@ def test_inspect_gives_pictures_of_their_shapes(store: Store) -> None:
 
 
 def test_classify_is_the_networks_own_head(store: Store) -> None:
-    finding = EVALUATORS["classify"](store, planned_of("classify", put_network(store, tiny())))
+    finding = REGISTRY["classify"].run(store, planned_of("classify", put_network(store, tiny())))
     assert len(finding.outcomes.keys) == 30
     assert ((finding.outcomes.probabilities >= 0.25) & (finding.outcomes.probabilities <= 1)).all()
 
@@ -236,12 +235,12 @@ def test_classify_is_the_networks_own_head(store: Store) -> None:
 def test_what_does_not_fit_is_refused(store: Store) -> None:
     for evaluator in ("classify", "inspect"):
         with pytest.raises(InputError, match="the network has 7 classes, not 4"):
-            EVALUATORS[evaluator](store, planned_of(evaluator, put_network(store, tiny(7))))
+            REGISTRY[evaluator].run(store, planned_of(evaluator, put_network(store, tiny(7))))
         with pytest.raises(DamageError, match="needs a network, not raw pixels"):
-            EVALUATORS[evaluator](store, planned_of(evaluator))
+            REGISTRY[evaluator].run(store, planned_of(evaluator))
     asked = replace(planned_of("knn"), task=Task(train="train", test="five"))
     with pytest.raises(InputError, match="task task: train and five have other classes"):
-        EVALUATORS["knn"](store, asked)
+        REGISTRY["knn"].run(store, asked)
 
 
 @pytest.mark.parametrize("evaluator", ["classify", "inspect"])
@@ -250,10 +249,10 @@ def test_a_head_of_other_classes_is_refused(noisy: Store, evaluator: str) -> Non
     network = tiny(CLASSES, pool="cls")
     other = put_network(noisy, network, names=("class-0", "dress", "class-2"))
     with pytest.raises(InputError, match=f"{evaluator} on task: class 1 of the network is 'dress', of test 'class-1'"):
-        EVALUATORS[evaluator](noisy, planned_of(evaluator, other))
+        REGISTRY[evaluator].run(noisy, planned_of(evaluator, other))
     nameless = put_network(noisy, network, names=())
     for asked in (planned_of(evaluator, other, classes="order"), planned_of(evaluator, nameless)):
-        assert len(EVALUATORS[evaluator](noisy, asked).outcomes.keys) == 60
+        assert len(REGISTRY[evaluator].run(noisy, asked).outcomes.keys) == 60
 
 
 def test_performing_records_what_belongs_together(store: Store) -> None:
@@ -280,7 +279,7 @@ def test_what_goes_wrong_is_raised_and_nothing_is_recorded(store: Store, monkeyp
         raise ZeroDivisionError("by zero")
 
     with monkeypatch.context() as patched:
-        patched.setitem(EVALUATORS, "knn", broken)
+        patched.setitem(REGISTRY, "knn", Evaluator(broken))
         with pytest.raises(ZeroDivisionError):
             run_evaluation(store, asked)
     assert not list(store.list(f"evaluations/{asked.key.id}/"))

@@ -31,7 +31,7 @@ from pipeline.stream.dataset import DatasetReader
 from pipeline.stream.eval_loader import evaluation_batches
 from pipeline.train.device import normalise
 from tests.support.datasets import make_dataset
-from tests.support.subjects import TRANSFORM, put_network, tiny
+from tests.support.stored_models import TRANSFORM, put_network, tiny
 
 
 @pytest.fixture
@@ -64,11 +64,11 @@ def stored(store: Store) -> set[str]:
 
 
 def test_they_are_the_networks_features_of_every_sample_in_order(store: Store, several_parts: None) -> None:
-    subject = put_network(store, tiny())
-    found = load_features(store, subject, "d")
-    (batch,) = evaluation_batches(DatasetReader(store, "d"), subject.evaluation_transform, 100)
+    model_ref = put_network(store, tiny())
+    found = load_features(store, model_ref, "d")
+    (batch,) = evaluation_batches(DatasetReader(store, "d"), model_ref.evaluation_transform, 100)
     with torch.inference_mode():
-        expected = load_network(store, subject).features(normalise(batch.images, torch.float32))
+        expected = load_network(store, model_ref).features(normalise(batch.images, torch.float32))
     assert found.keys == tuple(batch.keys)
     assert found.labels.tolist() == batch.labels.tolist()
     assert found.features.dtype == np.float32
@@ -79,40 +79,40 @@ def test_they_are_the_networks_features_of_every_sample_in_order(store: Store, s
 def test_the_second_time_nothing_is_computed(
     store: Store, several_parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subject = put_network(store, tiny())
-    first = load_features(store, subject, "d")
+    model_ref = put_network(store, tiny())
+    first = load_features(store, model_ref, "d")
     forbid_computing(monkeypatch)
-    second = load_features(store, subject, "d")
+    second = load_features(store, model_ref, "d")
     assert second.keys == first.keys
     assert np.array_equal(second.features, first.features)
     assert np.array_equal(second.labels, first.labels)
 
 
 def test_without_the_card_they_do_not_exist(store: Store, several_parts: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = put_network(store, tiny())
-    load_features(store, subject, "d")
+    model_ref = put_network(store, tiny())
+    load_features(store, model_ref, "d")
     (identifier,) = stored(store)
     before = {info.key: store.read(info.key) for info in store.list("features/")}
     for info in list(store.list("features/")):
         store.delete(info.key)
-    assert missing_parts(store, subject, "d", [FeatureSpec()]) == [0, 1, 2]
-    load_features(store, subject, "d")
+    assert missing_parts(store, model_ref, "d", [FeatureSpec()]) == [0, 1, 2]
+    load_features(store, model_ref, "d")
     assert {info.key: store.read(info.key) for info in store.list("features/")} == before
     store.delete(f"features/{identifier}/features.json")
     store.delete(f"features/{identifier}/part-00001.parquet")
     forbid_computing(monkeypatch)
     with pytest.raises(AssertionError, match="computed again"):
-        load_features(store, subject, "d")
+        load_features(store, model_ref, "d")
 
 
 @pytest.mark.parametrize("harm", ["missing", "flipped", "of other weights", "another part"])
 def test_a_killed_extraction_goes_on_with_the_parts_that_are_not_there_whole(
     store: Store, several_parts: None, harm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subject, other = put_network(store, tiny()), put_network(store, tiny(), seed=1)
+    model_ref, other = put_network(store, tiny()), put_network(store, tiny(), seed=1)
     load_features(store, other, "d")
     (of_others,) = stored(store)
-    expected = load_features(store, subject, "d")
+    expected = load_features(store, model_ref, "d")
     (identifier,) = stored(store) - {of_others}
     names = [f"features/{identifier}/part-{number:05d}.parquet" for number in range(3)]
     before = {name: store.read(name) for name in names}
@@ -128,26 +128,26 @@ def test_a_killed_extraction_goes_on_with_the_parts_that_are_not_there_whole(
     computed: list[int] = []
     take = extract._put
     monkeypatch.setattr(extract, "_put", lambda *given: (computed.append(given[4].number), take(*given)))
-    found = load_features(store, subject, "d")
+    found = load_features(store, model_ref, "d")
     assert computed == [1]
     assert np.array_equal(found.features, expected.features)
     assert {name: store.read(name) for name in names} == before
 
 
 def test_several_workers_share_the_parts_out(store: Store, several_parts: None) -> None:
-    subject, spec = put_network(store, tiny()), FeatureSpec("last", "gap")
-    alone = load_features(store, subject, "d", spec)
+    model_ref, spec = put_network(store, tiny()), FeatureSpec("last", "gap")
+    alone = load_features(store, model_ref, "d", spec)
     (identifier,) = stored(store)
     before = {info.key: store.read(info.key) for info in store.list(f"features/{identifier}/")}
     for key in before:
         store.delete(key)
-    compute_parts(store, subject, "d", [spec], [2, 0])
-    assert missing_parts(store, subject, "d", [spec]) == [1]
-    assert finish(store, subject, "d", spec) is None
-    compute_parts(store, subject, "d", [spec], [1])
-    assert finish(store, subject, "d", spec) is not None
+    compute_parts(store, model_ref, "d", [spec], [2, 0])
+    assert missing_parts(store, model_ref, "d", [spec]) == [1]
+    assert finish(store, model_ref, "d", spec) is None
+    compute_parts(store, model_ref, "d", [spec], [1])
+    assert finish(store, model_ref, "d", spec) is not None
     assert {key: store.read(key) for key in before} == before
-    assert np.array_equal(load_features(store, subject, "d", spec).features, alone.features)
+    assert np.array_equal(load_features(store, model_ref, "d", spec).features, alone.features)
 
 
 SPECS = [
@@ -163,15 +163,15 @@ SPECS = [
 def test_several_layers_and_poolings_come_from_one_pass(
     store: Store, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
-    subject = put_network(store, tiny(pool="cls", pre_logits=12))
+    model_ref = put_network(store, tiny(pool="cls", pre_logits=12))
     passes: list[int] = []
     real = forward.normalise
     monkeypatch.setattr(forward, "normalise", lambda images, kind: (passes.append(len(images)), real(images, kind))[1])
     specs = [FeatureSpec(spec.layer, spec.pooling, dtype) for spec in SPECS]
-    prepare_features(store, subject, "d", specs)
+    prepare_features(store, model_ref, "d", specs)
     assert sum(passes) == 23, "each image went through the network once"
-    (batch,) = evaluation_batches(DatasetReader(store, "d"), subject.evaluation_transform, 100)
-    network, images = load_network(store, subject), normalise(batch.images, torch.float32)
+    (batch,) = evaluation_batches(DatasetReader(store, "d"), model_ref.evaluation_transform, 100)
+    network, images = load_network(store, model_ref), normalise(batch.images, torch.float32)
     with torch.inference_mode():
         first, last = (network.intermediate(images, [1, 2], normed=True)[block] for block in (1, 2))
         expected = [
@@ -183,35 +183,36 @@ def test_several_layers_and_poolings_come_from_one_pass(
         ]
     close = {"rtol": 1e-5, "atol": 1e-5} if dtype == "float32" else {"rtol": 0.05, "atol": 0.05}
     for spec, values in zip(specs, expected, strict=True):
-        found = load_features(store, subject, "d", spec).features
+        found = load_features(store, model_ref, "d", spec).features
         np.testing.assert_allclose(found, values.numpy(), **close)
-        assert np.allclose(found, values.numpy(), rtol=1e-6, atol=1e-6) == (dtype == "float32")
+        # 1e-5 for float32: batches of another size are added in another order by some processors; bfloat16 is 1e-3 off
+        assert np.allclose(found, values.numpy(), rtol=1e-5, atol=1e-5) == (dtype == "float32")
     assert sum(passes) == 23
 
 
 def test_two_precisions_come_from_one_reading(store: Store) -> None:
-    subject = put_network(store, tiny())
+    model_ref = put_network(store, tiny())
     specs = [FeatureSpec("last", "gap"), FeatureSpec("last", "gap", "bfloat16")]
-    prepare_features(store, subject, "d", specs)
-    full, half = (load_features(store, subject, "d", spec).features for spec in specs)
+    prepare_features(store, model_ref, "d", specs)
+    full, half = (load_features(store, model_ref, "d", spec).features for spec in specs)
     np.testing.assert_allclose(full, half, rtol=0.05, atol=0.05)
     assert not np.array_equal(full, half)
 
 
 def test_layers_and_poolings_that_the_network_has_not_are_refused(store: Store) -> None:
-    subject = put_network(store, tiny(pool="gap"))
+    model_ref = put_network(store, tiny(pool="gap"))
     for spec, message in (
         (FeatureSpec(3), "layer 3: this network has blocks 1 to 2"),
         (FeatureSpec(-3), "layer -3"),
         (FeatureSpec("last", "cls"), "no class token"),
     ):
         with pytest.raises(InputError, match=message):
-            load_features(store, subject, "d", spec)
+            load_features(store, model_ref, "d", spec)
 
 
 def test_part_by_part_is_the_whole(store: Store, several_parts: None) -> None:
-    subject = put_network(store, tiny())
-    whole, pieces = load_features(store, subject, "d"), list(iterate_features(store, subject, "d"))
+    model_ref = put_network(store, tiny())
+    whole, pieces = load_features(store, model_ref, "d"), list(iterate_features(store, model_ref, "d"))
     assert [len(part.keys) for part in pieces] == [10, 10, 3]
     assert np.array_equal(np.concatenate([part.features for part in pieces]), whole.features)
     assert tuple(key for part in pieces for key in part.keys) == whole.keys
@@ -240,25 +241,25 @@ def test_parts_of_wide_samples_are_shorter() -> None:
 def test_they_are_named_by_weights_dataset_and_transform(store: Store) -> None:
     make_dataset(store, "other", num_samples=23, num_classes=4, size=8, max_samples=9, seed=1)
     make_dataset(store, "same", num_samples=23, num_classes=4, size=8, max_samples=9)
-    subject, second = put_network(store, tiny()), put_network(store, tiny(), seed=1)
-    load_features(store, subject, "d")
+    model_ref, second = put_network(store, tiny()), put_network(store, tiny(), seed=1)
+    load_features(store, model_ref, "d")
     assert len(stored(store)) == 1
-    load_features(store, subject, "same")  # the same samples under another name
+    load_features(store, model_ref, "same")  # the same samples under another name
     assert len(stored(store)) == 1
-    load_features(store, ModelRef(subject.weights_digest, subject.weights_key, TRANSFORM, 7), "d")
+    load_features(store, ModelRef(model_ref.weights_digest, model_ref.weights_key, TRANSFORM, 7), "d")
     assert len(stored(store)) == 1
-    load_features(store, subject, "other")
+    load_features(store, model_ref, "other")
     assert len(stored(store)) == 2
     load_features(store, second, "d")
     assert len(stored(store)) == 3
-    load_features(store, ModelRef(subject.weights_digest, subject.weights_key, TRANSFORM | {"resize": 9}, 100), "d")
+    load_features(store, ModelRef(model_ref.weights_digest, model_ref.weights_key, TRANSFORM | {"resize": 9}, 100), "d")
     assert len(stored(store)) == 4
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "drop", "swap", "card", "made_of"])
 def test_damage_is_told(store: Store, several_parts: None, harm: str) -> None:
-    subject = put_network(store, tiny())
-    load_features(store, subject, "d")
+    model_ref = put_network(store, tiny())
+    load_features(store, model_ref, "d")
     (identifier,) = stored(store)
     part, card = f"features/{identifier}/part-00001.parquet", f"features/{identifier}/features.json"
     data = bytearray(store.read(part))
@@ -274,15 +275,15 @@ def test_damage_is_told(store: Store, several_parts: None, harm: str) -> None:
     else:
         store.put(part, bytes(data) if harm == "flip" else bytes(data[:-8]))
     with pytest.raises(DamageError, match="features.json" if harm in ("card", "made_of") else "part-00001.parquet"):
-        load_features(store, subject, "d")
+        load_features(store, model_ref, "d")
 
 
 def test_weights_that_are_not_those_of_the_digest_are_refused(store: Store) -> None:
-    subject, other = put_network(store, tiny()), put_network(store, tiny(), seed=1)
+    model_ref, other = put_network(store, tiny()), put_network(store, tiny(), seed=1)
     with pytest.raises(DamageError, match="not those that the checkpoint's card names"):
-        load_features(store, ModelRef(subject.weights_digest, other.weights_key, TRANSFORM, 100), "d")
+        load_features(store, ModelRef(model_ref.weights_digest, other.weights_key, TRANSFORM, 100), "d")
     with pytest.raises(DamageError, match="nowhere vanished"):
-        load_features(store, ModelRef(subject.weights_digest, "nowhere", TRANSFORM, 100), "d")
+        load_features(store, ModelRef(model_ref.weights_digest, "nowhere", TRANSFORM, 100), "d")
     assert not stored(store)
 
 

@@ -13,13 +13,13 @@ from pipeline.base.store import open_store
 from pipeline.evaluate.features import extract, load_features
 from pipeline.evaluate.features import storage as parts
 from tests.support.datasets import make_dataset
-from tests.support.subjects import put_network, tiny
+from tests.support.stored_models import put_network, tiny
 
 _CHILD = """
 import signal, sys
 from pipeline.base.store import open_store
 from pipeline.evaluate.features import extract, load_features, storage
-from tests.support.subjects import put_network, tiny
+from tests.support.stored_models import put_network, tiny
 
 storage.PART_SAMPLES = 64
 store, real, stored = open_store(sys.argv[1]), extract._put, []

@@ -13,14 +13,14 @@ import pytest
 from pipeline.base.errors import InputError
 from pipeline.base.store import Store, open_store
 from pipeline.evaluate import splits as split
-from pipeline.evaluate.evaluators.registry import EVALUATORS
+from pipeline.evaluate.evaluators.registry import REGISTRY
 from pipeline.evaluate.features import HEAD_INPUT, load_features
 from pipeline.evaluate.finetuning.data import TuningSamples
 from pipeline.evaluate.plan import PlannedEvaluation
 from pipeline.evaluate.recipe import FinetuneSettings, Task
 from pipeline.evaluate.task_data import open_task
 from pipeline.stream.dataset import DatasetReader
-from tests.support.subjects import RAW, planned_of, put_network, put_pictures, tiny
+from tests.support.stored_models import RAW, planned_of, put_network, put_pictures, tiny
 
 CLASSES = 4
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -70,8 +70,8 @@ def asked(
 @pytest.mark.parametrize("evaluator", sorted(SETTINGS))
 def test_classes_that_are_not_covered_are_named_and_may_be_allowed(store: Store, evaluator: str) -> None:
     with pytest.raises(InputError, match="1 of 4 classes have no sample among the 80 of VTAB-1k: 3 - allow missing"):
-        EVALUATORS[evaluator](store, asked(evaluator, "rare", **SETTINGS[evaluator]))
-    found = EVALUATORS[evaluator](store, asked(evaluator, "rare", allow=True, **SETTINGS[evaluator]))
+        REGISTRY[evaluator].run(store, asked(evaluator, "rare", **SETTINGS[evaluator]))
+    found = REGISTRY[evaluator].run(store, asked(evaluator, "rare", allow=True, **SETTINGS[evaluator]))
     assert len(found.outcomes.keys) == 40
 
 
@@ -84,12 +84,12 @@ def test_what_is_not_among_the_1000_changes_nothing(store: Store, evaluator: str
         pixels, labels = pictures(250, 1)
         put_pictures(store, "spoiled", pixels, np.where(used, labels, (labels + 1) % CLASSES), CLASSES)
     found, spoiled = (
-        EVALUATORS[evaluator](store, asked(evaluator, train, **SETTINGS[evaluator])) for train in ("train", "spoiled")
+        REGISTRY[evaluator].run(store, asked(evaluator, train, **SETTINGS[evaluator])) for train in ("train", "spoiled")
     )
     assert found.chosen == spoiled.chosen
     assert np.array_equal(found.outcomes.predictions, spoiled.outcomes.predictions)
     whole, of_spoiled = (
-        EVALUATORS[evaluator](store, asked(evaluator, train, by="share", **SETTINGS[evaluator])).outcomes.predictions
+        REGISTRY[evaluator].run(store, asked(evaluator, train, by="share", **SETTINGS[evaluator])).outcomes.predictions
         for train in ("train", "spoiled")
     )
     assert not np.array_equal(whole, of_spoiled), "all samples do tell"
@@ -112,7 +112,7 @@ def test_the_masks_are_those_of_the_split(store: Store) -> None:
     data = open_task(store, asked("linear"))
     train, masks = data.train(HEAD_INPUT), data.masks()
     choice, keys = data.choice(train), load_features(store, RAW, "train").keys
-    for part, mask in ((choice.fit, masks.fit), (choice.validation, masks.held), (train, masks.used)):
+    for part, mask in ((choice.fit, masks.fit), (choice.validation, masks.held_out), (train, masks.used)):
         assert set(part.keys) == {key for key, inside in zip(keys, mask, strict=True) if inside}
     ((streamed, held),) = data.train_stream(HEAD_INPUT)
     assert (streamed.keys, held.sum()) == (train.keys, 20)

@@ -9,13 +9,13 @@ import pytest
 from scipy.stats import chi2, t
 
 from pipeline.base.store import Store, open_store
-from pipeline.evaluate.evaluators.registry import EVALUATORS
+from pipeline.evaluate.evaluators.registry import REGISTRY
 from pipeline.evaluate.metrics import Outcomes, of_probabilities, top1
 from pipeline.evaluate.metrics.classification import is_oracle, over_runs
 from pipeline.evaluate.metrics.intervals import bootstrap_mean, grouped_sums, percentiles, resampled
 from pipeline.evaluate.worker import run_evaluation
 from pipeline.records.score import EvaluationResult, list_results
-from tests.support.subjects import planned_of, put_network, put_pictures, tiny
+from tests.support.stored_models import planned_of, put_network, put_pictures, tiny
 
 CLASSES = 7
 SHORT = {"steps": 12, "batch_size": 32, "runs": 2}
@@ -107,7 +107,7 @@ def test_the_oracle_is_the_best_of_all_settings_on_the_test_data(store: Store, e
     candidates = SETTINGS[evaluator][setting]
     alone = [value_of(store, evaluator, **{setting: [one]}) for one in candidates]
     assert len(set(alone)) > 1
-    (oracle,) = EVALUATORS[evaluator](store, planned_of(evaluator, **{setting: candidates})).metrics
+    (oracle,) = REGISTRY[evaluator].run(store, planned_of(evaluator, **{setting: candidates})).metrics
     assert (oracle.name, oracle.value) == ("oracle_top1", pytest.approx(max(alone)))
     assert is_oracle(oracle)
 
@@ -117,14 +117,14 @@ def test_the_oracle_chooses_among_what_was_fitted_for_the_choice(store: Store, e
     """A useless setting is chosen by nobody; a good one is seen by the oracle, and the honest result is among it."""
     good, useless = {"l2": (1e-1, 1e6), "learning_rates": (1e-2, 1e-12)}[setting]
     rest = {"steps": 40, "batch_size": 32} if evaluator == "sgd" else {}
-    found = EVALUATORS[evaluator](store, planned_of(evaluator, **{setting: [good, useless]}, **rest))
-    alone = EVALUATORS[evaluator](store, planned_of(evaluator, **{setting: [useless]}, **rest))
+    found = REGISTRY[evaluator].run(store, planned_of(evaluator, **{setting: [good, useless]}, **rest))
+    alone = REGISTRY[evaluator].run(store, planned_of(evaluator, **{setting: [useless]}, **rest))
     assert found.metrics[-1].value >= top1(found.outcomes).value > alone.metrics[-1].value
 
 
 def value_of(store: Store, evaluator: str, **settings: Any) -> float:
     """Its top-1."""
-    return top1(EVALUATORS[evaluator](store, planned_of(evaluator, **settings)).outcomes).value
+    return top1(REGISTRY[evaluator].run(store, planned_of(evaluator, **settings)).outcomes).value
 
 
 def predicted(count: int) -> Outcomes:

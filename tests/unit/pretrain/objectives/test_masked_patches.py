@@ -22,10 +22,8 @@ from pipeline.pretrain.objectives.recipe import (
     ObjectiveRecipe,
     SigmoidRecipe,
     SoftmaxRecipe,
-    extra_flops_per_image,
     num_corrupted,
     pretraining_flops_per_image,
-    reads_all_tokens,
 )
 from pipeline.train.loop import DrawingLoss, LoopPlan, train
 from pipeline.train.metrics import MetricsLogger
@@ -246,8 +244,8 @@ def test_flops_are_those_that_torch_counts(objective: ObjectiveRecipe, pool: str
         labels = torch.zeros(4, 7)
     with FlopCounterMode(display=False) as forward:
         loss = made.loss(network, images(), labels)
-    network_flops = flops_per_image(config, all_rows=reads_all_tokens(objective)).total
-    assert forward.get_total_flops() == 4 * (network_flops + extra_flops_per_image(objective, config))
+    network_flops = flops_per_image(config, all_rows=objective.reads_all_tokens).total
+    assert forward.get_total_flops() == 4 * (network_flops + objective.extra_flops_per_image(config))
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     both = forward.get_total_flops() + backward.get_total_flops()

@@ -34,7 +34,7 @@ def tiny(num_classes: int = 4, **changes: object) -> ViTConfig:
 def put_network(
     workspace: Store, config: ViTConfig, seed: int = 0, step: int = 100, names: tuple[str, ...] | None = None
 ) -> ModelRef:
-    """Store a network whose head is drawn too; the subject that names it. *names* of its classes; None: those that
+    """Store a network whose head is drawn too; the ModelRef that names it. *names* of its classes; None: those that
     :func:`put_pictures` gives."""
     model = ViT(config, seed=seed)
     if model.head is not None:
@@ -51,11 +51,11 @@ RAW = ModelRef(PIXELS, "", TRANSFORM, None)
 
 
 def planned_of(
-    evaluator: str, subject: ModelRef = RAW, test: str = "test", seed: int = 0, **settings: Any
+    evaluator: str, model_ref: ModelRef = RAW, test: str = "test", seed: int = 0, **settings: Any
 ) -> PlannedEvaluation:
     """An evaluation on the task of the datasets "train" and *test*, with 30 % of the training samples held out."""
     key = EvaluationKey(
-        weights_digest=subject.weights_digest,
+        weights_digest=model_ref.weights_digest,
         evaluator=evaluator,
         protocol_version=1,
         task="task",
@@ -64,7 +64,7 @@ def planned_of(
         settings=SETTINGS[evaluator].model_validate(settings).model_dump(mode="json") | {"validation": 0.3},
         seed=seed,
     )
-    return PlannedEvaluation(key, subject, Task(train="train", test=test, validation=0.3))
+    return PlannedEvaluation(key, model_ref, Task(train="train", test=test, validation=0.3))
 
 
 def put_pictures(store: Store, name: str, pixels: Any, labels: Iterable[int | list[int]], num_classes: int) -> None:
