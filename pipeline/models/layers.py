@@ -65,6 +65,10 @@ def sincos_2d(grid: int, width: int, temperature: float = 10_000.0) -> Tensor:
 def resample_positions(positions_1ND: Tensor, from_grid: int, to_grid: int, has_cls: bool) -> Tensor:
     """(1, from_grid**2 (+1), D) -> (1, to_grid**2 (+1), D); the class token's row, the first, stays as it is.
 
+    For fine-tuning at a higher resolution (ViT, section 3.2), as vision_transformer (checkpoint.py) and big_vision
+    (models/vit.py) do it: ``scipy.ndimage.zoom(grid, order=1)``, which is bilinear with the corners of both grids on
+    each other. Other ways (corners not aligned, bicubic, antialiased) give other numbers.
+
     Computed in float64, returned in the input's dtype. Raises ValueError when there is another number of rows.
     """
     rows = from_grid**2 + has_cls

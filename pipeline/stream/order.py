@@ -1,4 +1,4 @@
-"""The global order of samples: a pure function of (dataset digest, seed, partitions, window). DESIGN.md, Order.
+"""The global order of samples: a pure function of (dataset digest, seed, partitions, window). See docs/architecture.md.
 
 Epoch e permutes the shards and puts all N samples in a row. The row is cut into P partitions of nearly equal size and
 each is shuffled within consecutive windows. Position i of the endless order belongs to epoch ``i // N``; inside the

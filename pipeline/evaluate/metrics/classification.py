@@ -175,7 +175,11 @@ def average_precisions(scores_NK: NDArray[Any], targets_NK: NDArray[Any]) -> Val
 
 
 def mean_average_precision(scores_NK: NDArray[Any], targets_NK: NDArray[Any]) -> float:
-    """Mean over the labels that occur. Raises ValueError when none does."""
+    """Mean over the labels that occur of their average precision. Raises ValueError when none does.
+
+    Average precision is scikit-learn's: the sum over thresholds of (recall gained) x precision, without interpolation;
+    equal scores are one threshold.
+    """
     precisions_K = average_precisions(scores_NK, targets_NK)
     if np.isnan(precisions_K).all():
         raise ValueError("no sample has any label")

@@ -1,4 +1,4 @@
-"""The global order, over thousands of layouts: what DESIGN.md promises of it, as properties."""
+"""The global order, over thousands of layouts: what docs/architecture.md promises of it, as properties."""
 
 from __future__ import annotations
 
