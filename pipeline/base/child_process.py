@@ -355,7 +355,7 @@ def cpu_time_of(task: str) -> tuple[str, float]:
     Z when it is gone.
     """
     try:
-        fields = Path(f"/proc/{task}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{task}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return "Z", 0.0
     return fields[0], (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND

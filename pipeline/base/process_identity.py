@@ -85,8 +85,9 @@ class ProcessIdentity:
             return True
         except PermissionError:  # somebody else's process
             pass
-        started = _start_ticks(self.pid)
-        return bool(self.start_ticks and started) and started != self.start_ticks
+        if not self.start_ticks:
+            return False
+        return _start_ticks(self.pid) not in ("", self.start_ticks)
 
     def kill(self) -> bool:
         """Kill -9 it; False, and nothing done, unless it is on this machine, still the same one, and not this one."""
@@ -105,7 +106,7 @@ class ProcessIdentity:
         return f"{self.boot_id} {self.pid_namespace}" if self.boot_id and self.pid_namespace else self.host
 
     def _is_of_this_place(self) -> bool:
-        return self.place_text == ProcessIdentity.current().place_text
+        return self.place_text == ProcessIdentity(socket.gethostname(), _boot_id(), _pid_namespace(), 0).place_text
 
 
 def _boot_id() -> str:
@@ -124,6 +125,6 @@ def _pid_namespace() -> str:
 
 def _start_ticks(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[_START_TIME_FIELD]
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[_START_TIME_FIELD]
     except OSError:
         return ""

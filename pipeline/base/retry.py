@@ -25,6 +25,7 @@ PERMANENT: tuple[type[Exception], ...] = (KeyRefusedError, NoBucketError, Damage
 _DENIED_SECONDS = 30.0  # credentials are renewed within it; a longer denial is an answer
 _FIRST_SECONDS, _LONGEST_SECONDS = 0.2, 10.0  # the longest pause before the second attempt, and before any later one
 _STOP_SECONDS = 0.5  # how soon a stop is noticed
+_MAX_DOUBLINGS = 60  # 2.0 ** 1024 is an OverflowError, and a store may be away for days
 _REFUSED_SECONDS = 60.0  # no attempt after a refusal: a store that is away may take half a minute to answer at all
 
 
@@ -33,7 +34,7 @@ def backoff(attempt: int, first: float, longest: float, jitter: float = 1.0) -> 
 
     *jitter* is the share of it that is drawn: 1 gives between nothing and all of it ("full jitter"), 0.5 at least half.
     """
-    return random.uniform(1.0 - jitter, 1.0) * min(first * 2.0 ** (attempt - 1), longest)
+    return random.uniform(1.0 - jitter, 1.0) * min(first * 2.0 ** min(attempt - 1, _MAX_DOUBLINGS), longest)
 
 
 def attempts(count: int, first: float, longest: float = _LONGEST_SECONDS) -> Iterator[int]:

@@ -118,7 +118,11 @@ def check_written(
     """Raise FailedError unless the ranks wrote one position, in exactly the files of their world, all of it once."""
     differing = [row for row in written if (row.train_position, row.updates) != (train_position, written[0].updates)]
     if differing:
-        raise FailedError(f"the ranks are at different steps: {train_position} and {differing[0].train_position}")
+        first, second = train_position, differing[0].train_position
+        raise FailedError(
+            f"the ranks are at different steps: step {first.step} at sample {first.position},"
+            f" and step {second.step} at sample {second.position}"
+        )
     names = {row.file.name.rpartition("/")[2] for row in written}
     expected = expected_files(len(written))
     if names != expected:

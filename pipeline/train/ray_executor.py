@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")  # before the import: ray.train reads it there
+
 import ray.train
 from ray._private import state as ray_state
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -30,8 +32,6 @@ from pipeline.base.cluster_head import ClusterHead
 from pipeline.base.errors import FailedError, InterruptedRunError, VitpipeError
 from pipeline.train.preemption import RELOCATING, SIGTERM, install_sigterm_handler
 from pipeline.train.watchdog import Watchdog
-
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 _LOOK_SECONDS = 2.0  # between two looks at the nodes
 _GROW_SECONDS = 60.0  # more room has to last that long before all ranks begin anew for it

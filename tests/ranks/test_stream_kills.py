@@ -172,7 +172,9 @@ def run_through(store: Store, attempts: list[Attempt]) -> AuditResult:
     spawn_ranks(train, attempts[-1].world_size, store.uri, attempts[-1])
     pids = [int(name) for name in noted(store, "pids")]
     psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=20)
-    left = [pid for pid in pids if psutil.pid_exists(pid) and "worker_child" in " ".join(psutil.Process(pid).cmdline())]
+    left = [
+        pid for pid in pids if psutil.pid_exists(pid) and "loader_worker" in " ".join(psutil.Process(pid).cmdline())
+    ]
     assert left == []
     return check_audit(store, "r")
 

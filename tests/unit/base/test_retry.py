@@ -197,7 +197,7 @@ def test_backoff_doubles_up_to_the_longest_and_is_drawn() -> None:
     assert len(set(drawn)) == 200
     assert all(2 <= backoff(3, 1.0, 100.0, jitter=0.5) <= 4 for _ in range(200))
     assert backoff(1, 0.2, 10.0, jitter=0.0) == 0.2
-    assert backoff(1_000, 1.0, 300.0, jitter=0.0) == 300.0
+    assert backoff(1_000_000, 1.0, 300.0, jitter=0.0) == 300.0  # after days of waiting
 
 
 def test_attempts_pause_between_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
