@@ -90,15 +90,15 @@ class _LazyCommand(TyperCommand):
 
 
 class _CommandTable(TyperGroup):
-    """The commands of the table."""
+    """The commands of the table, in its order."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = {name: _LazyCommand(name, help=line) for name, (_, line) in COMMANDS.items()}
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order of the table."""
         return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | None:
-        """The row of *cmd_name*, None when there is none."""
-        return _LazyCommand(cmd_name, help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
 
 
 app = entrypoint.new_app(
@@ -124,5 +124,5 @@ def _options() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; *arguments* stand before those of the process."""
+    """Run the command line; *arguments* precede those of the process."""
     entrypoint.main(app, arguments)

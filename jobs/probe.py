@@ -115,7 +115,7 @@ def run_probe(
     probe: ProbeRequest, workspace: str | None, endpoint: str | None, address: str | None, as_json: bool, debug: bool
 ) -> None:
     """Evaluate, unless it is recorded already, and print the scores. Raises FailedError when something failed."""
-    if probe.weights and "=" in probe.run:  # no run was named, so the first setting stood in its place
+    if probe.weights and "=" in probe.run:  # no run was named, so the first setting was parsed as the run
         probe = probe._replace(run="", settings=(probe.run, *probe.settings))
     if bool(probe.run) == bool(probe.weights):
         raise InputError("what is to be judged?", "name a run, or --weights, and not both")

@@ -52,7 +52,7 @@ def report(
 
 def run_report(chain: ChainRecipe, run: str, progress: Progress, out: Path | None) -> dict[str, Any]:
     """Render into the workspace; with *out*, copy page, scores and summary there, and let the summary name the copy."""
-    # Imported here: it brings matplotlib along, which other commands, and a run that does not exist, do without.
+    # Imported here: it loads matplotlib, which commands that only import this module (``run``) need not wait for.
     from pipeline.report import stage
 
     workspace = open_store(chain.workspace, chain.stores)

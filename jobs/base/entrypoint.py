@@ -39,7 +39,7 @@ def as_app(command: typer.Typer | Callable[..., None]) -> typer.Typer:
 
 
 def main(command: typer.Typer | Callable[..., None], arguments: list[str] | None = None) -> None:
-    """Run *command* and end the process with its exit code; *arguments* stand before those of the process.
+    """Run *command* and end the process with its exit code; *arguments* precede those of the process.
 
     An error of ours is one line for each of its messages; a traceback comes with ``--debug`` only.
     """

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.base.options import recipe_changes, stores_of, workspace_recipe
-from jobs.base.recipe import ChainRecipe, load_chain, require, resolve_recipe
-from pipeline.base.config import apply_overrides, build, read_yaml
+from jobs.base.recipe import ChainRecipe, load_chain, read_recipe_file, require, resolve_recipe
+from pipeline.base.config import apply_overrides, build
 from pipeline.base.errors import InputError, RecipeError
 from pipeline.base.progress import Silent
 from pipeline.base.store.open import open_store
@@ -80,7 +80,7 @@ def request_for_run(
 def request_for_weights(
     options: EvaluateOptions, weights: str, name: str | None, workspace: str | None, endpoint: str | None
 ) -> tuple[ChainRecipe, EvaluationRequest]:
-    """Weights at a path or URI, under *name*. Where no run was named, the first override stands in its place."""
+    """Weights at a path or URI, under *name*. Where no run was named, the first override is in ``run_or_recipe``."""
     first = options.run_or_recipe
     if first and "=" not in first:
         raise InputError(f"{first!r} and --weights are two things to evaluate", "leave one out")
@@ -186,7 +186,7 @@ def _only_suite(
 
 def load_suite(path: Path, overrides: list[str]) -> EvaluateRecipe:
     """The suite in a file: its own keys, or those below ``evaluate`` where the file is a recipe of the chain."""
-    tree = read_yaml(path)
+    tree = read_recipe_file(path)
     inner = tree.get("evaluate", tree) if "suite" not in tree else tree
     return build(EvaluateRecipe, apply_overrides(inner, overrides), str(path))
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they stand for: the workspace's store, settings per bucket, changes."""
+"""Options that several commands share, and their results: the workspace's store, settings per bucket, changes."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def load_chain(path: str, overrides: list[str], changes: dict[str, Any] | None =
 
     *changes* are top-level values given as options; they win over the file. The workspace becomes absolute.
     """
-    tree = read_extended(resolve_recipe(path), _find_base) | (changes or {})
+    tree = read_recipe_file(resolve_recipe(path)) | (changes or {})
     recipe = build(ChainRecipe, apply_overrides(tree, overrides), path)
     return recipe.model_copy(update={"workspace": normalise_uri(recipe.workspace)})
 
@@ -81,17 +81,28 @@ def resolve_recipe(name: str) -> Path:
     path = Path(name)
     if path.exists():
         return path
-    shipped = Path(str(importlib.resources.files("jobs") / "recipes"))
-    known = sorted(file.stem for file in shipped.glob("*.yaml"))
+    known = sorted(file.stem for file in _shipped_folder().glob("*.yaml"))
     if name in known:
-        return shipped / f"{name}.yaml"
+        return _shipped_folder() / f"{name}.yaml"
     raise RecipeError([f"there is no such file; recipes that ship with vitpipe: {', '.join(known)}"], name)
 
 
+def _shipped_folder() -> Path:
+    return Path(str(importlib.resources.files("jobs") / "recipes"))
+
+
+def read_recipe_file(path: Path) -> dict[str, Any]:
+    """The keys of the recipe file at *path*, with those of what it extends. Raises RecipeError."""
+    return read_extended(path, _find_base)
+
+
 def _find_base(name: str, folder: Path) -> Path:
-    """The recipe that ``extends: name`` in a file of *folder* means: a file beside it, or one that ships."""
-    beside = [folder / name, folder / f"{name}.yaml"]
-    return next((path for path in beside if path.is_file()), None) or resolve_recipe(name)
+    """The recipe that ``extends: name`` in a file of *folder* means: a file beside it, or one that ships.
+
+    A shipped recipe that was copied elsewhere still finds the bases that ship.
+    """
+    candidates = [folder / name, folder / f"{name}.yaml", _shipped_folder() / f"{name}.yaml"]
+    return next((path for path in candidates if path.is_file()), None) or resolve_recipe(name)
 
 
 def require(section: Any, name: str, source: str) -> Any:

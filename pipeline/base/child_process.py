@@ -35,7 +35,7 @@ from typing import IO, Literal, Self
 ChannelKind = Literal["pipes", "socket"]
 _PIPES = "pipes"  # as the argument CHANNEL; else that is the number of the socket
 
-_LENGTH = struct.Struct("<Q")  # what stands before each body
+_LENGTH = struct.Struct("<Q")  # the header of each body: its length in bytes
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 # of glibc: else it gives the pixels of each image back to the kernel, which costs a third of the time of a check
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
@@ -68,7 +68,7 @@ class ChildProcess:
     ) -> None:
         self.pid, self._process, self._errors = process.pid, process, errors
         self._channel, self._end_seconds = channel, end_seconds
-        self._unsent: deque[memoryview] = deque()  # two buffers of each message: what stands before its body, the body
+        self._unsent: deque[memoryview] = deque()  # two buffers of each message: its header, its body
         self._received = bytearray()
         self._poll = select.poll()
         self._poll.register(channel.source, select.POLLIN)

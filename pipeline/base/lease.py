@@ -1,4 +1,4 @@
-"""Leases: who has something in a store now, until when that counts, and who may take it over.
+"""Leases: which process owns something in a store now, until when, and who may take it over.
 
 A lease is a small object in a store. Its body is the stage's own record; ``Lease`` is what the stages' records have in
 common. There are three kinds, by how the key is chosen:

@@ -102,7 +102,7 @@ class ProcessIdentity:
 
     @property
     def _machine(self) -> str:
-        """Kernel and namespace; the host's name where the system does not tell them."""
+        """Kernel and namespace; the host's name where the system does not report them."""
         return f"{self.boot_id} {self.pid_namespace}" if self.boot_id and self.pid_namespace else self.host
 
     def _is_of_this_place(self) -> bool:

@@ -20,7 +20,7 @@ from pipeline.base.store.protocol import DeniedError, KeyRefusedError, NoBucketE
 
 Result = TypeVar("Result")
 
-MESSAGE_SECONDS = 5.0  # how often the listener hears that a store is waited for
+MESSAGE_SECONDS = 5.0  # between two messages that a store is waited for
 PERMANENT: tuple[type[Exception], ...] = (KeyRefusedError, NoBucketError, DamageError)  # errors that do not pass
 _DENIED_SECONDS = 30.0  # credentials are renewed within it; a longer denial is an answer
 _FIRST_SECONDS, _LONGEST_SECONDS = 0.2, 10.0  # the longest pause before the second attempt, and before any later one
@@ -50,7 +50,7 @@ def ignore_message(text: str) -> None:
 
 
 class RetryPolicy:
-    """For how long requests to a store are repeated, who hears of it, and what ends it before.
+    """For how long requests to a store are repeated, where messages about it go, and what ends it earlier.
 
     *seconds*: from the first error, or from the last piece of a transfer, to the last attempt.
     *on_message* gets a line like "waiting for s3://bucket/datasets/a/shard-000012.tar for 40 s".
@@ -58,7 +58,7 @@ class RetryPolicy:
     *permanent*: errors that are raised at once, because waiting does not help.
     *denied_seconds*: the same as *seconds*, for a denial.
     *in_thread*: each request runs in a thread of its own. One that meets a dead server may take minutes to return;
-    meanwhile the listener hears of it, and a stop is noticed.
+    meanwhile *on_message* is called, and a stop is noticed.
 
     Pickled, it loses its listener and its event: they belong to a process.
     """

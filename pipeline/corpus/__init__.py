@@ -5,7 +5,7 @@ sources/             the registry of sources, one file per kind
 class_table.py       class tables from files
 labels.py            texts of labels -> numbers of the class table
 recipe.py            sources, duplicates, splits: typed settings
-prepare.py           scan -> dedup -> split: what stands between a listing and its shards
+prepare.py           scan -> dedup -> split: the steps between a listing and its shards
 scan.py              digests and rejects of a whole listing
 worker.py            ScanChunk: what a worker does with a chunk
 ray_executor.py      the one door to ray

@@ -1,6 +1,9 @@
 """Which images are left out: duplicates within a corpus, and images of evaluation sets (decontamination).
 
 exact_duplicates.py compares digests; this file gives it the images, and applies what comes of it to the corpus.
+
+Invariants: input = entries + rejects + duplicates, and all three are in the order of the listing. An image that is
+both rejected and a duplicate counts as rejected.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ class _TooManyRepeatsError(ValueError):
 
 
 def _find_repeats(rows: DiskTable) -> NDArray[np.int64]:
-    """The positions of *rows* whose ``origin`` stands at an earlier position too, ascending."""
+    """The positions of *rows* whose ``origin`` occurs at an earlier position too, ascending."""
     sorter = ExternalSorter(_ORIGINS_SCHEMA, rows.num_rows, "origin")
     start = 0
     for chunk in rows.chunks():

@@ -25,7 +25,7 @@ _FEATURES = re.compile(r"features/([^/]+)(/.*)?")
 
 
 def find_imported(workspace: Store, older_than_seconds: float) -> Iterator[Orphan]:
-    """Imported weights that no name stands for, and no result is of. Raises DamageError for a card that is damaged."""
+    """Imported weights that no name refers to, and no result is of. Raises DamageError for a card that is damaged."""
     groups = _old_groups(workspace, IMPORTED, _WEIGHTS, older_than_seconds)
     if not groups:
         return

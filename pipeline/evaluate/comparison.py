@@ -1,5 +1,8 @@
 """Comparison of two models by their recorded results: names are resolved, results paired, per-sample outcomes compared.
 
+Two results are a pair when evaluator, protocol, settings, seed and data are the same. The name of the task need not be:
+it is only a name. How the input of each network is made may differ: it belongs to the network.
+
 ::
 
     resolve_weights   RUN, RUN@STEP, RUN@last, imported weights by name, or the first digits of a digest
@@ -69,7 +72,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Incomparable:
-    """One evaluation, or some seeds of it, that could not be compared. ``side``: "a" or "b", who has it; else "both".
+    """One evaluation, or some seeds of it, that could not be compared. ``side``: "a" or "b" if one has it, or "both".
 
     ``result``: of the first of its seeds; A's where both have it.
     """
@@ -241,7 +244,9 @@ def pair_results(
 ) -> tuple[list[Pairing], list[Unpaired]]:
     """What can be compared, and what cannot, in an order that depends on nothing but the results.
 
-    Each side holds the results of one weights. What measures nothing (pictures) is left out.
+    Each side holds the results of one weights. Results are a pair when evaluator, protocol, settings, seed and the
+    digests of the data are equal. The task's name and the way in which a network's input is made are not compared.
+    Evaluations without a metric (pictures) are left out.
     """
     all_a, all_b = _by_entry(results_a), _by_entry(results_b)
     paired, unpaired = [], []

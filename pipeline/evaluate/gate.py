@@ -52,7 +52,7 @@ class GateResult:
 
 
 def judge(workspace: Store, baseline: str, candidate: str, limits: GateLimits, only: ResultFilter) -> GateResult:
-    """Compare what both names stand for. Raises InputError for an unknown name or metric."""
+    """Compare the weights that the two names refer to. Raises InputError for an unknown name or metric."""
     if not limits.max_drop >= 0:
         raise InputError(f"--max-drop {limits.max_drop:g} is not 0 or more")
     table = compare_named(workspace, baseline, candidate, limits.metric, only)

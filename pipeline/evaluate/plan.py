@@ -1,6 +1,6 @@
-"""The plan: which evaluations a suite asks for, in which state each is, and which can start now, in what order.
+"""The plan: which evaluations a suite lists, in which state each is, and which can start now, in what order.
 
-Pure functions of the checkpoints, the suite and a view of the ledger; nothing here asks a store.
+Pure functions of the checkpoints, the suite and a view of the ledger; nothing here reads a store.
 """
 
 from __future__ import annotations

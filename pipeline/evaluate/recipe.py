@@ -57,7 +57,7 @@ class Task(Config):
 
     @property
     def rule(self) -> dict[str, Any]:
-        """How the training samples are divided, as it stands among the settings of an evaluation's key."""
+        """How the training samples are divided, as part of the settings in an evaluation's key."""
         if self.split == "share":
             return {"validation": self.validation}
         return {"split": self.split, "allow_missing_classes": self.allow_missing_classes}

@@ -145,7 +145,8 @@ def compare_seeds(
 
     The value of a sample (right or not, or its loss) is averaged over the seeds of A, and over those of B, and the
     differences of the N samples are bootstrapped. mAP has no value of a sample: there each draw's mAP is averaged over
-    the seeds. With one pair it is ``compare``. Raises InputError as that does, and for no pair at all.
+    the seeds. The answer is for the mean of these seeds on other test samples. It is not for other seeds, since the
+    draws are of samples. With one pair it is ``compare``. Raises InputError as that does, and for no pair at all.
     """
     if not pairs:
         raise InputError("cannot compare: nothing was given")

@@ -21,7 +21,7 @@ Work = PlannedEvaluation | FeatureJob
 class WorkQueue:
     """Evaluations that wait for a worker, for a feature job, or for the time of their next try.
 
-    *is_done* tells whether the features of a job are stored, and *missing_parts* which of its parts are not. Where
+    *is_done*: whether the features of a job are stored; *missing_parts*: which of its parts are not. Where
     several parts are missing, they are handed out as single jobs; after they have ended, the complete job is handed
     out, which computes what is still missing and writes the card. A job that failed *max_tries* times is given up: the
     evaluations that need it start without it, and report why they fail.

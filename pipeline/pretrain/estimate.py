@@ -33,7 +33,7 @@ _DEFAULT_TFLOPS = 312.0  # NVIDIA A100, bf16 without sparsity (its data sheet)
 
 @dataclass(frozen=True)
 class Assumed:
-    """Options of the command line; 0 stands for none."""
+    """Options of the command line; 0: the option is not set."""
 
     images: int = 0
     classes: int = 0
@@ -66,7 +66,7 @@ def plan(workspace: Store, recipe: PretrainRecipe, assumed: Assumed) -> dict[str
 
 
 def _data(workspace: Store, recipe: PretrainRecipe, assumed: Assumed) -> tuple[TrainingData, int, list[str]]:
-    """The dataset, or what stands for it; its images, 0 when not known; and what was assumed about it."""
+    """The dataset, or what is assumed for it; its images, 0 when not known; and what was assumed about it."""
     card: TrainingData | None = None
     notes: list[str] = []
     try:

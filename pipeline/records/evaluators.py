@@ -1,6 +1,6 @@
 """The evaluators by name: what evaluation, report and commands all have to know of each, one row each.
 
-The program of an evaluator stands in ``evaluate/evaluators/``, its settings in ``evaluate/recipe.py``.
+The program of an evaluator is in ``evaluate/evaluators/``, its settings in ``evaluate/recipe.py``.
 """
 
 from __future__ import annotations

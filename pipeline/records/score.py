@@ -99,7 +99,7 @@ class Score(Record):
     high: float
     num_samples: int
     seed: int
-    settings: str  # JSON: what tells rows of one evaluator apart
+    settings: str  # JSON: the settings, in which rows of one evaluator differ
     protocol_version: int
     train_digest: str  # of the datasets
     test_digest: str

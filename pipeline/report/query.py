@@ -178,7 +178,7 @@ def check_out(out: Path) -> None:
 
 
 def write_scores(scores: list[Scores], out: Path) -> int:
-    """Write every score, one row for each metric of each evaluation, and tell how many rows there are."""
+    """Write every score, one row for each metric of each evaluation; the number of rows."""
     table = scores_table(row for entry in scores for row in entry.rows)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

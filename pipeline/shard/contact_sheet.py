@@ -184,7 +184,11 @@ def render_contact_sheet(card: DatasetCard, samples: list[DrawnSample], descript
 
 
 def _thumbnails(samples: list[DrawnSample]) -> list[Image.Image | str]:
-    """Each sample at the size of a tile, or why it cannot be shown."""
+    """Each sample at the size of a tile, or why it cannot be shown.
+
+    The sandbox decodes each image before this process does: a dataset whose images were checked by their headers only
+    may hold one that kills a decoder.
+    """
     thumbnails: list[Image.Image | str] = []
     for _, data, outcome in shared_sandbox(CheckOptions()).check((None, sample.image) for sample in samples):
         if isinstance(outcome, ImageRejectedError):

@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
+import ray.data
 import ray.exceptions
 
 from pipeline.base import errors

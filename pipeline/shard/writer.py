@@ -3,6 +3,12 @@
 The tar is a USTAR archive whose bytes depend on its samples alone. Its writer is our own, since
 ``webdataset.TarWriter`` loads torch (2.6 s and 220 MB in every process) and gives no offsets; what it writes is
 checked against stock webdataset by ``verify.py`` and the tests.
+
+Tar and index are written to files as the samples come, so memory does not grow with the shard. The index is put after
+the tar, because its footer holds the size and the digest of the complete tar, with the rejects and the statistics. The
+note below ``work/`` is put last, with the digests of plan and index: a shard with that note is complete, and a rerun
+skips it. The plan's digest covers the etags of what was read. So it is in the note only, which is removed once the
+dataset is published, and in no file that stays: equal images give equal bytes, wherever and whenever they were copied.
 """
 
 from __future__ import annotations

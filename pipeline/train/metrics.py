@@ -195,7 +195,7 @@ class StepTimer:
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM; 0 where the kernel does not tell."""
+    """Memory of this process that is in RAM; 0 where the kernel does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
     except (OSError, IndexError, ValueError):

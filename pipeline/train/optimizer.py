@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.train.recipe import OptimizerRecipe
 
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
-_EMBEDDINGS = frozenset({"patches", "cls", "positions", "mask"})  # names of what stands before the first block
+_EMBEDDINGS = frozenset({"patches", "cls", "positions", "mask"})  # names of the parameters before the first block
 
 
 def make_optimizer(
@@ -57,7 +57,7 @@ def lr_scales(names: list[str], layer_decay: float) -> dict[str, float]:
     """The share of the learning rate of each parameter of a ViT, or of a module that holds one.
 
     With L blocks, block i (1 is the first) has ``layer_decay ** (L + 1 - i)``, the embeddings have
-    ``layer_decay ** (L + 1)``, and what stands after the blocks has 1 (BEiT, arXiv 2106.08254, appendix; MAE's
+    ``layer_decay ** (L + 1)``, and the parameters after the blocks have 1 (BEiT, arXiv 2106.08254, appendix; MAE's
     ``lr_decay.py``).
     """
     depth = max((int(match[1]) + 1 for name in names if (match := _BLOCK.search(name))), default=0)

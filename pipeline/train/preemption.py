@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-INTERRUPT, RELOCATE = 2.0, 1.0  # strengths: the larger one wins when ranks were asked for different reasons
-RELOCATING = "relocate"  # what the driver says when the ranks are to begin again elsewhere or in another number
+INTERRUPT, RELOCATE = 2.0, 1.0  # strengths: the larger one wins when ranks have different reasons to stop
+RELOCATING = "relocate"  # the driver's reason: the ranks are to begin again elsewhere or in another number
 SIGTERM = "SIGTERM"
 
 _listening: list[StopSignal] = []  # those of this process that a SIGTERM reaches

@@ -64,8 +64,8 @@ def launch(
 ) -> bool:
     """Run *worker(config)* on ranks of one gloo group, restarting all when one dies, until all return.
 
-    True when a SIGTERM had asked them to. *config* gets ``supervisor``, the address for a RankHeartbeat. *on_message*
-    gets (attempt, what people should know), where attempt is "" before there is one. Deaths are counted anew once
+    True when they returned after a SIGTERM. *config* gets ``supervisor``, the address for a RankHeartbeat. *on_message*
+    gets (attempt, message for people), where attempt is "" before there is one. Deaths are counted anew once
     *reached*, the newest step that is saved, has grown.
 
     Raises a worker's own typed error, without a restart; FailedError when ranks died too often; InterruptedRunError
@@ -267,7 +267,7 @@ def _fitting(sizes: ElasticSizes, watchdog: Watchdog) -> int:
             watchdog.message(
                 f"waits for room: {room} ranks of {sizes.resources} fit on what is free, {sizes.sizes[-1]} are needed"
             )
-        time.sleep(_SETTLE_SECONDS / 10)  # Ray tells of no event when resources are freed
+        time.sleep(_SETTLE_SECONDS / 10)  # Ray has no event for resources that become free
 
 
 def _room(resources: dict[str, float]) -> int:

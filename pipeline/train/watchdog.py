@@ -133,7 +133,9 @@ def _why_silent(rank: RankStatus) -> str:
 
 @dataclass
 class _Connection:
-    """Of one rank. *hello*: who it is, empty before it has said so; *report*: its last one; *rest*: of its next one."""
+    """Of one rank. *hello*: its first message, with its identity, empty before that has come; *report*: its last one;
+    *rest*: the bytes so far of its next one.
+    """
 
     socket: socket.socket
     opened: float
@@ -146,7 +148,7 @@ class _Connection:
 class Watchdog:
     """Listens at ``address`` from the beginning to ``close``.
 
-    *on_message* gets (attempt, what people should know), "" where it is of no attempt.
+    *on_message* gets (attempt, message for people); attempt is "" for a message that is of none.
     """
 
     def __init__(self, host: str = "127.0.0.1", on_message: Callable[[str, str], None] = lambda *_: None) -> None:
@@ -168,14 +170,14 @@ class Watchdog:
 
     @property
     def stopping(self) -> str:
-        """Why the ranks were asked to stop; "" when they were not."""
+        """The reason of the request to stop; "" when there was none."""
         return self._stopping
 
     def stop(self, reason: str) -> None:
-        """Ask all ranks, also those that come later, to save and stop at their next step."""
+        """Request that all ranks, also those that come later, save and stop at their next step."""
         with self._lock:
             if self._stopping == SIGTERM:
-                return  # the stronger wish
+                return  # the stronger reason
             self._stopping = reason
             for connection in self._connections.values():
                 if connection.hello:

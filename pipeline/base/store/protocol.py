@@ -137,7 +137,9 @@ class PartsWriter(Protocol):
 class ContentSum:
     """A sum of an object's content, in hex. ``part_bytes``, for md5-parts: the parts' sizes.
 
-    A single size is that of all parts but the last; it is a guess when ``exact`` is false.
+    A single size is that of all parts but the last; it is a guess when ``exact`` is false. S3 gives a checksum (sha256,
+    crc32) for some objects, the MD5 as ETag for most (md5), and the MD5 of the MD5s of the parts for those that were
+    written in parts (md5-parts). A folder gives no sum.
     """
 
     kind: SumKind

@@ -1,4 +1,8 @@
-"""Answers of S3: their error codes, their bodies with a limit of speed, and what the headers say of the content."""
+"""Answers of S3: their error codes, their bodies with a limit of speed, and what the headers say of the content.
+
+An error shows the server's code, never the server's message, which can quote the access key. Errors of botocore are
+recognised by the names of their classes, because only ``s3.py`` imports boto3.
+"""
 
 from __future__ import annotations
 

@@ -109,7 +109,9 @@ class RefusedPathError(ValueError):
 def resolve_path(text: str, *, is_local: bool) -> str:
     """What *text* points at: a key below the manifest's folder, or a URI. Raises RefusedPathError.
 
-    *is_local*: the manifest is a file of this machine, so it may name others of them.
+    The author of a manifest may be somebody else than the person who runs the command, so nothing in *text* is expanded
+    or run. A relative path starts at the manifest's folder and stays below it. Any manifest may name ``s3://`` objects.
+    *is_local*: the manifest is a file of this machine, and only then may it name other files of this machine.
     """
     if "\0" in text:
         raise RefusedPathError("it holds a zero byte")

@@ -255,7 +255,8 @@ def _listing_table(info: ObjectInfo, first: int, size: int, labels: pa.Array) ->
 class ParquetReader:
     """Reads the images of *column*. Rows that are close together in a file are read once; any order is right, but slow.
 
-    A damaged page costs the rows of its row group that are read and stand behind it.
+    It reads batch by batch, never a whole row group, which may be larger than memory. A damaged page costs the rows
+    of its row group that are read and come after it.
     """
 
     def __init__(self, store: Store, column: str) -> None:
@@ -308,7 +309,7 @@ class _RowCursor:
         self._values: pa.Array = pa.nulls(0)
 
     def value(self, row: int) -> ReadResult:
-        """The image of *row*, or the OSError that stands for it."""
+        """The image of *row*, or the OSError for why it cannot be read."""
         group = bisect.bisect_right(self._starts, row) - 1
         if group in self._damaged:
             return self._damaged[group]

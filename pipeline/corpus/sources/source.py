@@ -59,7 +59,7 @@ class Source(Protocol):
     def chunks(self) -> Iterator[ListingChunk]:
         """Everything that is there, in a fixed order. May be called once.
 
-        Labels stay the texts that stand there. Null: nothing is known of this image; an empty list: several labels
+        Labels stay the texts of the source. Null: nothing is known of this image; an empty list: several labels
         could apply, none does. Memory does not grow with the number of images; ``ListingBuilder`` makes the chunks.
         """
 
@@ -116,7 +116,7 @@ class ListingBuilder:
 
 
 class DamagedLabelError(ValueError):
-    """A value stands in the place of a label and cannot be one."""
+    """The value of a label field cannot be a label."""
 
 
 def parse_labels(value: Any) -> list[str | None] | None:

@@ -1,7 +1,7 @@
 """Members of tars that nobody vouches for, plain or gzipped: ``scan_tar`` lists them, ``TarReader`` reads their bytes.
 
 Nothing is unpacked. Plain archives are read by ranges, gzipped ones from front to back. Damage costs the members that
-it hits: the scan goes on behind it where another header stands. ``tarfile`` parses the 512 bytes of a header; it does
+it hits: the scan goes on at the next header behind it. ``tarfile`` parses the 512 bytes of a header; it does
 not walk the archive, since it gives up silently at a cut.
 """
 

@@ -81,7 +81,7 @@ def _list_folder(
 
 
 def _sort_key(entry: os.DirEntry[str]) -> str:
-    """Sorts *entry* where the keys below it stand among the others: "a.b" before "a/b"."""
+    """Sorts *entry* to the position of the keys below it among the others: "a.b" before "a/b"."""
     return f"{entry.name}/" if os.path.isdir(entry.path) else entry.name  # false, not an error, for a link to itself
 
 

@@ -1,6 +1,6 @@
 """WebDataset tars, to be sharded again: ``KEY.jpg`` with ``KEY.cls`` or ``KEY.json``; the archives plain or gzipped.
 
-The label is the text of ``.cls``, or of ``.json`` what stands under ``labels``, ``label`` or ``class``. Other fields
+The label is the text of ``.cls``, or the value of ``labels``, ``label`` or ``class`` in ``.json``. Other fields
 are not read; nothing is ever unpickled. Class names come from a ``dataset.json`` beside the tars, as vitpipe's own
 shards have it.
 """
@@ -152,7 +152,7 @@ class TarSample:
 
 
 def _group_samples(members: Iterable[TarMember | TarDamage]) -> Iterator[TarSample | TarDamage]:
-    """The samples of one archive, each when it is complete. A TarDamage stands for the sample that it cost.
+    """The samples of one archive, each when it is complete. A TarDamage takes the place of the sample that it cost.
 
     The sample before damage counts as complete when it has the fields of the sample before it.
     """
@@ -192,7 +192,7 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 def _refusal(member: TarMember, name: str) -> str:
-    """Why a member makes its sample unusable: it points elsewhere, or is a link where an image or label must stand."""
+    """Why a member makes its sample unusable: it points elsewhere, or is a link where an image or label must be."""
     if is_unsafe(member.name):
         return "a name that points outside the archive"
     if member.kind and (name.rpartition(".")[2] in _IMAGES or name in _LABEL_FIELDS):

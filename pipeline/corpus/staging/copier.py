@@ -67,7 +67,7 @@ class Copier:
         self._pool.shutdown(cancel_futures=True)
 
     def copy(self, entry: CopyEntry) -> CopiedObject | Reject:
-        """The object as it stands in the target now, or why it does not."""
+        """The object as it is in the target now, or why it was not copied."""
         try:
             try:
                 return self._copy_checked(entry)

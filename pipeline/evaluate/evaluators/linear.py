@@ -1,5 +1,5 @@
 """Linear probe: logistic regression on standardised features, its penalty chosen on the validation part (SimCLR,
-arXiv 2002.05709, App. B). The solver stands in ``logistic.py``.
+arXiv 2002.05709, App. B). The solver is in ``logistic.py``.
 
 Shapes: N samples, M queries, D features, K classes. Labels are (N,) class numbers, or (N, K) of 0 and 1 where samples
 have several.

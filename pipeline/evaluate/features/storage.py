@@ -193,7 +193,7 @@ def unpack_part(data: bytes, identity: dict[str, Any], span: Span, key: str) -> 
 
 
 def rebuild_advice(prefix: str) -> str:
-    """What the error of damaged features under *prefix* tells people to do."""
+    """The way out that the error of damaged features under *prefix* names."""
     return f"remove {prefix} to have it made again"
 
 

@@ -136,7 +136,10 @@ def predict(
 
 
 class FinetuneCheckpoint:
-    """The stored state of one training of an evaluation; *identity*: what tells its trainings apart."""
+    """The stored state of one training of an evaluation; *identity*: the values in which its trainings differ.
+
+    A resumed training gives the same weights bit for bit, because it draws nothing that seed and step do not fix.
+    """
 
     def __init__(self, workspace: Store, evaluation_id: str, *identity: str | float) -> None:
         self._workspace = workspace

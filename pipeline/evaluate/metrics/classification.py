@@ -1,7 +1,7 @@
 """Values of the outcomes of test samples, with 95 % intervals: top-1, top-5, mean per class, mAP, NLL, ECE; the oracle
 among candidates; mean and deviation over several trainings.
 
-The expected calibration error tells how far confidence is from the share that is right (Guo et al., arXiv 1706.04599).
+The expected calibration error is how far confidence is from the share that is right (Guo et al., arXiv 1706.04599).
 
 Shapes: N samples, K classes, B draws of the bootstrap, b draws of a chunk.
 """

@@ -398,3 +398,9 @@ def test_status_loads_nothing_heavy() -> None:
 def test_the_table_says_of_each_command_what_its_own_help_begins_with() -> None:
     for name, (_, line) in TABLE.items():
         assert (GROUPS[name].help or "").split("\n\n")[0].replace("\n", " ").split() == line.split(), name
+
+
+def test_a_misspelt_command_names_the_nearest() -> None:
+    shown = CliRunner().invoke(app, ["evalute"])
+    assert shown.exit_code == 2
+    assert "Did you mean 'evaluate'" in shown.output

@@ -172,3 +172,10 @@ def test_dinov2_has_52_heads_and_its_k() -> None:
     assert (found["blocks"], found["steps"], found["batch_size"], len(found["learning_rates"])) == (4, 12_500, 1024, 13)
     (knn,) = asked("dinov2", "knn")
     assert (knn["k"], knn["temperature"]) == ([10, 20, 100, 200], 0.07)
+
+
+def test_a_suite_may_extend_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: tiny\nevaluate: {max_parallel: 7}\n")
+    recipe = load_suite(path, [])
+    assert recipe == load_suite(FOLDER.parent / "tiny.yaml", ["max_parallel=7"])

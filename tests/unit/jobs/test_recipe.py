@@ -99,6 +99,13 @@ def test_a_shipped_recipe_can_be_extended(tmp_path: Path) -> None:
     assert (made.pretrain.run, made.pretrain.steps, made.pretrain.optimizer.weight_decay) == ("mine", 70_000, 0.3)
 
 
+def test_a_copy_of_a_shipped_recipe_finds_its_base(tmp_path: Path) -> None:
+    shipped = next(path for path in SHIPPED if path.stem == "vit_l16_jft")
+    copied = tmp_path / "mine.yaml"
+    copied.write_text(shipped.read_text())
+    assert load_chain(str(copied), ["workspace=w"]) == load_chain("vit_l16_jft", ["workspace=w"])
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
