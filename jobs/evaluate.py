@@ -21,9 +21,10 @@ from pipeline.evaluate.changes import Changes, apply_changes, describe_due
 from pipeline.evaluate.discovery import CheckedRequest, EvaluationRequest
 from pipeline.evaluate.recipe import EvaluateRecipe
 
-_COMMANDS = {"uncancel": "cancel --undo"}  # of `vitpipe evaluations`, where an old option has another name
 if TYPE_CHECKING:  # it brings ray and torch along
     from pipeline.evaluate.scheduler import ScheduleSummary
+
+_COMMANDS = {"uncancel": "cancel --undo"}  # of `vitpipe evaluations`, where an old option has another name
 _SHOWN = 40  # names of a kind, on a terminal; --json has them all
 
 
