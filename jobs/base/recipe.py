@@ -101,7 +101,7 @@ def _find_base(name: str, folder: Path) -> Path:
 
     A shipped recipe that was copied elsewhere still finds the bases that ship.
     """
-    candidates = [folder / name, folder / f"{name}.yaml", _shipped_folder() / f"{name}.yaml"]
+    candidates = [folder / f"{name}.yaml", folder / name, _shipped_folder() / f"{name}.yaml"]
     return next((path for path in candidates if path.is_file()), None) or resolve_recipe(name)
 
 
