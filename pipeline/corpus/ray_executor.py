@@ -24,6 +24,11 @@ def on_cluster(num_cpus: float = 1) -> RunTasks:
         context.print_on_execution_start = False
         context.execution_options.preserve_order = False
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-        yield from dataset.map(task, num_cpus=num_cpus).iter_rows()
+        # Not iter_rows: a thread of it fetches ahead, and if it calls Ray after the shutdown, the process just ends.
+        results = dataset.map(task, num_cpus=num_cpus).iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        )
+        for table in results:
+            yield from table.to_pylist()
 
     return run

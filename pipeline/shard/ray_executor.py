@@ -11,6 +11,7 @@ import re
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 import ray.data
@@ -68,9 +69,13 @@ def _map_rows(rows: list[dict[str, Any]], work: Any, num_cpus: float) -> Generat
     context.print_on_execution_start = False
     context.execution_options.preserve_order = False
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    # Not iter_rows: a thread of it fetches ahead, and if it calls Ray after the shutdown, the process ends silently.
+    results = dataset.map(ErrorAsValue(work), num_cpus=num_cpus).iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=0
+    )
     try:
-        with closing(iter(dataset.map(ErrorAsValue(work), num_cpus=num_cpus).iter_rows())) as results:
-            for row in results:
+        with closing(iter(results)) as tables:
+            for row in chain.from_iterable(table.to_pylist() for table in tables):
                 if "error" in row:
                     name, message, way_out = json.loads(row["error"])
                     raise getattr(errors, name)(message, way_out)
