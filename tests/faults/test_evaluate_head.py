@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -57,6 +57,13 @@ def killed_head(cluster: Cluster) -> Iterator[Callable[[], bool]]:
                 process.kill()
 
 
+def with_endless(size: Size) -> dict[str, Any]:
+    """What of a suite is to change so that it goes on for longer than it takes to miss a head, however small it is."""
+    settings = {"steps": 100_000, "batch_size": 16, "learning_rates": [0.01]}
+    endless = {"evaluator": "finetune", "tasks": ["task"], "checkpoints": "last", "settings": settings}
+    return {"suite": [*suite_tree(size.num_seeds)["suite"], endless], "priority": ["knn on *", "fewshot on *"]}
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("size", SIZES)
 def test_a_killed_head(size: Size, calm: Calm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +74,7 @@ def test_a_killed_head(size: Size, calm: Calm, tmp_path: Path, monkeypatch: pyte
     with raylets(1, 2) as cluster, killed_head(cluster) as strike:
         moments = size.moments(rng)[:1]
         with at_moments(store, moments, rng, strike) as struck, pytest.raises(InterruptedRunError) as told:
-            schedule(store, size, cluster.address)
+            schedule(store, size, cluster.address, **with_endless(size))
         assert "the head of the Ray cluster at " in str(told.value)
         assert "on a cluster that is up the same command goes on" in str(told.value)
         left = size.total - num_recorded(store)
@@ -83,11 +90,7 @@ def test_a_killed_head(size: Size, calm: Calm, tmp_path: Path, monkeypatch: pyte
 def test_a_command_whose_head_is_killed_ends_and_can_be_given_again(calm: Calm, tmp_path: Path) -> None:
     store, rng = open_store(str(tmp_path / "ws")), draw("head")
     make_workspace(store, SMALL.steps)
-    tree = suite_tree(SMALL.num_seeds, priority=["knn on *", "fewshot on *"])
-    endless = {"steps": 100_000, "batch_size": 16, "learning_rates": [0.01]}
-    tree["suite"].append({"evaluator": "finetune", "tasks": ["task"], "checkpoints": "last", "settings": endless})
-    suite = tmp_path / "suite.json"
-    suite.write_text(json.dumps(tree))
+    suite = put_suite(tmp_path / "suite.json", SMALL.num_seeds, **with_endless(SMALL))
     with (
         raylets(1, 2) as cluster,
         killed_head(cluster) as strike,

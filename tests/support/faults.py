@@ -178,7 +178,7 @@ def one_line(told: str) -> str:
 
 def assert_no_process_left(*marks: str) -> None:
     """No process carries one of the *marks* any more; what is ending may take a while to end."""
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in _marked(marks)], timeout=30)
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in _marked(marks)], timeout=60)
     assert not alive, alive
     assert not _marked(marks)
 
