@@ -25,7 +25,7 @@ def test_summary_holds_what_is_promised(calm: Calm) -> None:
     summary = calm.summary
     assert summary["dataset"]["samples"] == 1197
     assert summary["dataset"]["rejected"] == 0
-    assert [step for step, _ in summary["run"]["losses"]] == list(range(25, 601, 25))
+    assert [step for step, _ in summary["run"]["losses"]] == list(range(25, 301, 25))
     assert all(float.fromhex(loss) > 0 for _, loss in summary["run"]["losses"])
     assert {"shard", "pretrain", "evaluate"} <= set(summary["seconds"])
     assert Path(summary["report"]) == calm.out / "report.html"
@@ -37,9 +37,9 @@ def test_summary_holds_what_is_promised(calm: Calm) -> None:
 def test_every_checkpoint_has_every_probe_and_both_baselines(calm: Calm) -> None:
     found = {(score["evaluator"], score["step"], score["baseline"]) for score in calm.summary["scores"]}
     for probe in ("linear", "knn", "fewshot"):
-        assert {(probe, 300, None), (probe, 600, None), (probe, 0, "untrained"), (probe, None, "pixels")} <= found
-    assert {("finetune", 600, None), ("finetune", 0, "untrained"), ("finetune", None, "pixels")} <= found
-    assert ("finetune", 300, None) not in found
+        assert {(probe, 150, None), (probe, 300, None), (probe, 0, "untrained"), (probe, None, "pixels")} <= found
+    assert {("finetune", 300, None), ("finetune", 0, "untrained"), ("finetune", None, "pixels")} <= found
+    assert ("finetune", 150, None) not in found
 
 
 def test_scores_table_is_the_summary(calm: Calm) -> None:
@@ -105,7 +105,7 @@ def test_command_given_again_does_nothing_twice(calm: Calm) -> None:
 
 
 def test_killed_in_pretraining_and_given_again_has_the_losses_of_a_calm_run(calm: Calm, tmp_path: Path) -> None:
-    """SIGKILL of the command between the checkpoints of step 300 and of step 600; its cluster dies with it."""
+    """SIGKILL of the command between the checkpoints of step 150 and of step 300; its cluster dies with it."""
     workspace = tmp_path / "workspace"
     steps = workspace / "runs" / "small" / "checkpoints"
     process = start("run", SMALL, "--workspace", workspace, "--out", tmp_path)
@@ -113,14 +113,14 @@ def test_killed_in_pretraining_and_given_again_has_the_losses_of_a_calm_run(calm
         _wait_for(steps / "step-00000000" / "checkpoint.json", process)
         family = psutil.Process(process.pid).children(recursive=True)
         working = [child for child in family if child.name().partition("::")[2] not in _AGENTS]
-        _wait_for(steps / "step-00000300" / "checkpoint.json", process)
+        _wait_for(steps / "step-00000150" / "checkpoint.json", process)
     finally:
         process.kill()
         process.communicate()
     # Ray's agents notice up to two minutes later; they neither compute nor write, and the next command does not wait.
     _, alive = psutil.wait_procs(working, timeout=60)
     assert not alive, "the killed command left processes at work"
-    assert not (steps / "step-00000600" / "checkpoint.json").exists(), "the kill came too late to test anything"
+    assert not (steps / "step-00000300" / "checkpoint.json").exists(), "the kill came too late to test anything"
     again = run_small(workspace, tmp_path)
     assert comparable(again) == comparable(calm.summary)
     assert len(list((workspace / "runs" / "small" / "attempts").iterdir())) == 2

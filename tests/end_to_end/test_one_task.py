@@ -29,7 +29,7 @@ def test_a_probe_of_the_last_checkpoint_is_recorded_once_and_told(workspace: Pat
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     (top1,) = [row for row in told["scores"] if row["metric"] == "top1" and json.loads(row["settings"])["shots"] == 3]
-    assert (top1["dataset"], top1["evaluator"], top1["step"]) == ("digits-test", "fewshot", 600)
+    assert (top1["dataset"], top1["evaluator"], top1["step"]) == ("digits-test", "fewshot", 300)
     assert {row["evaluator"] for row in told["scores"]} == {"fewshot"}
     before = sorted(path.relative_to(workspace) for path in (workspace / "evaluations").rglob("*.json"))
     again = vitpipe(*command)
