@@ -117,6 +117,8 @@ class RankHeartbeat:
         """Until the connection breaks, or this rank leaves."""
         send(connection, {"token": token, **self._hello})
         received = b""
+        answers = select.poll()  # not select.select, which refuses descriptors above 1,023
+        answers.register(connection, select.POLLIN)
         while True:
             leaving = self._leaving.is_set()
             send(connection, self._state() | ({"bye": True} if leaving else {}))
@@ -124,7 +126,7 @@ class RankHeartbeat:
                 return
             until = time.monotonic() + BEAT_SECONDS
             while (left := until - time.monotonic()) > 0 and not self._leaving.is_set():
-                if not select.select([connection], [], [], min(left, 0.1))[0]:
+                if not answers.poll(min(left, 0.1) * 1000):
                     continue
                 data = connection.recv(65536)
                 if not data:

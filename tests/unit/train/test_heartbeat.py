@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import queue
+import resource
 import signal
 import socket
 import subprocess
@@ -50,6 +52,20 @@ def supervisor(heard: list[tuple[str, str]], told: threading.Event) -> Iterator[
     supervisor.close()
 
 
+@pytest.fixture
+def many_open_files() -> Iterator[None]:
+    """What is opened from here on has numbers that do not fit into select's sets."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY)]
+    while opened[-1] < 1024:
+        opened.append(os.dup(opened[0]))
+    yield
+    for descriptor in opened:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_a_rank_speaks_to_people_and_leaves_in_peace(
     supervisor: Watchdog, heard: list[tuple[str, str]], told: threading.Event
 ) -> None:
@@ -88,6 +104,15 @@ def test_a_wish_to_stop_reaches_ranks_that_are_there_and_those_that_come(supervi
     assert set(wishes) == {"SIGTERM"}
     for one in (first, second):
         one.close()
+
+
+def test_a_rank_with_over_a_thousand_open_files_hears_too(supervisor: Watchdog, many_open_files: None) -> None:
+    """A rank keeps a file open for each shard that it reads."""
+    asked = threading.Event()
+    pulse = RankHeartbeat(supervisor.address, World(), "0001", lambda _reason: asked.set())
+    supervisor.stop("SIGTERM")
+    assert asked.wait(LIMIT_SECONDS)
+    pulse.close()
 
 
 def test_a_wish_to_relocate_never_takes_the_place_of_an_interruption(supervisor: Watchdog) -> None:
