@@ -124,7 +124,7 @@ class StreamLoader(IterableDataset[Batch]):
         return batch
 
     def close(self) -> None:
-        """End loader processes and read-ahead. Going on starts them again."""
+        """End loader processes and read-ahead, and close the shards that are open. Going on starts them again."""
         if self._source:
             self._source.close()
             self._source = None
@@ -224,7 +224,7 @@ class _InlineSource:
     ) -> None:
         for reader in readers:
             reader.retry.on_message = on_message
-        self._plan, self._builder = plan, BatchBuilder(readers, plan)
+        self._readers, self._plan, self._builder = readers, plan, BatchBuilder(readers, plan)
         self._prefetcher = _NodePrefetcher(readers, plan, step)
 
     @property
@@ -239,6 +239,8 @@ class _InlineSource:
 
     def close(self) -> None:
         self._prefetcher.close()
+        for reader in self._readers:
+            reader.close()
 
 
 class _PoolSource:

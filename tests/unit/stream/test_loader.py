@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,12 +30,23 @@ RECIPE = StreamRecipe(batch_size=8, partitions=4, window=6, augment=AugmentRecip
 ALONE = World()
 BATCHES = 15  # 120 positions of 50 samples: into the third epoch
 Seen = dict[int, tuple[int, bytes]]  # position -> label and pixels
+LOADERS: list[StreamLoader] = []  # those of the test that runs
 
 
 def loader_of(workspace: Store, world: World = ALONE, position: int = 0, seed: int = 7, **fields: Any) -> StreamLoader:
     """A loader over dataset ``tiny``."""
     recipe = RECIPE.model_copy(update=fields)
-    return StreamLoader(DatasetReader(workspace, "tiny"), recipe, seed=seed, world=world, position=position)
+    loader = StreamLoader(DatasetReader(workspace, "tiny"), recipe, seed=seed, world=world, position=position)
+    LOADERS.append(loader)
+    return loader
+
+
+@pytest.fixture(autouse=True)
+def _loaders_are_closed() -> Iterator[None]:
+    """Whatever becomes of a test."""
+    yield
+    while LOADERS:
+        LOADERS.pop().close()
 
 
 def seen_in(batches: list[Batch]) -> Seen:
@@ -103,6 +116,25 @@ def test_a_loader_that_is_running_can_be_sent_back(tiny_workspace: Store) -> Non
     first = take(loader, 3)
     loader.load_state_dict(state)
     assert seen_in(take(loader, 3)) == seen_in(first)
+
+
+def test_a_closed_loader_has_no_shard_open_and_can_go_on(tiny_workspace: Store) -> None:
+    """Otherwise a process that makes many of them runs out of descriptors."""
+    whole = seen_in(take(loader_of(tiny_workspace), 6))
+    before = open_shards()
+    loader = loader_of(tiny_workspace)
+    seen = seen_in(take(loader, 3))
+    assert open_shards() > before
+    loader.close()
+    assert open_shards() == before
+    assert seen | seen_in(take(loader, 3)) == whole
+    loader.close()
+
+
+def open_shards() -> int:
+    """How many descriptors of this process are of shards."""
+    links = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+    return sum(link.endswith(".tar") for link in links)
 
 
 def test_going_on_with_another_number_of_ranks(tiny_workspace: Store) -> None:
