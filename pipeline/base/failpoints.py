@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 VARIABLE = "VITPIPE_FAIL_AT"
 
@@ -18,7 +19,8 @@ def fail_point(point: str) -> None:
     named, _, once = os.environ.get(VARIABLE, "").partition(":")
     action, _, name = named.rpartition("@")
     if name == point and (not once or _first(once)):
-        os.kill(os.getpid(), signal.SIGSTOP if action == "stop" else signal.SIGKILL)
+        # to this thread: another one that takes a SIGSTOP of the process lets this one go on for a moment
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP if action == "stop" else signal.SIGKILL)
 
 
 def _first(path: str) -> bool:
