@@ -14,7 +14,8 @@ SEED ?= 0
 STORE ?= local
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -n 2
+# A worker that crashed is not replaced: the tests would then never end.
+PYTEST := $(BIN)/python -m pytest -n 2 --max-worker-restart 0
 
 .PHONY: demo check test test-all lint bench bench-accuracy clean
 
