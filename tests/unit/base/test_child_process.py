@@ -38,6 +38,14 @@ def start() -> Iterator[Start]:
         child.close()
 
 
+@pytest.fixture
+def obeys_hangups() -> Iterator[None]:
+    """What is started here ends at SIGHUP, also where the tests were started with nohup and ignore it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def receive(child: ChildProcess, count: int) -> list[bytes]:
     """The next *count* bodies, or fewer when the child has ended."""
     bodies: list[bytes] = []
@@ -112,7 +120,9 @@ def test_a_child_that_fails_leaves_its_last_line(start: Start, kind: str) -> Non
     ("sent", "is_outside"),
     [(signal.SIGKILL, True), (signal.SIGTERM, True), (signal.SIGHUP, True), (signal.SIGSEGV, False)],
 )
-def test_a_signal_from_outside_is_told_from_a_crash(start: Start, sent: signal.Signals, is_outside: bool) -> None:
+def test_a_signal_from_outside_is_told_from_a_crash(
+    start: Start, obeys_hangups: None, sent: signal.Signals, is_outside: bool
+) -> None:
     child = start(channel="socket")
     child.send(b"x")
     receive(child, 1)
