@@ -15,10 +15,10 @@ os.environ.pop("RAY_ADDRESS", None)
 import pytest
 
 from tests.support.calm import calm
-from tests.support.s3 import s3_server, s3_workspace
+from tests.support.s3 import s3_bucket, s3_server, s3_workspace
 from tests.support.sharing import Sharing, starts_cluster
 
-__all__ = ["calm", "s3_server", "s3_workspace"]
+__all__ = ["calm", "s3_bucket", "s3_server", "s3_workspace"]
 
 
 _NO_SERVICE = ("tests/unit/", "tests/structure/")

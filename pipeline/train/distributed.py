@@ -16,9 +16,8 @@ from pipeline.base.world import Collective, SingleProcess, World
 from pipeline.checkpoints.state import Fragment
 from pipeline.train.train_state import Shapes
 
-_MARGIN = timedelta(
-    days=7
-)  # beyond the patience: a rank that dies is known by its connection, one that hangs by the heartbeat
+# Beyond the patience: a rank that dies is known by its connection, one that hangs by the heartbeat.
+_MARGIN = timedelta(days=7)
 _LONGEST = timedelta(days=365)  # a clock that counts nanoseconds cannot add much more
 
 _Span = tuple[str, int, int, int]  # of a parameter: its name, start, stop, and the rank that has these elements

@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 from infra.local.s3_server import LocalS3
 from tests.support.cluster import raylets
 from tests.support.faults import SLOW, Sharding, content, make_photographs
-from tests.support.s3 import isolate_from_aws
+from tests.support.s3 import reach
 from tests.support.scheduling import Calm, calm_runs
 
 
@@ -67,8 +67,6 @@ def _calm(sharding: Sharding, workspace: Path) -> dict[str, str]:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalS3]:
     """An S3 server of its own, to be stopped."""
-    isolate_from_aws(monkeypatch, tmp_path)
     with LocalS3(tmp_path / "s3") as server:
-        for name, value in server.environment().items():
-            monkeypatch.setenv(name, value)
+        reach(server, monkeypatch, tmp_path)
         yield server

@@ -21,7 +21,7 @@ from pipeline.records.ledger import LEDGER, parse_listing
 from tests.support.cluster import raylet_pid, raylets
 from tests.support.evaluations import RUN, make_workspace, put_suite, recorded_results, remove_checkpoint, suite_recipe
 from tests.support.faults import draw, wait
-from tests.support.s3 import isolate_from_aws
+from tests.support.s3 import reach
 from tests.support.scheduling import (
     SECONDS,
     SIZES,
@@ -102,10 +102,8 @@ def test_a_killed_node(size: Size, calm: Calm, tmp_path: Path) -> None:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalS3]:
     """A server of its own, which can be stopped, with a bucket; the environment reaches it."""
-    isolate_from_aws(monkeypatch, tmp_path)
     with LocalS3(tmp_path / "s3") as server:
-        for name, value in server.environment().items():
-            monkeypatch.setenv(name, value)
+        reach(server, monkeypatch, tmp_path)
         S3Store("evaluations", "").create_bucket()
         yield server
 

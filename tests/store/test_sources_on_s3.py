@@ -143,7 +143,7 @@ def test_a_manifest_and_objects_in_other_buckets_by_their_own_settings(
     bucket = s3_workspace.split("/")[2]
     open_store(s3_workspace).put("images/1.jpg", b"one")
     settings = {bucket: BucketSettings(endpoint=s3_server.environment()["AWS_ENDPOINT_URL"])}
-    uri = f"s3://{bucket}/prefix/images/1.jpg"
+    uri = f"{s3_workspace}/images/1.jpg"
     rows = [
         "path,label",
         "1.jpg,cat",

@@ -70,6 +70,5 @@ def _rank(
         dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(
-        0
-    )  # threads of libraries that are still there have aborted the interpreter on its way out ("terminate called")
+    # Threads of libraries that are still there have aborted the interpreter on its way out ("terminate called").
+    os._exit(0)

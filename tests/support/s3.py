@@ -1,4 +1,4 @@
-"""A real S3 server for tests: one server a session, one fresh bucket a test."""
+"""A real S3 server for tests: one server and one bucket a session, one fresh prefix a test."""
 
 from __future__ import annotations
 
@@ -23,6 +23,13 @@ def isolate_from_aws(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
+def reach(server: LocalS3, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let the environment name *server* and its key, and nothing else of AWS."""
+    isolate_from_aws(monkeypatch, folder)
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
     """The server, started once for the session."""
@@ -30,13 +37,18 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def s3_bucket(s3_server: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One bucket for all: the first write to a new one takes as long as a small test."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        reach(s3_server, monkeypatch, tmp_path_factory.mktemp("no-aws"))
+        session = boto3.session.Session()  # not the default one, which remembers the keys of an earlier server
+        session.client("s3").create_bucket(Bucket="tests")
+    return "tests"
+
+
 @pytest.fixture
-def s3_workspace(s3_server: LocalS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """``s3://bucket/prefix`` in a bucket of its own; the environment reaches it with the right key."""
-    isolate_from_aws(monkeypatch, tmp_path)
-    for name, value in s3_server.environment().items():
-        monkeypatch.setenv(name, value)
-    bucket = f"test-{uuid.uuid4().hex[:12]}"
-    session = boto3.session.Session()  # not the default one, which remembers the keys of an earlier server
-    session.client("s3").create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/prefix"
+def s3_workspace(s3_server: LocalS3, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """``s3://bucket/prefix`` that nothing was written to; the environment reaches it with the right key."""
+    reach(s3_server, monkeypatch, tmp_path)
+    return f"s3://{s3_bucket}/{uuid.uuid4().hex[:12]}"
