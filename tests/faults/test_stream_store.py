@@ -131,8 +131,9 @@ def test_a_node_asks_for_each_shard_once_however_many_processes_read_it(
     with FaultyProxy(s3_server.endpoint, SEED) as proxy:
         found = together([(s3_workspace, tmp_path / "cache")] * 4, {"AWS_ENDPOINT_URL": proxy.endpoint})
         assert found == [wanted] * 4
-        asked = sorted(item.key.rpartition("/")[2] for item in proxy.seen if is_shard(item))
-        assert asked == [f"shard-{number:06d}.tar" for number in range(SHARDS)]
+        asked = sorted(item.key for item in proxy.seen if is_shard(item))
+        prefix = s3_workspace.split("/")[3]
+        assert asked == [f"{prefix}/datasets/tiny/shard-{number:06d}.tar" for number in range(SHARDS)]
         assert SHARDS <= proxy.count(is_index) <= 4 * SHARDS  # small, and not worth a lock
 
 

@@ -166,13 +166,20 @@ def test_weights_and_average_are_those_of_one_process(ranks: list[Any], alone: A
 @pytest.mark.long
 def test_so_it_is_with_the_other_micro_batches(alone: Any) -> None:
     ranks = spawn_ranks(every_case, WORLD_SIZE, REST, [], limit_seconds=LIMIT)
-    for case in REST:
-        check_curve(ranks, alone, *case)
-        check_state(ranks, alone, *case)
+    for stage, name, micro, count in REST:
+        check_curve(ranks, alone, stage, name, micro, count)
+        check_state(ranks, alone, stage, name, micro, count)
+        check_average(ranks, alone, (stage, "fp32", name, micro))
+    check_ranks(ranks)
 
 
 @pytest.mark.parametrize("case", [(stage, "fp32", "adamw", 2 * (stage % 2)) for stage in STAGES])
 def test_the_average_is_that_of_the_formula(ranks: list[Any], alone: Any, case: tuple[Any, ...]) -> None:
+    check_average(ranks, alone, case)
+
+
+def check_average(ranks: list[Any], alone: Any, case: tuple[Any, ...]) -> None:
+    """The moving average after three updates is what the formula makes of the weights."""
     for told in (ranks[0][case], alone["adamw"]):
         for name, average in told["average"].items():
             torch.testing.assert_close(told["early"][name], average, rtol=1e-6, atol=1e-7)
@@ -201,14 +208,16 @@ def test_a_loss_that_is_no_number_shows_on_every_rank(ranks: list[Any]) -> None:
             assert not math.isfinite(told.grad_norm)
 
 
-def test_every_rank_sees_the_same_numbers(ranks: list[Any]) -> None:
+def test_every_rank_sees_the_same_numbers_and_holds_its_part(ranks: list[Any]) -> None:
+    check_ranks(ranks)
+
+
+def check_ranks(ranks: list[Any]) -> None:
+    """Both ranks were told the same, and what is gathered of them is what their fragments say."""
     one, two = ranks
     assert one.keys() == two.keys()
     for case, told in one.items():
         assert [(row.loss.hex(), row.grad_norm.hex()) for row in told["results"]] == [
             (row.loss.hex(), row.grad_norm.hex()) for row in two[case]["results"]
         ]
-
-
-def test_assembled_tensors_are_those_of_the_fragments(ranks: list[Any]) -> None:
     assert {case: told["assembled wrong"] for case, told in ranks[0].items() if told["assembled wrong"]} == {}
